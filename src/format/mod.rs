@@ -1,0 +1,3 @@
+//! Every on-disk and in-NVRAM struct, and the parsing of each.
+
+pub mod ids;

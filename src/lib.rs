@@ -1,0 +1,26 @@
+//! Flipside: block volumes on which every flush is an atomic transaction, for the price of writing
+//! the data once.
+//!
+//! The rooms, from the top down; arrows only ever point downward:
+//!
+//! | room | what is in it |
+//! | --- | --- |
+//! | [`cli`] | one file a command |
+//! | [`front`] | what clients talk to: NBD, the control socket |
+//! | [`unit`] | the storage unit: block states, admission, epochs, settle, recovery |
+//! | [`journal`] | the nonlinear journal: groups, links, states, replay |
+//! | [`mds`] | the metadata server, its protocol, its client and its store |
+//! | [`observe`] | counters, histograms, status |
+//! | [`mod@format`] | every on-disk struct and its parsing |
+//! | [`env`] | what the engine may touch: disk, NVRAM, network, clock, randomness |
+//! | [`uring`] | the ring, the executor, operations and buffers |
+
+pub mod cli;
+pub mod env;
+pub mod format;
+pub mod front;
+pub mod journal;
+pub mod mds;
+pub mod observe;
+pub mod unit;
+pub mod uring;

@@ -1,0 +1,304 @@
+//! Aligned buffers from a bounded pool, and windows into them for operations in flight.
+//!
+//! # Contracts
+//!
+//! - **Bound**: all buffers of a pool together never exceed its capacity; who finds none waits in
+//!   order of arrival ([`BufferPool::acquire`]) or is told ([`BufferPool::try_acquire`]).
+//! - **Ownership**: a [`Buf`] owns its memory. An operation in flight owns a [`View`] of it, which
+//!   keeps the memory from being used again until the operation has ended. While any view exists
+//!   the buffer's bytes cannot be touched through [`Buf`].
+//! - **Contents**: a buffer holds whatever its last user left; whoever hands bytes to a client
+//!   must have written every one of them.
+//! - **Threads**: none of this crosses a thread.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+
+use memmap2::{MmapMut, MmapOptions};
+use tokio::sync::{Semaphore, TryAcquireError};
+
+use super::buddy::{Buddy, ORDER_MAX};
+
+/// Alignment of every buffer, and the unit in which they are counted, in bytes.
+pub const PAGE: usize = 4096;
+/// The largest block of the arena, in bytes; larger buffers get a mapping of their own.
+pub const ARENA_BLOCK: usize = PAGE << ORDER_MAX;
+/// Index of the arena among the ring's registered buffers.
+pub const REGISTERED_INDEX: u16 = 0;
+
+/// A bounded pool of aligned buffers. Cheap to clone: a handle.
+#[derive(Clone)]
+pub struct BufferPool(Rc<Pool>);
+
+struct Pool {
+    budget: Semaphore,
+    capacity_pages: usize,
+    arena: MmapMut,
+    buddy: RefCell<Buddy>,
+    registered: Cell<bool>,
+}
+
+/// Where a buffer's memory lies.
+enum Memory {
+    Arena { page: u32, order: u8 },
+    Own(MmapMut),
+}
+
+struct Inner {
+    start: *mut u8,
+    len: usize,
+    pages: usize,
+    memory: Memory,
+    pool: Rc<Pool>,
+}
+
+/// A buffer, owned.
+pub struct Buf(Rc<Inner>);
+
+/// A window into a buffer, for one operation in flight.
+pub struct View {
+    inner: Rc<Inner>,
+    range: Range<usize>,
+}
+
+impl BufferPool {
+    /// A pool of at most `capacity` bytes in buffers, of which `arena` bytes (rounded to whole
+    /// blocks of 2 MiB, and no more than the capacity) are one mapping that a ring can register.
+    pub fn new(capacity: usize, arena: usize) -> std::io::Result<Self> {
+        let blocks = (arena.min(capacity) / ARENA_BLOCK).max(1);
+        let arena = MmapOptions::new().len(blocks * ARENA_BLOCK).map_anon()?;
+        let capacity_pages = capacity / PAGE;
+        Ok(Self(Rc::new(Pool {
+            budget: Semaphore::new(capacity_pages),
+            capacity_pages,
+            arena,
+            buddy: RefCell::new(Buddy::new(blocks as u32)),
+            registered: Cell::new(false),
+        })))
+    }
+
+    /// The bytes that all buffers together may have.
+    pub fn capacity(&self) -> usize {
+        self.0.capacity_pages * PAGE
+    }
+
+    /// The bytes that are free now.
+    pub fn available(&self) -> usize {
+        self.0.budget.available_permits() * PAGE
+    }
+
+    /// A buffer of `len` bytes, waiting in order of arrival until there is room.
+    pub async fn acquire(&self, len: usize) -> Buf {
+        let pages = self.pages_for(len);
+        let permit = self.0.budget.acquire_many(pages as u32).await;
+        permit.expect("the pool's budget is never closed").forget();
+        self.build(len, pages)
+    }
+
+    /// A buffer of `len` bytes, or `None` where there is no room or others wait for it.
+    pub fn try_acquire(&self, len: usize) -> Option<Buf> {
+        let pages = self.pages_for(len);
+        match self.0.budget.try_acquire_many(pages as u32) {
+            Ok(permit) => permit.forget(),
+            Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => return None,
+        }
+        Some(self.build(len, pages))
+    }
+
+    /// The arena's memory, for a ring to register as buffer [`REGISTERED_INDEX`].
+    pub fn arena(&self) -> (*const u8, usize) {
+        (self.0.arena.as_ptr(), self.0.arena.len())
+    }
+
+    /// Says that the arena is registered with the ring that serves this pool.
+    pub fn set_registered(&self, registered: bool) {
+        self.0.registered.set(registered);
+    }
+
+    fn pages_for(&self, len: usize) -> usize {
+        let pages = len.div_ceil(PAGE).max(1).next_power_of_two();
+        assert!(
+            pages <= self.0.capacity_pages,
+            "a buffer of {len} bytes is larger than the pool of {} bytes",
+            self.capacity()
+        );
+        pages
+    }
+
+    /// The memory for a buffer whose pages are already taken from the budget.
+    fn build(&self, len: usize, pages: usize) -> Buf {
+        let order = pages.trailing_zeros() as u8;
+        let from_arena =
+            (order <= ORDER_MAX).then(|| self.0.buddy.borrow_mut().take(order)).flatten();
+        let (start, memory) = if let Some(page) = from_arena {
+            let start = self.0.arena.as_ptr().wrapping_add(page as usize * PAGE).cast_mut();
+            (start, Memory::Arena { page, order })
+        } else {
+            let mut own = MmapOptions::new()
+                .len(pages * PAGE)
+                .map_anon()
+                .expect("anonymous memory within the configured bound");
+            (own.as_mut_ptr(), Memory::Own(own))
+        };
+        Buf(Rc::new(Inner { start, len, pages, memory, pool: Rc::clone(&self.0) }))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Memory::Arena { page, order } = self.memory {
+            self.pool.buddy.borrow_mut().give(page, order);
+        }
+        self.pool.budget.add_permits(self.pages);
+    }
+}
+
+impl Buf {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether the buffer has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Whether no operation holds a view of the buffer.
+    pub fn is_idle(&self) -> bool {
+        Rc::strong_count(&self.0) == 1
+    }
+
+    /// The bytes. No operation may be in flight on any part of them.
+    pub fn as_slice(&self) -> &[u8] {
+        assert!(self.is_idle(), "a buffer is read while an operation is in flight on it");
+        // SAFETY: start and len describe memory that lives as long as self.0; no view exists, so
+        // nothing writes to it while the shared borrow of self lasts (making a view that could
+        // write needs `&mut self`).
+        unsafe { std::slice::from_raw_parts(self.0.start, self.0.len) }
+    }
+
+    /// The bytes, to change. No operation may be in flight on any part of them.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        assert!(self.is_idle(), "a buffer is changed while an operation is in flight on it");
+        // SAFETY: as above, and the exclusive borrow of the only handle makes it unique.
+        unsafe { std::slice::from_raw_parts_mut(self.0.start, self.0.len) }
+    }
+
+    /// A window for one operation.
+    pub fn view(&mut self, range: Range<usize>) -> View {
+        assert!(
+            range.start <= range.end && range.end <= self.0.len,
+            "view {range:?} of {} bytes",
+            self.0.len
+        );
+        View { inner: Rc::clone(&self.0), range }
+    }
+
+    /// A window of the whole for one operation.
+    pub fn view_all(&mut self) -> View {
+        let range = 0..self.0.len;
+        self.view(range)
+    }
+}
+
+impl View {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether the window has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// Another window of the same bytes, narrowed to `range` of this one.
+    pub fn narrow(&self, range: Range<usize>) -> View {
+        assert!(range.start <= range.end && range.end <= self.len(), "narrowed to {range:?}");
+        let start = self.range.start;
+        View { inner: Rc::clone(&self.inner), range: start + range.start..start + range.end }
+    }
+
+    /// Address of the first byte, for the kernel. Whoever uses it keeps the view meanwhile.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.inner.start.wrapping_add(self.range.start)
+    }
+
+    /// The registered buffer that holds the window, where it lies in one.
+    pub fn registered(&self) -> Option<u16> {
+        let in_arena = matches!(self.inner.memory, Memory::Arena { .. });
+        (in_arena && self.inner.pool.registered.get()).then_some(REGISTERED_INDEX)
+    }
+
+    /// Lets `f` read the bytes; for operations that are carried out at once.
+    pub fn with<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
+        // SAFETY: the memory lives as long as self.inner. Nothing else in this thread can write to
+        // it during the call but `f` itself, which gets no handle to it; the kernel writes only
+        // where a reading operation was given an overlapping view, which no caller does.
+        f(unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len()) })
+    }
+
+    /// Lets `f` write the bytes; for operations that are carried out at once.
+    pub fn with_mut<R>(&mut self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        // SAFETY: as in `with`; a `Buf` hands out no slice while a view exists.
+        f(unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len()) })
+    }
+}
+
+impl Memory {
+    #[cfg(test)]
+    fn is_own(&self) -> bool {
+        matches!(self, Memory::Own(map) if !map.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool() -> BufferPool {
+        BufferPool::new(4 * ARENA_BLOCK, ARENA_BLOCK).unwrap()
+    }
+
+    /// Goal: buffers are aligned, disjoint, counted, and come back when the last view ends.
+    #[test]
+    fn memory_returns_with_the_last_view() {
+        let pool = pool();
+        let free = pool.available();
+        let mut buf = pool.try_acquire(10_000).unwrap();
+        assert_eq!(buf.len(), 10_000);
+        assert_eq!(pool.available(), free - 16_384);
+        buf.as_mut_slice().fill(7);
+        let view = buf.view(4096..8192);
+        assert_eq!(view.as_ptr() as usize % PAGE, 0);
+        drop(buf);
+        assert_eq!(pool.available(), free - 16_384);
+        view.with(|bytes| assert!(bytes.iter().all(|&b| b == 7)));
+        drop(view);
+        assert_eq!(pool.available(), free);
+    }
+
+    /// Goal: what the arena cannot hold still comes, within the capacity, and no more than that.
+    #[test]
+    fn capacity_bounds_arena_and_mappings_together() {
+        let pool = pool();
+        let large = pool.try_acquire(ARENA_BLOCK + 1).unwrap();
+        assert!(large.0.memory.is_own());
+        let small: Vec<_> = (0..2).map(|_| pool.try_acquire(ARENA_BLOCK).unwrap()).collect();
+        assert!(!small[0].0.memory.is_own() && small[1].0.memory.is_own());
+        assert!(pool.try_acquire(1).is_none());
+        drop(large);
+        assert!(pool.try_acquire(1).is_some());
+    }
+
+    /// Goal: bytes under an operation cannot be reached through the buffer.
+    #[test]
+    #[should_panic(expected = "in flight")]
+    fn a_view_locks_the_buffer() {
+        let mut buf = pool().try_acquire(100).unwrap();
+        let _view = buf.view_all();
+        let _ = buf.as_slice();
+    }
+}

@@ -1,0 +1,4 @@
+//! The ring: executor, operations and buffers on io_uring.
+
+pub mod buddy;
+pub mod buffers;
