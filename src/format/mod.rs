@@ -1,3 +1,7 @@
 //! Every on-disk and in-NVRAM struct, and the parsing of each.
 
+pub mod blocks;
+pub mod home;
 pub mod ids;
+pub mod page;
+pub mod record;
