@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod group;
+pub mod header;
 pub mod home;
 pub mod ids;
 pub mod page;

@@ -139,6 +139,14 @@ const _: () = assert!(PARTICIPANT_BYTES == 8 && BINDING_BYTES == 32 && PLACE_BYT
 const _: () = assert!(BLOCKS_MAX <= u16::MAX as usize, "a block's number fits its field");
 
 impl Record {
+    /// The pair that the record names, where it names one.
+    pub fn pair(&self) -> Option<PairId> {
+        match *self {
+            Record::Participant(_) => None,
+            Record::Binding { pair, .. } | Record::Place { pair, .. } => Some(pair),
+        }
+    }
+
     /// How many bytes the record takes when stored.
     pub fn stored_len(&self) -> usize {
         match self {
