@@ -1,1 +1,6 @@
-//! Placeholder until the room is built.
+//! The NBD front end, after the public protocol document.
+
+pub mod handshake;
+pub mod reply;
+pub mod request;
+pub mod wire;
