@@ -1,5 +1,6 @@
 //! What clients talk to: NBD, and the control socket.
 
+pub mod control;
 pub mod export;
 pub mod listen;
 pub mod nbd;

@@ -76,8 +76,11 @@ impl Inbox {
     /// Moves what is left to the front, so that the next receive is a big one.
     fn make_room(&mut self) {
         if self.buf.len() == LARGE && self.quiet >= QUIET_MAX && self.len() < SMALL {
-            self.replace(self.room.small());
-            self.room.gave_large_back();
+            let small = self.room.small();
+            if small.is_some() {
+                self.replace(small);
+                self.room.gave_large_back();
+            }
         }
         if self.start > 0 {
             let (start, end) = (self.start, self.end);

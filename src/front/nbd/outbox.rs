@@ -54,6 +54,7 @@ impl Drop for Place {
 }
 
 /// What a request holds until its reply was sent.
+#[expect(dead_code, reason = "held to be dropped")]
 pub struct Places {
     /// One of the requests that its connection may have on the way.
     pub connection: Place,
@@ -74,6 +75,7 @@ pub struct Reply {
     /// The data that follows its head.
     pub data: Option<View>,
     /// Given back when it was sent.
+    #[expect(dead_code, reason = "held to be dropped")]
     pub places: Places,
 }
 

@@ -181,7 +181,11 @@ mod tests {
     use super::*;
 
     /// How many looks until the client is left, if it is within a thousand.
-    fn looks(contended: bool, prepare: impl Fn(&Progress), each: impl Fn(&Progress)) -> Option<usize> {
+    fn looks(
+        contended: bool,
+        prepare: impl Fn(&Progress),
+        each: impl Fn(&Progress),
+    ) -> Option<usize> {
         let progress = Progress::default();
         prepare(&progress);
         (1..1000).find(|_| {

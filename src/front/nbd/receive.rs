@@ -146,11 +146,7 @@ async fn payload<X: Export>(
 }
 
 /// Receives and forgets the payload of a request that is refused.
-async fn skip<X: Export>(
-    line: &Line<X>,
-    inbox: &mut Inbox,
-    length: u32,
-) -> Result<(), Ended> {
+async fn skip<X: Export>(line: &Line<X>, inbox: &mut Inbox, length: u32) -> Result<(), Ended> {
     if length > SKIP_MAX {
         return Err(Ended::TooLong(length));
     }
@@ -169,11 +165,7 @@ async fn skip<X: Export>(
 }
 
 /// Receives into the inbox once, waiting for the client as `phase` says.
-async fn fill<X: Export>(
-    line: &Line<X>,
-    inbox: &mut Inbox,
-    phase: Phase,
-) -> Result<usize, Ended> {
+async fn fill<X: Export>(line: &Line<X>, inbox: &mut Inbox, phase: Phase) -> Result<usize, Ended> {
     line.progress.enter(phase);
     let received = inbox.fill(&line.socket).await?;
     line.progress.received(received);

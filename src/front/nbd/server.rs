@@ -93,6 +93,8 @@ pub(super) struct Shared<X> {
 
 /// A connection as the server sees it.
 struct Member {
+    /// Whether the watchdog has ended it.
+    left: Cell<bool>,
     socket: Socket,
     progress: Rc<Progress>,
 }
@@ -231,7 +233,11 @@ impl<X: Export> Server<X> {
         let number = self.0.accepted.get() + 1;
         self.0.accepted.set(number);
         let progress = Rc::new(Progress::default());
-        let member = Member { socket: socket.clone(), progress: Rc::clone(&progress) };
+        let member = Member {
+            left: Cell::new(false),
+            socket: socket.clone(),
+            progress: Rc::clone(&progress),
+        };
         self.0.connections.borrow_mut().insert(number, member);
         let server = self.clone();
         self.0.ring.spawn(async move {
@@ -252,7 +258,9 @@ impl<X: Export> Server<X> {
             let contended = self.0.payloads.are_contended();
             for (number, member) in self.0.connections.borrow().iter() {
                 let stall = member.progress.look(TICK, contended, &self.0.limits.patience);
-                if let Some(stall) = stall {
+                if let Some(stall) = stall
+                    && !member.left.replace(true)
+                {
                     tracing::warn!("connection {number} is dropped: {stall}");
                     self.0.counters.connections_dropped.increment();
                     end(&member.socket, Shutdown::Both);
@@ -334,7 +342,8 @@ struct RoomInner {
 
 impl Room {
     fn new(connections: u32) -> io::Result<Self> {
-        let capacity = connections as usize * (SMALL + HEADS) + GROWN_MAX as usize * (LARGE + SMALL);
+        let capacity =
+            connections as usize * (SMALL + HEADS) + GROWN_MAX as usize * (LARGE + SMALL);
         let capacity = capacity.next_multiple_of(ARENA_BLOCK);
         let pool = BufferPool::new(capacity, capacity)?;
         Ok(Self(Rc::new(RoomInner { pool, grown: Cell::new(0) })))
