@@ -15,6 +15,7 @@
 //! - **Failure**: nothing is retried here. A failed flush or durable write says nothing about what
 //!   is on the medium; the caller must treat the device as failed.
 
+pub mod flags;
 pub mod os;
 pub mod region;
 pub mod sim;

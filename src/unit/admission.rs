@@ -19,12 +19,12 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
+use super::Inner;
 use super::block::write_targets;
 use super::error::IoError;
 use super::policy::throttle;
 use super::request::{Part, Parts};
 use super::state::{Settling, State, Waiter};
-use super::Inner;
 use crate::env::Env;
 use crate::format::blocks::{BlockSet, Location};
 use crate::format::ids::{Generation, PairId, Slot};
@@ -194,7 +194,10 @@ impl<E: Env> Inner<E> {
         bytes: u64,
     ) -> Result<(), Blocked> {
         let limits = &self.limits;
-        assert!(needs.record_bytes <= limits.epoch_record_bytes, "a request fits a group by itself");
+        assert!(
+            needs.record_bytes <= limits.epoch_record_bytes,
+            "a request fits a group by itself"
+        );
         let domain = &mut state.domains[volume];
         let open = &domain.open;
         let full = open.record_bytes + needs.record_bytes > limits.epoch_record_bytes

@@ -183,9 +183,10 @@ impl<E: Env> Inner<E> {
 
     /// Flushes some devices, a bit each; those without a volatile cache need none.
     pub(super) async fn flush_devices(&self, devices: u64) -> Result<(), String> {
-        let volatile = self.devices.iter().enumerate().filter(|(number, device)| {
-            devices >> number & 1 == 1 && device.disk.volatile_cache()
-        });
+        let volatile =
+            self.devices.iter().enumerate().filter(|(number, device)| {
+                devices >> number & 1 == 1 && device.disk.volatile_cache()
+            });
         let (numbers, flushes): (Vec<_>, Vec<_>) =
             volatile.map(|(number, device)| (number, device.disk.flush())).unzip();
         for (number, result) in numbers.into_iter().zip(join_all(flushes).await) {

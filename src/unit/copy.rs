@@ -40,7 +40,8 @@ impl<E: Env> Inner<E> {
             settlement.copy.runs().map(|run| run.start * block..run.end * block).collect();
         let buf = &mut buffers.0;
         let source = &self.devices[from_device].disk;
-        let reads = runs.iter().map(|run| source.read(from + run.start as u64, buf.view(run.clone())));
+        let reads =
+            runs.iter().map(|run| source.read(from + run.start as u64, buf.view(run.clone())));
         let reads: Vec<_> = reads.collect();
         wait_for_all(reads).await.map_err(|error| {
             format!("reading from {} failed: {error}", self.device_name(from_device))

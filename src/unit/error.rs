@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::journal::JournalError;
-use crate::mds::MdsError;
+use crate::mds::error::MdsError;
 
 /// What a client is told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +27,9 @@ pub enum IoError {
     #[error("reading from the device failed: {0}")]
     DeviceRead(Rc<str>),
     /// The volume takes no more writes, because it could no longer keep its promise.
-    #[error("the volume takes no more writes, because {0}; restart the target to go back to the last commit")]
+    #[error(
+        "the volume takes no more writes, because {0}; restart the target to go back to the last commit"
+    )]
     Latched(Rc<str>),
     /// The target is stopping.
     #[error("the target is shutting down")]

@@ -52,8 +52,8 @@ pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use settle::SettleReport;
 pub use volume::Volume;
 
-use crate::env::{Disk, Env};
 use crate::env::latch::Latching;
+use crate::env::{Disk, Env};
 use crate::format::ids::{ExtentId, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::Journal;
@@ -187,12 +187,13 @@ impl<E: Env> Unit<E> {
     /// What can be measured now.
     pub fn gauges(&self) -> Gauges {
         let state = self.0.state.borrow();
-        let volumes = state.volumes.iter().zip(&state.domains).map(|(volume, domain)| VolumeGauges {
-            name: volume.name.to_string(),
-            size: volume.size,
-            epoch: domain.committed,
-            latched: domain.failed.as_deref().map(str::to_owned),
-        });
+        let volumes =
+            state.volumes.iter().zip(&state.domains).map(|(volume, domain)| VolumeGauges {
+                name: volume.name.to_string(),
+                size: volume.size,
+                epoch: domain.committed,
+                latched: domain.failed.as_deref().map(str::to_owned),
+            });
         Gauges {
             journal_extents_free: state.pool.available().into(),
             connections_open: 0,
@@ -218,6 +219,14 @@ impl<E: Env> Unit<E> {
         Ok(())
     }
 
+    /// Ends the journaling of all areas, or of one volume's, after a commit; areas that are in use
+    /// meanwhile are passed over.
+    pub async fn settle(&self, volume: Option<VolumeId>) -> Result<SettleReport, IoError> {
+        self.commit(volume).await?;
+        let settled = self.0.settle_all(volume).await;
+        settled.map_err(|reason| IoError::Latched(reason.into()))
+    }
+
     /// Commits everything, brings the home and the metadata server up to date, and takes no more
     /// requests.
     pub async fn shut_down(&self) -> Result<(), IoError> {
@@ -225,7 +234,10 @@ impl<E: Env> Unit<E> {
         let committed = self.commit(None).await;
         if committed.is_ok() {
             let _one_settle_at_a_time = self.0.settle_lock.lock().await;
-            self.0.checkpoint().await.map_err(|error| IoError::Latched(error.to_string().into()))?;
+            self.0
+                .checkpoint()
+                .await
+                .map_err(|error| IoError::Latched(error.to_string().into()))?;
             if let Err(error) = self.0.tell().await {
                 tracing::warn!(%error, "the metadata server was not told; it will be at the next start");
             }

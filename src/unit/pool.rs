@@ -52,17 +52,13 @@ impl Numbers {
         self.remove(number);
         Some(number)
     }
-
-    /// Every number of the set, in order.
-    pub fn iter(&self) -> impl Iterator<Item = u32> {
-        (0..self.words.len() as u32 * 64).filter(|n| self.contains(*n))
-    }
 }
 
 /// The free extents of a unit, and how many it may use as data areas.
 #[derive(Debug)]
 pub struct ExtentPool {
     free: Numbers,
+    granted: u32,
     /// Data areas that the metadata server lets this unit have.
     data_quota: u64,
     /// Data areas that it has.
@@ -74,12 +70,17 @@ impl ExtentPool {
     pub fn new(bound: u32, granted: &[ExtentRun], data_quota: u64) -> Self {
         let mut free = Numbers::none(bound);
         granted.iter().flat_map(|run| run.iter()).for_each(|extent| free.insert(extent.0));
-        Self { free, data_quota, data_used: 0 }
+        Self { granted: free.len(), free, data_quota, data_used: 0 }
     }
 
     /// Whether an extent is free.
     pub fn is_free(&self, extent: ExtentId) -> bool {
         self.free.contains(extent.0)
+    }
+
+    /// How many extents were granted in all.
+    pub fn granted(&self) -> u32 {
+        self.granted
     }
 
     /// How many extents are free.

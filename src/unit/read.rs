@@ -90,7 +90,11 @@ impl<E: Env> Inner<E> {
     }
 
     /// Where the newest visible contents of a pair's blocks lie.
-    pub(super) fn visible(&self, state: &super::state::State, pair: crate::format::ids::PairId) -> BlockMap {
+    pub(super) fn visible(
+        &self,
+        state: &super::state::State,
+        pair: crate::format::ids::PairId,
+    ) -> BlockMap {
         let committed = state.pairs.line(pair).map;
         match state.pairs.work(pair) {
             Some(work) => work.open.over(work.sealed.over(committed)),

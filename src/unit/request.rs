@@ -90,7 +90,11 @@ pub fn split(change: Change, span: Span, geometry: Geometry) -> Parts {
 fn local(blocks: &Range<u64>, first: u64, geometry: Geometry) -> BlockSet {
     let end = first + u64::from(geometry.blocks_per_extent());
     let (from, to) = (blocks.start.clamp(first, end), blocks.end.clamp(first, end));
-    if from < to { BlockSet::range((from - first) as usize..(to - first) as usize) } else { BlockSet::EMPTY }
+    if from < to {
+        BlockSet::range((from - first) as usize..(to - first) as usize)
+    } else {
+        BlockSet::EMPTY
+    }
 }
 
 /// The extents of a range of blocks: for each, its place in the volume, the range of its own blocks, and

@@ -19,8 +19,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
+
 use super::Inner;
-use super::policy::{Candidate, Settlement, SettlePolicy, cheapest, settlement};
+use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, settlement};
 use super::state::{Settling, State};
 use crate::env::Env;
 use crate::format::blocks::{BlockMap, Location};
@@ -41,6 +43,11 @@ pub struct SettleReport {
     /// Blocks copied.
     pub blocks_copied: u64,
 }
+
+/// After so long without a request a unit counts as idle.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// How long a settle that found every pair in use waits before it looks again.
+const RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// A pair of a batch, from its beginning on.
 struct Item {
@@ -79,16 +86,24 @@ impl Item {
 impl<E: Env> Inner<E> {
     /// The task that settles when extents run short, and as the policy says.
     pub(super) async fn settle_when_wanted(self: Rc<Self>) {
+        let mut requests = 0;
         loop {
-            self.settle_wanted.notified().await;
-            while !self.stopped.get() && self.wants_settle() && self.journal.failure().is_none() {
-                let batch = self.cheapest_batch();
-                if batch.is_empty() && !self.commit_early().await {
-                    break;
-                }
-                if !batch.is_empty() && !self.settle_batch(batch).await {
+            let idle = self.settle_turn(&mut requests).await;
+            while !self.stopped.get() && self.journal.failure().is_none() {
+                let Some(everything) = self.wants_settle(idle) else { break };
+                let batch = self.cheapest_batch(everything);
+                if batch.is_empty() {
+                    // Only where someone waits is an epoch cut short for its journal space.
+                    let waited_for = !self.state.borrow().space_queue.is_empty();
+                    if !waited_for || !self.commit_early().await {
+                        break;
+                    }
+                } else if !self.settle_batch(batch).await {
                     // Nothing could be settled now; what is in the way comes to an end by itself.
-                    self.env.sleep(Duration::from_millis(1)).await;
+                    self.env.sleep(RETRY_AFTER).await;
+                }
+                if idle {
+                    break;
                 }
             }
             if self.stopped.get() {
@@ -97,25 +112,42 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    fn wants_settle(&self) -> bool {
+    /// Waits until there may be something to settle; says whether that is because no request came for
+    /// a while, which only the policy `idle` looks for.
+    async fn settle_turn(&self, requests: &mut u64) -> bool {
+        if self.config.settle != SettlePolicy::Idle {
+            self.settle_wanted.notified().await;
+            return false;
+        }
+        let wanted = Box::pin(self.settle_wanted.notified());
+        match select(wanted, Box::pin(self.env.sleep(IDLE_AFTER))).await {
+            Either::Left(_) => false,
+            Either::Right(_) => {
+                let now = self.counters.reads.get() + self.counters.writes.get();
+                std::mem::replace(requests, now) == now
+            }
+        }
+    }
+
+    /// Whether anything should be settled, and if so whether that goes for pairs that hold
+    /// something, too, and not only for the empty ones.
+    fn wants_settle(&self, idle: bool) -> Option<bool> {
         let state = self.state.borrow();
-        let free = state.pool.available();
-        let policy = self.config.settle == SettlePolicy::Always && !state.journaled.is_empty();
-        policy
-            || free < self.watermarks.high && !state.journaled.is_empty()
-            || !state.space_queue.is_empty()
-            || !state.empty.is_empty()
+        let short = state.pool.available() < self.watermarks.high || !state.space_queue.is_empty();
+        let policy = idle || self.config.settle == SettlePolicy::Always;
+        let everything = (short || policy) && !state.journaled.is_empty();
+        let wanted = everything || !state.space_queue.is_empty() || !state.empty.is_empty();
+        wanted.then_some(everything)
     }
 
     /// The pairs to settle next: all that are empty, then the cheapest ones.
-    fn cheapest_batch(&self) -> Vec<PairId> {
+    fn cheapest_batch(&self, everything: bool) -> Vec<PairId> {
         let state = self.state.borrow();
         let count = self.config.settle_batch;
         let quiet = |pair: &PairId| state.pairs.work(*pair).is_none_or(|work| work.is_quiet());
         let mut batch: Vec<PairId> =
             state.empty.iter().copied().filter(quiet).take(count).collect();
-        let short = state.pool.available() < self.watermarks.high || !state.space_queue.is_empty();
-        if short || self.config.settle == SettlePolicy::Always {
+        if everything {
             let journaled = state.journaled.iter().filter(|(pair, _)| quiet(pair));
             let candidates = journaled.map(|(&pair, &touched)| {
                 let line = state.pairs.line(pair);
@@ -146,7 +178,10 @@ impl<E: Env> Inner<E> {
     }
 
     /// Settles all journal areas, of one volume or of all, a batch at a time.
-    pub(super) async fn settle_all(&self, volume: Option<VolumeId>) -> Result<SettleReport, String> {
+    pub(super) async fn settle_all(
+        &self,
+        volume: Option<VolumeId>,
+    ) -> Result<SettleReport, String> {
         let mut report = SettleReport::default();
         let mut after = None;
         loop {
@@ -187,6 +222,10 @@ impl<E: Env> Inner<E> {
         let mut items = Vec::new();
         let mut devices = 0_u64;
         for item in self.begin(&pairs) {
+            if self.is_cancelled(item.pair) {
+                self.release_settling(item.pair);
+                continue;
+            }
             // Copied one after another: the disk is not for settling alone.
             match self.copy_pair(&mut buffers, &item.binding, item.settlement).await {
                 Ok(written) => {
@@ -244,7 +283,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Whether a write wants a pair that is being copied.
-    pub(super) fn is_cancelled(&self, pair: PairId) -> bool {
+    fn is_cancelled(&self, pair: PairId) -> bool {
         let state = self.state.borrow();
         let settling = state.pairs.work(pair).and_then(|work| work.settling);
         settling == Some(Settling::Copying { cancelled: true })
@@ -290,7 +329,8 @@ impl<E: Env> Inner<E> {
                 records.push(Record::Binding { pair: item.pair, binding: item.after() });
             }
             let transaction = self.journal.local_transaction();
-            let appended = self.journal.append(u32::MAX, transaction, GroupState::Committed, records);
+            let appended =
+                self.journal.append(u32::MAX, transaction, GroupState::Committed, records);
             let sequence = appended.await.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
@@ -330,8 +370,8 @@ impl<E: Env> Inner<E> {
 
     /// Tells the metadata server in one transaction, and frees what the pairs left.
     async fn finish(&self, items: &[Item]) -> Result<(), String> {
-        let primitives = items.iter().flat_map(primitives).collect();
-        self.mds.transact(primitives).await.map_err(|error| error.to_string())?;
+        let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
+        self.mds.transact(&primitives).await.map_err(|error| error.to_string())?;
         self.readers.grace().await;
         let mut state = self.state.borrow_mut();
         for item in items {

@@ -123,11 +123,6 @@ impl Pairs {
         self.lines.iter().enumerate().map(|(i, line)| (PairId(i as u32), line))
     }
 
-    /// How many pairs there are.
-    pub fn count(&self) -> u32 {
-        self.lines.len() as u32
-    }
-
     /// What is under way on a pair.
     pub fn work(&self, pair: PairId) -> Option<&Work> {
         self.work.get(&pair).map(|work| &**work)

@@ -8,7 +8,7 @@ use super::settle::pair_record;
 use crate::env::Env;
 use crate::format::ids::PairId;
 use crate::journal::JournalError;
-use crate::mds::MdsError;
+use crate::mds::error::MdsError;
 use crate::mds::records::{Primitive, TRANSACT_PRIMITIVES_MAX};
 
 impl<E: Env> Inner<E> {
@@ -79,7 +79,7 @@ impl<E: Env> Inner<E> {
             if batch.is_empty() {
                 return Ok(());
             }
-            self.mds.transact(batch).await?;
+            self.mds.transact(&batch).await?;
         }
     }
 }

@@ -232,7 +232,10 @@ impl<E: Env> Inner<E> {
         self.counters.device_bytes_data.add(bytes as u64);
         let mut start = |piece: &Piece| {
             let disk = &self.devices[piece.device].disk;
-            (piece.device, disk.write(piece.offset, buf.view(piece.range.clone()), Durability::Volatile))
+            (
+                piece.device,
+                disk.write(piece.offset, buf.view(piece.range.clone()), Durability::Volatile),
+            )
         };
         let failed = |device: usize, error: std::io::Error| {
             let what = format!("writing to {} failed: {error}", self.device_name(device));
