@@ -119,6 +119,9 @@ pub trait Region: Clone + 'static {
     /// Writes every piece and returns when all of them are durable. At a crash before that, any
     /// part of any of them may have arrived.
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static;
+    /// Makes durable everything that can be read now, whoever wrote it: a recovery must not act on
+    /// what may vanish later.
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static;
 }
 
 /// The channel to the metadata server: datagrams that may be lost, repeated or reordered.

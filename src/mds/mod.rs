@@ -1,1 +1,30 @@
-//! Placeholder until the room is built.
+//! The metadata server: volumes, extent maps, free extents and associations (design section 8).
+//!
+//! | part | what it is |
+//! | --- | --- |
+//! | [`records`] | what is spoken of: pairs, primitives, volumes, grants |
+//! | [`wire`] | the datagram: header, parts, the door from bytes to verified types |
+//! | [`raw`] | the packed records of bodies and of the store's rows |
+//! | [`assembly`] | messages put together again from their parts, in bounded memory |
+//! | [`client`], [`rtt`] | asking at least once, in a window, with adaptive timeouts |
+//!
+//! # Contracts
+//!
+//! - **Once**: a mutation is executed once however often its datagrams arrive: it has a sequence
+//!   number, the mutations of a session are executed in that order, and the answer is kept, in the
+//!   same durable transaction, until the client has said that it has it.
+//! - **Whole**: a mutation, however many datagrams it takes, is in one store transaction, and is
+//!   refused as a whole.
+//! - **Durable**: an answer to a mutation leaves after its transaction is durable.
+//! - **Absolute**: a pair is told as it shall be, with a generation; an older generation than the
+//!   stored one is not applied (and is no error).
+//! - **Determinism**: server, client and store touch no clock, thread or random number but through
+//!   [`crate::env::Env`]; the same datagrams in the same order give the same answers.
+
+pub mod assembly;
+pub mod client;
+pub mod error;
+pub mod raw;
+pub mod records;
+pub mod rtt;
+pub mod wire;

@@ -2,3 +2,5 @@
 
 pub mod buddy;
 pub mod buffers;
+pub mod executor;
+pub mod owner;

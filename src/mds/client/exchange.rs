@@ -1,0 +1,313 @@
+//! Requests and their answers over a link that loses, repeats and reorders.
+//!
+//! Two tasks: one receives, one sends again what is due. A call registers its request and waits for
+//! a one-shot; so a call that is dropped leaves no gap in the order of mutations.
+//!
+//! The tasks hold what is shared; the [`Exchange`] is the handle whose end ends them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::rc::Rc;
+
+use futures_util::future::{Either, select};
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+use super::ClientStatus;
+use crate::env::{Env, Link, Moment};
+use crate::mds::assembly::{Added, Assembly};
+use crate::mds::error::{MdsError, Refusal};
+use crate::mds::rtt::Estimator;
+use crate::mds::wire::{self, Datagram, Header, Kind, Operation, WINDOW};
+
+/// The handle of a session's traffic.
+pub(super) struct Exchange<E: Env>(Rc<Shared<E>>);
+
+struct Shared<E: Env> {
+    env: E,
+    link: E::Link,
+    session: u64,
+    state: RefCell<State>,
+    /// Something is due earlier than the sending task thinks, or all is over.
+    due: Notify,
+    /// The receiving task shall end.
+    closed: Notify,
+    lanes: [Lane; 2],
+}
+
+/// A space of sequence numbers: mutations or queries.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum LaneId {
+    Mutations = 0,
+    Queries = 1,
+}
+
+/// Where the calls of a lane wait for room in its window, in order of arrival.
+struct Lane {
+    gate: Semaphore,
+    room: Notify,
+}
+
+type Outcome = Result<Vec<u8>, (Refusal, u64)>;
+
+/// A request without its answer.
+struct Request {
+    operation: Operation,
+    datagrams: Vec<Vec<u8>>,
+    sent_first: Moment,
+    sendings: u32,
+    due: Moment,
+    answer: Option<Assembly>,
+    outcome: oneshot::Sender<Outcome>,
+}
+
+#[derive(Default)]
+struct State {
+    requests: BTreeMap<(LaneId, u64), Request>,
+    next: [u64; 2],
+    estimator: Estimator,
+    heard: Moment,
+    status: ClientStatus,
+    closed: bool,
+}
+
+impl LaneId {
+    fn of(operation: Operation) -> Self {
+        if operation.is_ordered() { LaneId::Mutations } else { LaneId::Queries }
+    }
+}
+
+impl State {
+    /// The lowest number of the lane that has no answer yet.
+    fn floor(&self, lane: LaneId) -> u64 {
+        let mut waiting = self.requests.range((lane, 0)..=(lane, u64::MAX));
+        waiting.next().map_or(self.next[lane as usize], |((_, sequence), _)| *sequence)
+    }
+
+    fn has_room(&self, lane: LaneId) -> bool {
+        self.next[lane as usize] - self.floor(lane) < WINDOW
+    }
+
+    /// Ends everything: whoever waits is told that it is closed.
+    fn close(&mut self) {
+        self.closed = true;
+        self.requests.clear();
+    }
+}
+
+impl<E: Env> Exchange<E> {
+    /// A new session over `link`, with its tasks.
+    pub(super) fn start(env: E, link: E::Link) -> Rc<Self> {
+        let lane = || Lane { gate: Semaphore::new(1), room: Notify::new() };
+        let shared = Rc::new(Shared {
+            session: env.random().max(1),
+            env: env.clone(),
+            link,
+            state: RefCell::default(),
+            due: Notify::new(),
+            closed: Notify::new(),
+            lanes: [lane(), lane()],
+        });
+        env.spawn(Rc::clone(&shared).receive_all());
+        env.spawn(Rc::clone(&shared).send_again());
+        Rc::new(Exchange(shared))
+    }
+
+    /// Asks, and waits for the answer however long it takes.
+    pub(super) async fn call(
+        &self,
+        operation: Operation,
+        body: &[u8],
+    ) -> Result<Vec<u8>, MdsError> {
+        let answer = self.0.admit(operation, body).await?;
+        match answer.await {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err((refusal, detail))) => {
+                Err(MdsError::Refused { operation: operation.name(), refusal, detail })
+            }
+            Err(_) => Err(MdsError::Closed),
+        }
+    }
+
+    /// How it goes.
+    pub(super) fn status(&self) -> ClientStatus {
+        let state = self.0.state.borrow();
+        ClientStatus {
+            waiting: state.requests.len(),
+            round_trip: state.estimator.round_trip(),
+            ..state.status
+        }
+    }
+}
+
+impl<E: Env> Drop for Exchange<E> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl<E: Env> Shared<E> {
+    fn end(&self) {
+        self.state.borrow_mut().close();
+        self.due.notify_one();
+        self.closed.notify_one();
+        self.lanes.iter().for_each(|lane| lane.room.notify_one());
+    }
+
+    /// Waits for room in the window, then sends the request and gives where its answer will be.
+    async fn admit(
+        &self,
+        operation: Operation,
+        body: &[u8],
+    ) -> Result<oneshot::Receiver<Outcome>, MdsError> {
+        let id = LaneId::of(operation);
+        let lane = &self.lanes[id as usize];
+        let _turn = lane.gate.acquire().await.map_err(|_| MdsError::Closed)?;
+        while !self.state.borrow().closed && !self.state.borrow().has_room(id) {
+            lane.room.notified().await;
+        }
+        let mut state = self.state.borrow_mut();
+        if state.closed {
+            return Err(MdsError::Closed);
+        }
+        let floor = state.floor(LaneId::Mutations);
+        let sequence = state.next[id as usize];
+        state.next[id as usize] += 1;
+        let header = Header {
+            kind: Kind::Request,
+            operation,
+            session: self.session,
+            sequence,
+            detail: floor,
+        };
+        let datagrams = wire::encode(&header, body, self.link.payload_max());
+        let now = self.env.now();
+        let due = later(now, state.estimator.timeout());
+        let (outcome, answer) = oneshot::channel();
+        let request = Request {
+            operation,
+            datagrams: datagrams.clone(),
+            sent_first: now,
+            sendings: 1,
+            due,
+            answer: None,
+            outcome,
+        };
+        state.requests.insert((id, sequence), request);
+        state.status.requests += 1;
+        drop(state);
+        datagrams.into_iter().for_each(|datagram| self.link.send(datagram));
+        self.due.notify_one();
+        Ok(answer)
+    }
+
+    async fn receive_all(self: Rc<Self>) {
+        loop {
+            let arrived = {
+                let receive = pin!(self.link.receive());
+                let closed = pin!(self.closed.notified());
+                match select(receive, closed).await {
+                    Either::Left((bytes, _)) => bytes,
+                    Either::Right(_) => return,
+                }
+            };
+            self.take(&arrived);
+        }
+    }
+
+    /// Takes what arrived: the answer to a request that waits, or nothing.
+    fn take(&self, bytes: &[u8]) {
+        let taken = match wire::parse(bytes) {
+            Ok(datagram) if datagram.header.session == self.session => self.take_part(&datagram),
+            _ => false,
+        };
+        if !taken {
+            self.state.borrow_mut().status.dropped += 1;
+        }
+    }
+
+    fn take_part(&self, datagram: &Datagram<'_>) -> bool {
+        let Kind::Reply(verdict) = datagram.header.kind else {
+            return false;
+        };
+        let now = self.env.now();
+        let mut state = self.state.borrow_mut();
+        state.heard = now;
+        state.status.silent_since = None;
+        let lane = LaneId::of(datagram.header.operation);
+        let key = (lane, datagram.header.sequence);
+        let Some(request) = state.requests.get_mut(&key) else {
+            return false;
+        };
+        if request.operation != datagram.header.operation {
+            return false;
+        }
+        let outcome = match verdict {
+            Err(refusal) => Err((refusal, datagram.header.detail)),
+            Ok(()) => {
+                let answer = request.answer.get_or_insert_with(|| Assembly::new(datagram));
+                match answer.add(datagram) {
+                    Added::Whole(body) => Ok(body),
+                    Added::Waiting => return true,
+                    Added::Useless => return false,
+                }
+            }
+        };
+        let request = state.requests.remove(&key).expect("found a moment ago");
+        if request.sendings == 1 {
+            state.estimator.sample(now.since(request.sent_first));
+        }
+        drop(state);
+        // The caller may have given up the answer: nobody is left to be told.
+        let _ = request.outcome.send(outcome);
+        self.lanes[lane as usize].room.notify_one();
+        true
+    }
+
+    async fn send_again(self: Rc<Self>) {
+        loop {
+            let now = self.env.now();
+            let earliest = {
+                let state = self.state.borrow();
+                if state.closed {
+                    return;
+                }
+                state.requests.values().map(|request| request.due).min()
+            };
+            match earliest {
+                None => self.due.notified().await,
+                Some(due) if due <= now => self.repeat_due(now),
+                Some(due) => {
+                    let sleep = pin!(self.env.sleep(due.since(now)));
+                    let sooner = pin!(self.due.notified());
+                    select(sleep, sooner).await;
+                }
+            }
+        }
+    }
+
+    /// Sends again all that is due; backs off once for all of it.
+    fn repeat_due(&self, now: Moment) {
+        let mut state = self.state.borrow_mut();
+        let State { requests, estimator, heard, status, .. } = &mut *state;
+        estimator.back_off();
+        let due = later(now, estimator.timeout());
+        let mut datagrams = Vec::new();
+        for request in requests.values_mut().filter(|request| request.due <= now) {
+            request.due = due;
+            request.sendings += 1;
+            status.repeated += 1;
+            if *heard <= request.sent_first {
+                let since = status.silent_since.get_or_insert(request.sent_first);
+                *since = (*since).min(request.sent_first);
+            }
+            datagrams.extend(request.datagrams.iter().cloned());
+        }
+        drop(state);
+        datagrams.into_iter().for_each(|datagram| self.link.send(datagram));
+    }
+}
+
+fn later(moment: Moment, duration: std::time::Duration) -> Moment {
+    Moment(moment.0 + duration.as_nanos() as u64)
+}

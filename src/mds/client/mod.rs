@@ -1,0 +1,254 @@
+//! The client of the metadata server, as a storage unit uses it.
+//!
+//! # Contracts
+//!
+//! - **At least once**: a request is sent until it is answered; the server executes a mutation
+//!   once. While the server is silent calls wait; [`Client::status`] says since when.
+//! - **Ordering**: mutations are executed in the order in which their calls were made (first
+//!   polled). Queries are not ordered against mutations under way.
+//! - **Window**: at most [`wire::WINDOW`] mutations and as many queries are unanswered; who comes
+//!   then waits in order of arrival.
+//! - **Cancellation**: dropping a call's future gives up the answer, not the request.
+//! - **End**: the client's tasks end when its last handle is dropped; calls under way then fail as
+//!   closed.
+//! - **Garbage**: datagrams that are not an awaited answer are counted and dropped.
+
+mod exchange;
+#[cfg(test)]
+mod tests;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U32, U64};
+
+use self::exchange::Exchange;
+use super::error::{MdsError, Refusal};
+use super::raw::{
+    self, Malformed, RawAttach, RawOwned, RawPage, RawPool, RawPrimitive, RawRun, RawVolume,
+};
+use super::records::{
+    Grants, LayoutPage, PairRecord, PoolInfo, Primitive, RETURN_RUNS_MAX, ServerStatus,
+    TRANSACT_PRIMITIVES_MAX, VolumeInfo,
+};
+use super::wire::{self, Operation};
+use crate::env::{Env, Link, Moment};
+use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, UnitId, VolumeId};
+
+/// Records of a page, by what a page holds.
+const VOLUMES_PAGE: u32 = 64;
+const RUNS_PAGE: u32 = 1024;
+const LAYOUT_PAGE: u32 = 512;
+
+/// A session with the metadata server. Cheap to clone: a handle.
+pub struct Client<E: Env> {
+    exchange: Rc<Exchange<E>>,
+    pool: PoolInfo,
+}
+
+impl<E: Env> Clone for Client<E> {
+    fn clone(&self) -> Self {
+        Client { exchange: Rc::clone(&self.exchange), pool: self.pool }
+    }
+}
+
+/// How the exchange with the server goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientStatus {
+    /// The first sending that nothing has been heard after, while the server is silent.
+    pub silent_since: Option<Moment>,
+    /// Requests that wait for an answer.
+    pub waiting: usize,
+    /// Requests made.
+    pub requests: u64,
+    /// Requests sent again.
+    pub repeated: u64,
+    /// Datagrams that were no awaited answer.
+    pub dropped: u64,
+    /// The smoothed round trip, once there is one.
+    pub round_trip: Option<Duration>,
+}
+
+impl<E: Env> Client<E> {
+    /// Begins a session of this start of the unit; ends any of an earlier start.
+    ///
+    /// Refused as [`Refusal::StaleIncarnation`], with the last one as detail, where the unit was
+    /// attached with this or a higher incarnation.
+    pub async fn attach(
+        env: E,
+        link: E::Link,
+        unit: UnitId,
+        incarnation: Incarnation,
+    ) -> Result<Client<E>, MdsError> {
+        let attach = RawAttach {
+            unit: U32::new(unit.0),
+            incarnation: U32::new(incarnation.0),
+            payload_max: U32::new(link.payload_max().min(wire::PAYLOAD_MAX) as u32),
+        };
+        let exchange = Exchange::start(env, link);
+        let reply = exchange.call(Operation::Attach, attach.as_bytes()).await?;
+        let pool = parsed(Operation::Attach, raw::one::<RawPool>(&reply))?;
+        Ok(Client { exchange, pool: pool.into() })
+    }
+
+    /// Ends the session. Further calls are refused.
+    pub async fn detach(&self) -> Result<(), MdsError> {
+        self.exchange.call(Operation::Detach, &[]).await.map(drop)
+    }
+
+    /// Says that the session lives.
+    pub async fn renew(&self) -> Result<(), MdsError> {
+        self.exchange.call(Operation::Renew, &[]).await.map(drop)
+    }
+
+    /// The pool, as told at attach.
+    pub fn pool(&self) -> PoolInfo {
+        self.pool
+    }
+
+    /// Every volume, by id.
+    pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, MdsError> {
+        let operation = Operation::ListVolumes;
+        let mut volumes: Vec<VolumeInfo> = Vec::new();
+        loop {
+            let from = volumes.last().map_or(0, |last| u64::from(last.id.0) + 1);
+            let reply = self.page(operation, VolumeId(0), VOLUMES_PAGE, from).await?;
+            let page = parsed(operation, raw::many::<RawVolume>(&reply))?;
+            for record in page {
+                volumes.push(parsed(operation, VolumeInfo::try_from(record))?);
+            }
+            if page.len() < VOLUMES_PAGE as usize {
+                return Ok(volumes);
+            }
+        }
+    }
+
+    /// What this unit was granted.
+    pub async fn grants(&self) -> Result<Grants, MdsError> {
+        let operation = Operation::ListGrants;
+        let mut grants = Grants::default();
+        loop {
+            let from = grants.runs.last().map_or(0, |last| u64::from(last.end().0));
+            let reply = self.page(operation, VolumeId(0), RUNS_PAGE, from).await?;
+            let (quota, rest) = parsed(operation, raw::first::<U64>(&reply))?;
+            let page = parsed(operation, raw::runs(rest))?;
+            grants.data_quota = quota.get();
+            let count = page.len();
+            grants.runs.extend(page);
+            if count < RUNS_PAGE as usize {
+                return Ok(grants);
+            }
+        }
+    }
+
+    /// Asks for extents that count against the quota for data: may be fewer, none when the pool is
+    /// full.
+    pub async fn allocate_data_extents(&self, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+        self.allocate(Operation::AllocateDataExtents, count).await
+    }
+
+    /// Asks for extents of any use (Allocate_Journal_Space): may be fewer, none when no extent is
+    /// free.
+    pub async fn allocate_journal_space(&self, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+        self.allocate(Operation::AllocateJournalSpace, count).await
+    }
+
+    /// Gives extents back that are in no pair, and `data` of the quota with them.
+    pub async fn return_extents(&self, runs: &[ExtentRun], data: u32) -> Result<(), MdsError> {
+        if runs.len() > RETURN_RUNS_MAX {
+            return Err(MdsError::TooLarge { what: "runs", limit: RETURN_RUNS_MAX });
+        }
+        let mut body = U32::new(data).as_bytes().to_vec();
+        body.extend(raw::pack(runs.iter().map(|run| RawRun::from(*run))));
+        self.exchange.call(Operation::ReturnExtents, &body).await.map(drop)
+    }
+
+    /// Executes all of the batch as one durable transaction, or none of it.
+    pub async fn transact(&self, primitives: &[Primitive]) -> Result<(), MdsError> {
+        if primitives.len() > TRANSACT_PRIMITIVES_MAX {
+            return Err(MdsError::TooLarge { what: "primitives", limit: TRANSACT_PRIMITIVES_MAX });
+        }
+        let body = raw::pack(primitives.iter().map(RawPrimitive::from));
+        self.exchange.call(Operation::Transact, &body).await.map(drop)
+    }
+
+    /// The live pairs of a volume from a logical extent on.
+    pub async fn layout(
+        &self,
+        volume: VolumeId,
+        from: LogicalExtent,
+    ) -> Result<LayoutPage, MdsError> {
+        let operation = Operation::Layout;
+        let reply = self.page(operation, volume, LAYOUT_PAGE, u64::from(from.0)).await?;
+        let page = parsed(operation, raw::many::<RawOwned>(&reply))?;
+        let mut pairs = Vec::with_capacity(page.len());
+        for record in page {
+            let pair = parsed(operation, PairRecord::try_from(&record.pair))?;
+            pairs.push((UnitId(record.unit.get()), pair));
+        }
+        let full = pairs.len() >= LAYOUT_PAGE as usize;
+        let last = pairs.last().filter(|_| full).map(|(_, pair)| pair.logical.0);
+        let next = last.and_then(|last| last.checked_add(1)).map(LogicalExtent);
+        Ok(LayoutPage { pairs, next })
+    }
+
+    /// The server's counters.
+    pub async fn server_status(&self) -> Result<ServerStatus, MdsError> {
+        let reply = self.exchange.call(Operation::Status, &[]).await?;
+        let words = parsed(Operation::Status, raw::one::<[U64; ServerStatus::COUNT]>(&reply))?;
+        Ok(ServerStatus::from_words(words.map(U64::get)))
+    }
+
+    /// Makes a volume, thin.
+    pub async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo, MdsError> {
+        let operation = Operation::CreateVolume;
+        let invalid = MdsError::Refused {
+            operation: operation.name(),
+            refusal: Refusal::NameInvalid,
+            detail: 0,
+        };
+        let record = RawVolume::named(VolumeId(0), name, size).ok_or(invalid)?;
+        let reply = self.exchange.call(operation, record.as_bytes()).await?;
+        let made = parsed(operation, raw::one::<RawVolume>(&reply))?;
+        parsed(operation, VolumeInfo::try_from(&made))
+    }
+
+    /// Changes a volume's size; refused where that would lose bound extents.
+    pub async fn resize_volume(&self, volume: VolumeId, size: u64) -> Result<(), MdsError> {
+        let record = RawVolume::nameless(volume, size);
+        self.exchange.call(Operation::ResizeVolume, record.as_bytes()).await.map(drop)
+    }
+
+    /// Deletes a volume; refused while any of its extents is bound.
+    pub async fn delete_volume(&self, volume: VolumeId) -> Result<(), MdsError> {
+        let record = RawVolume::nameless(volume, 0);
+        self.exchange.call(Operation::DeleteVolume, record.as_bytes()).await.map(drop)
+    }
+
+    /// How the exchange with the server goes.
+    pub fn status(&self) -> ClientStatus {
+        self.exchange.status()
+    }
+
+    async fn allocate(&self, operation: Operation, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+        let reply = self.exchange.call(operation, U32::new(count).as_bytes()).await?;
+        parsed(operation, raw::runs(&reply))
+    }
+
+    async fn page(
+        &self,
+        operation: Operation,
+        volume: VolumeId,
+        count: u32,
+        from: u64,
+    ) -> Result<Vec<u8>, MdsError> {
+        let page =
+            RawPage { volume: U32::new(volume.0), count: U32::new(count), from: U64::new(from) };
+        self.exchange.call(operation, page.as_bytes()).await
+    }
+}
+
+fn parsed<T>(operation: Operation, result: Result<T, Malformed>) -> Result<T, MdsError> {
+    result.map_err(|Malformed| MdsError::BadReply { operation: operation.name() })
+}

@@ -1,0 +1,110 @@
+//! What can go wrong: refusals, which travel on the wire, and the errors of a client's call.
+
+use thiserror::Error;
+
+macro_rules! refusals {
+    ($($(#[doc = $doc:literal])+ $name:ident = $code:literal: $text:literal,)+) => {
+        /// Why the server did not do what it was asked. Nothing of the request was done.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+        #[repr(u16)]
+        pub enum Refusal {
+            $($(#[doc = $doc])+ #[error($text)] $name = $code,)+
+        }
+
+        impl Refusal {
+            /// All of them.
+            pub const ALL: &[Refusal] = &[$(Refusal::$name,)+];
+
+            /// The refusal of that code.
+            pub fn from_code(code: u16) -> Option<Self> {
+                match code {
+                    $($code => Some(Refusal::$name),)+
+                    _ => None,
+                }
+            }
+
+            /// The code that travels; never 0, which means success.
+            pub fn code(self) -> u16 {
+                self as u16
+            }
+        }
+    };
+}
+
+refusals! {
+    /// The session never was, has ended, or was replaced by a newer one of the same unit.
+    UnknownSession = 1: "the session is not known or was replaced by a newer one",
+    /// A unit attached with an incarnation no higher than the last; the detail holds that one.
+    StaleIncarnation = 2: "the unit was attached with this or a later incarnation already",
+    /// The body is not what the operation wants; the detail holds the index of the record.
+    Malformed = 3: "the request is malformed",
+    /// The operation is not (or not yet) known to the server.
+    Unsupported = 4: "the operation is not supported",
+    /// No such volume.
+    UnknownVolume = 5: "no such volume",
+    /// Another volume has the name.
+    NameTaken = 6: "the name is taken",
+    /// The name is empty, too long, or has characters that an export's name cannot have.
+    NameInvalid = 7: "the name is empty, too long or has characters that cannot be used",
+    /// The volume has pairs where they would be lost.
+    VolumeBusy = 8: "the volume still has data there",
+    /// A size or a logical extent beyond what there is.
+    OutOfRange = 9: "the size or position is out of range",
+    /// An extent that the unit was not granted.
+    NotGranted = 10: "an extent was not granted to the unit",
+    /// An extent that is in another pair.
+    ExtentInUse = 11: "an extent is in another pair",
+    /// A bound of the server is reached: sessions, volumes or the size of a request.
+    TooLarge = 12: "a limit of the server is reached",
+    /// The store failed: the server serves no more until it is started again.
+    StoreFailed = 13: "the metadata store failed",
+    /// The store's space is used up: the server serves no more until it has more.
+    StoreFull = 14: "the metadata store is full",
+}
+
+/// The error of a client's call.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum MdsError {
+    /// The server refused it; nothing was done.
+    #[error("the metadata server refused {operation}: {refusal} ({detail})")]
+    Refused {
+        /// What was asked.
+        operation: &'static str,
+        /// Why it was refused.
+        refusal: Refusal,
+        /// What the refusal tells besides: a record's index, an incarnation.
+        detail: u64,
+    },
+    /// The request cannot be sent: it is larger than a transaction may be.
+    #[error("the request is larger than the limit of {limit} {what}")]
+    TooLarge {
+        /// What is limited.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The client was closed while the call waited; whether it was executed is not known.
+    #[error("the connection to the metadata server was closed")]
+    Closed,
+    /// The server answered what cannot be an answer to the request.
+    #[error("the metadata server's answer to {operation} makes no sense")]
+    BadReply {
+        /// What was asked.
+        operation: &'static str,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: every refusal survives its code, and none is taken for success.
+    #[test]
+    fn codes_round_trip() {
+        for refusal in Refusal::ALL {
+            assert_ne!(refusal.code(), 0);
+            assert_eq!(Refusal::from_code(refusal.code()), Some(*refusal));
+        }
+        assert_eq!(Refusal::from_code(0), None);
+    }
+}

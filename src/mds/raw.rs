@@ -1,0 +1,357 @@
+//! The packed records of message bodies, and of the store's rows, which are the same where they can.
+//!
+//! | operation | request's body | reply's body |
+//! | --- | --- | --- |
+//! | Attach | one [`RawAttach`] | one [`RawPool`] |
+//! | Detach, Renew | empty | empty |
+//! | Transact | [`RawPrimitive`]s | empty |
+//! | AllocateJournalSpace, AllocateDataExtents | one U32: how many | [`RawRun`]s |
+//! | ReturnExtents | one U32: how much of the data quota with them; [`RawRun`]s | empty |
+//! | CreateVolume | one [`RawVolume`], id 0 | one [`RawVolume`] |
+//! | ResizeVolume, DeleteVolume | one [`RawVolume`], name empty | empty |
+//! | ListVolumes | one [`RawPage`], from an id | [`RawVolume`]s |
+//! | ListGrants | one [`RawPage`], from an extent | U64: quota; [`RawRun`]s |
+//! | Layout | one [`RawPage`] of a volume, from a logical extent | [`RawOwned`]s |
+//! | Status | empty | U64s in the order of [`super::records::ServerStatus`] |
+//!
+//! A page ends the list when it has fewer records than were asked for; the next begins after the
+//! last record's key.
+//!
+//! # Contract
+//!
+//! Records are parsed by `TryFrom`: what comes out is verified (slots, names and opcodes in range).
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::records::{NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, VolumeInfo};
+use crate::format::ids::{
+    ExtentId, ExtentRun, Generation, Incarnation, LogicalExtent, PairId, Slot, UnitId, VolumeId,
+};
+
+/// Stands for an empty slot; no pool is so large that an extent has this number.
+pub const NO_EXTENT: u32 = u32::MAX;
+
+/// Bytes that are not the record that they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+macro_rules! raw {
+    ($(#[$doc:meta])* $name:ident[$size:literal] { $($field:ident: $type:ty,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+        #[repr(C)]
+        pub struct $name { $(#[allow(missing_docs)] pub $field: $type,)+ }
+        const _: () = assert!(size_of::<$name>() == $size);
+    };
+}
+
+raw! {
+    /// A pair as it shall be. The extents come last so that a later version can append flags.
+    RawPair[28] {
+        volume: U32,
+        logical: U32,
+        pair: U32,
+        generation: U32,
+        data_slot: u8,
+        reserved: [u8; 3],
+        slots: [U32; 2],
+    }
+}
+raw! {
+    /// A pair of a layout, with its owner.
+    RawOwned[32] { unit: U32, pair: RawPair, }
+}
+raw! {
+    /// One record of a transaction.
+    RawPrimitive[32] { opcode: U16, reserved: U16, pair: RawPair, }
+}
+raw! {
+    /// A run of extents.
+    RawRun[8] { start: U32, count: U32, }
+}
+raw! {
+    /// A volume.
+    RawVolume[144] {
+        id: U32,
+        name_length: U16,
+        reserved: U16,
+        size: U64,
+        name: [u8; NAME_BYTES_MAX],
+    }
+}
+raw! {
+    /// Who attaches, and the largest datagram that it takes.
+    RawAttach[12] { unit: U32, incarnation: U32, payload_max: U32, }
+}
+raw! {
+    /// What an attached unit is told of the pool.
+    RawPool[12] { extents: U32, reserve: U32, extent_size: U32, }
+}
+raw! {
+    /// Which page of a list.
+    RawPage[16] { volume: U32, count: U32, from: U64, }
+}
+
+/// One record at the start of `bytes` with nothing after it.
+pub fn one<T: FromBytes + Unaligned>(bytes: &[u8]) -> Result<T, Malformed> {
+    T::read_from_bytes(bytes).map_err(|_| Malformed)
+}
+
+/// `bytes` as records without remainder.
+pub fn many<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+    bytes: &[u8],
+) -> Result<&[T], Malformed> {
+    <[T]>::ref_from_bytes(bytes).map_err(|_| Malformed)
+}
+
+/// A first record and the bytes after it.
+pub fn first<T: FromBytes>(bytes: &[u8]) -> Result<(T, &[u8]), Malformed> {
+    T::read_from_prefix(bytes).map_err(|_| Malformed)
+}
+
+/// Packs records one after another.
+pub fn pack<T: IntoBytes + Immutable>(records: impl IntoIterator<Item = T>) -> Vec<u8> {
+    records.into_iter().fold(Vec::new(), |mut bytes, record| {
+        bytes.extend_from_slice(record.as_bytes());
+        bytes
+    })
+}
+
+impl From<&PairRecord> for RawPair {
+    fn from(record: &PairRecord) -> Self {
+        RawPair {
+            volume: U32::new(record.volume.0),
+            logical: U32::new(record.logical.0),
+            pair: U32::new(record.pair.0),
+            generation: U32::new(record.generation.0),
+            data_slot: record.data_slot as u8,
+            reserved: [0; 3],
+            slots: record.slots.map(|slot| U32::new(slot.map_or(NO_EXTENT, |extent| extent.0))),
+        }
+    }
+}
+
+impl TryFrom<&RawPair> for PairRecord {
+    type Error = Malformed;
+
+    fn try_from(raw: &RawPair) -> Result<Self, Malformed> {
+        if raw.reserved != [0; 3] {
+            return Err(Malformed);
+        }
+        let slots = raw.slots.map(|slot| match slot.get() {
+            NO_EXTENT => None,
+            extent => Some(ExtentId(extent)),
+        });
+        let data_slot = Slot::from_index(raw.data_slot).ok_or(Malformed)?;
+        let record = PairRecord {
+            volume: VolumeId(raw.volume.get()),
+            logical: LogicalExtent(raw.logical.get()),
+            pair: PairId(raw.pair.get()),
+            generation: Generation(raw.generation.get()),
+            slots,
+            data_slot,
+        };
+        // A live pair has its data area; its two sides differ.
+        let sane =
+            record.is_released() || (slots[data_slot.index()].is_some() && slots[0] != slots[1]);
+        if sane { Ok(record) } else { Err(Malformed) }
+    }
+}
+
+impl From<&Primitive> for RawPrimitive {
+    fn from(primitive: &Primitive) -> Self {
+        let opcode = match primitive {
+            Primitive::AssociateDataJournal(_) => 1,
+            Primitive::HardenExtentFlags(_) => 2,
+            Primitive::SwapDataJournal(_) => 3,
+            Primitive::CommitDataJournal(_) => 4,
+            Primitive::DisassociateJournalExtent(_) => 5,
+            Primitive::BindData(_) => 6,
+            Primitive::ReleasePair(_) => 7,
+        };
+        RawPrimitive {
+            opcode: U16::new(opcode),
+            reserved: U16::ZERO,
+            pair: RawPair::from(primitive.pair()),
+        }
+    }
+}
+
+impl TryFrom<&RawPrimitive> for Primitive {
+    type Error = Malformed;
+
+    fn try_from(raw: &RawPrimitive) -> Result<Self, Malformed> {
+        let pair = PairRecord::try_from(&raw.pair)?;
+        if raw.reserved.get() != 0 {
+            return Err(Malformed);
+        }
+        match raw.opcode.get() {
+            1 => Ok(Primitive::AssociateDataJournal(pair)),
+            2 => Ok(Primitive::HardenExtentFlags(pair)),
+            3 => Ok(Primitive::SwapDataJournal(pair)),
+            4 => Ok(Primitive::CommitDataJournal(pair)),
+            5 => Ok(Primitive::DisassociateJournalExtent(pair)),
+            6 => Ok(Primitive::BindData(pair)),
+            7 => Ok(Primitive::ReleasePair(pair)),
+            _ => Err(Malformed),
+        }
+    }
+}
+
+impl From<ExtentRun> for RawRun {
+    fn from(run: ExtentRun) -> Self {
+        RawRun { start: U32::new(run.start.0), count: U32::new(run.count) }
+    }
+}
+
+impl TryFrom<&RawRun> for ExtentRun {
+    type Error = Malformed;
+
+    fn try_from(raw: &RawRun) -> Result<Self, Malformed> {
+        let (start, count) = (raw.start.get(), raw.count.get());
+        let end = start.checked_add(count).ok_or(Malformed)?;
+        if count == 0 || end > NO_EXTENT {
+            return Err(Malformed);
+        }
+        Ok(ExtentRun { start: ExtentId(start), count })
+    }
+}
+
+/// Every run of `bytes`.
+pub fn runs(bytes: &[u8]) -> Result<Vec<ExtentRun>, Malformed> {
+    many::<RawRun>(bytes)?.iter().map(ExtentRun::try_from).collect()
+}
+
+impl RawVolume {
+    /// A volume without its name, where the id is enough.
+    pub fn nameless(id: VolumeId, size: u64) -> Self {
+        RawVolume {
+            id: U32::new(id.0),
+            name_length: U16::ZERO,
+            reserved: U16::ZERO,
+            size: U64::new(size),
+            name: [0; NAME_BYTES_MAX],
+        }
+    }
+
+    /// A volume; `None` where the name is too long.
+    pub fn named(id: VolumeId, name: &str, size: u64) -> Option<Self> {
+        let mut raw = Self::nameless(id, size);
+        raw.name.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+        raw.name_length = U16::new(name.len() as u16);
+        Some(raw)
+    }
+}
+
+impl TryFrom<&RawVolume> for VolumeInfo {
+    type Error = Malformed;
+
+    fn try_from(raw: &RawVolume) -> Result<Self, Malformed> {
+        let name = raw.name.get(..usize::from(raw.name_length.get())).ok_or(Malformed)?;
+        let name = std::str::from_utf8(name).map_err(|_| Malformed)?;
+        Ok(VolumeInfo { id: VolumeId(raw.id.get()), name: name.to_owned(), size: raw.size.get() })
+    }
+}
+
+impl RawAttach {
+    /// The unit and its incarnation.
+    pub fn who(&self) -> (UnitId, Incarnation) {
+        (UnitId(self.unit.get()), Incarnation(self.incarnation.get()))
+    }
+}
+
+impl From<PoolInfo> for RawPool {
+    fn from(pool: PoolInfo) -> Self {
+        RawPool {
+            extents: U32::new(pool.extents),
+            reserve: U32::new(pool.reserve),
+            extent_size: U32::new(pool.extent_size),
+        }
+    }
+}
+
+impl From<RawPool> for PoolInfo {
+    fn from(raw: RawPool) -> Self {
+        PoolInfo {
+            extents: raw.extents.get(),
+            reserve: raw.reserve.get(),
+            extent_size: raw.extent_size.get(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Goal: a sane pair survives its record, in every operation.
+        #[test]
+        fn primitives_round_trip(
+            numbers in any::<[u32; 4]>(), a in 0..1000u32, b in 1000..2000u32,
+            both: bool, one: bool, opcode in 1..=7u16,
+        ) {
+            let data_slot = if one { Slot::One } else { Slot::Zero };
+            let mut slots = [None, None];
+            slots[data_slot.index()] = Some(ExtentId(a));
+            slots[data_slot.other().index()] = both.then_some(ExtentId(b));
+            let pair = PairRecord {
+                volume: VolumeId(numbers[0]),
+                logical: LogicalExtent(numbers[1]),
+                pair: PairId(numbers[2]),
+                generation: Generation(numbers[3]),
+                slots,
+                data_slot,
+            };
+            let raw = RawPrimitive {
+                opcode: U16::new(opcode),
+                reserved: U16::ZERO,
+                pair: RawPair::from(&pair),
+            };
+            let primitive = Primitive::try_from(&raw).unwrap();
+            prop_assert_eq!(primitive.pair(), &pair);
+            let again = RawPrimitive::from(&primitive);
+            prop_assert_eq!(again.as_bytes(), raw.as_bytes());
+        }
+
+        /// Goal: random records are refused or parsed, never a panic.
+        #[test]
+        fn any_records_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = many::<RawPrimitive>(&bytes)
+                .map(|raws| raws.iter().map(|raw| Primitive::try_from(raw).is_ok()).count());
+            let _ = one::<RawVolume>(&bytes).map(|raw| VolumeInfo::try_from(&raw).is_ok());
+            let _ = runs(&bytes);
+        }
+    }
+
+    /// Goal: names as long as may be survive, longer ones are refused.
+    #[test]
+    fn volume_names() {
+        let name = "v".repeat(NAME_BYTES_MAX);
+        let raw = RawVolume::named(VolumeId(3), &name, 1 << 30).unwrap();
+        assert_eq!(
+            VolumeInfo::try_from(&raw),
+            Ok(VolumeInfo { id: VolumeId(3), name: name.clone(), size: 1 << 30 })
+        );
+        assert!(RawVolume::named(VolumeId(3), &(name + "v"), 0).is_none());
+    }
+
+    /// Goal: a live pair without its data area, or with one extent twice, is refused.
+    #[test]
+    fn insane_pairs_are_refused() {
+        let pair = PairRecord {
+            volume: VolumeId(0),
+            logical: LogicalExtent(0),
+            pair: PairId(0),
+            generation: Generation(1),
+            slots: [Some(ExtentId(4)), None],
+            data_slot: Slot::One,
+        };
+        assert_eq!(PairRecord::try_from(&RawPair::from(&pair)), Err(Malformed));
+        let twice = PairRecord { slots: [Some(ExtentId(4)); 2], ..pair };
+        assert_eq!(PairRecord::try_from(&RawPair::from(&twice)), Err(Malformed));
+    }
+}
