@@ -18,6 +18,7 @@
 //! granule everyone else comes before the one seen, and there may be no circle.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::ops::Range;
 
 use super::stamp::{self, Seen, Stamp, ZEROS};
@@ -155,11 +156,18 @@ impl Oracle {
             let mut origins = over.iter().filter(|op| op.leaves() == seen);
             if !from_base && !origins.any(|op| gone(Some(op)).is_none()) {
                 let why = gone(over.iter().copied().find(|op| op.leaves() == seen));
-                return Err(self.violation(5, number, seen, &format!(
-                    "a read sent at {} returned what is not there any more, or never was: {}",
-                    read.0,
-                    why.map_or(String::from("nobody wrote that"), |op| format!("{op} replaced it")),
-                )));
+                return Err(self.violation(
+                    5,
+                    number,
+                    seen,
+                    &format!(
+                        "a read sent at {} returned what is not there any more, or never was: {}",
+                        read.0,
+                        why.map_or(String::from("nobody wrote that"), |op| format!(
+                            "{op} replaced it"
+                        )),
+                    ),
+                ));
             }
         }
         Ok(())
@@ -209,7 +217,7 @@ impl Oracle {
             self.granule, self.flushed
         );
         for op in self.ops.iter().filter(|op| op.covers(granule)) {
-            text += &format!("\n    {op}");
+            let _ = write!(text, "\n    {op}");
         }
         Violation(text)
     }
@@ -243,9 +251,7 @@ impl<'a> Cut<'a> {
         }
         let by_stamp =
             ops.iter().zip(0..).filter(|(op, _)| !op.zeros).map(|(op, i)| (op.stamp, i)).collect();
-        let must = |op: &Op| {
-            op.acknowledged.is_some_and(|at| op.durable || at < oracle.flushed)
-        };
+        let must = |op: &Op| op.acknowledged.is_some_and(|at| op.durable || at < oracle.flushed);
         let member = ops.iter().map(must).collect();
         let barred = vec![None; ops.len()];
         let mut cut = Cut { oracle, ops, seen, over, by_stamp, member, barred };
@@ -308,6 +314,9 @@ impl<'a> Cut<'a> {
     /// The members that might have been the last at a granule of zeros which needs one, without
     /// those that are before another; or, where there is no member, the earliest that may join.
     fn zeroing(&self, granule: u32) -> Option<Vec<u32>> {
+        if self.seen[granule as usize] != ZEROS {
+            return None;
+        }
         let over = &self.over[granule as usize];
         let writes: Vec<u32> =
             over.iter().copied().filter(|&i| self.is_member(i) && !self.op(i).zeros).collect();
@@ -332,9 +341,6 @@ impl<'a> Cut<'a> {
     /// Lets those join that zeros need; true if someone did.
     fn explain_zeros(&mut self) -> Result<bool, Violation> {
         for granule in 0..self.seen.len() as u32 {
-            if self.seen[granule as usize] != ZEROS {
-                continue;
-            }
             let Some(zeroing) = self.zeroing(granule) else { continue };
             match zeroing.first() {
                 None => {
@@ -416,7 +422,9 @@ impl<'a> Cut<'a> {
             let first_end = left.iter().filter_map(|&i| self.op(i).acknowledged).min();
             let waiting: Vec<bool> = {
                 let mut waiting = vec![false; self.ops.len()];
-                left.iter().for_each(|&i| waiting[i as usize] = true);
+                for &i in &left {
+                    waiting[i as usize] = true;
+                }
                 waiting
             };
             for &i in &left {
@@ -451,4 +459,144 @@ fn advance(picks: &mut [usize], choices: &[(Vec<u32>, Vec<u32>)]) -> bool {
         *pick = 0;
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRANULE: usize = 16;
+    const GRANULES: u32 = 4;
+
+    fn oracle() -> Oracle {
+        Oracle::new(0, GRANULE, GRANULES)
+    }
+
+    fn image(stamps: [Stamp; GRANULES as usize]) -> Vec<u8> {
+        let mut bytes = vec![0; GRANULE * stamps.len()];
+        for ((granule, stamp), number) in bytes.chunks_mut(GRANULE).zip(stamps).zip(0..) {
+            if stamp != ZEROS {
+                stamp::fill(granule, GRANULE, 0, number, stamp);
+            }
+        }
+        bytes
+    }
+
+    fn write(oracle: &mut Oracle, stamp: Stamp, granules: Range<u32>) {
+        oracle.send(stamp, granules, false, false);
+        oracle.end(stamp, true);
+    }
+
+    fn zero(oracle: &mut Oracle, stamp: Stamp, granules: Range<u32>) {
+        oracle.send(stamp, granules, true, false);
+        oracle.end(stamp, true);
+    }
+
+    /// The images of all those tried that a history allows.
+    fn allowed(history: impl Fn(&mut Oracle), tried: &[[Stamp; 4]]) -> Vec<[Stamp; 4]> {
+        let recovers = |stamps: &&[Stamp; 4]| {
+            let mut oracle = oracle();
+            history(&mut oracle);
+            oracle.recovered(&image(**stamps)).is_ok()
+        };
+        tried.iter().filter(recovers).copied().collect()
+    }
+
+    /// Goal: what was acknowledged before something in the cut was sent is in the cut.
+    #[test]
+    fn the_cut_is_a_prefix() {
+        let history = |o: &mut Oracle| {
+            write(o, 1, 0..1);
+            write(o, 2, 1..2);
+            write(o, 3, 0..1);
+        };
+        let good = [[0, 0, 0, 0], [1, 0, 0, 0], [1, 2, 0, 0], [3, 2, 0, 0]];
+        let bad = [[0, 2, 0, 0], [3, 0, 0, 0]];
+        assert_eq!(allowed(history, &[good.as_slice(), &bad].concat()), good);
+    }
+
+    /// Goal: a flush demands what was acknowledged before it was sent, and nothing else.
+    #[test]
+    fn a_flush_is_a_floor() {
+        let history = |o: &mut Oracle| {
+            write(o, 1, 0..1);
+            let flush = o.send_other();
+            write(o, 2, 1..2);
+            o.end_flush(&flush);
+        };
+        let good = [[1, 0, 0, 0], [1, 2, 0, 0]];
+        assert_eq!(allowed(history, &[[0, 0, 0, 0], good[0], good[1], [0, 2, 0, 0]]), good);
+        let durable = |o: &mut Oracle| {
+            write(o, 1, 0..1);
+            o.send(2, 1..2, false, true);
+            o.end(2, true);
+        };
+        assert_eq!(allowed(durable, &[[0, 0, 0, 0], good[0], good[1]]), [good[1]]);
+    }
+
+    /// Goal: a write is in the cut whole or not at all; of writes at once either may be the last,
+    /// but the same one everywhere.
+    #[test]
+    fn writes_are_whole() {
+        let history = |o: &mut Oracle| {
+            o.send(1, 0..2, false, false);
+            o.send(2, 0..2, false, false);
+            o.end(1, true);
+            o.end(2, true);
+            o.settled();
+        };
+        let good = [[1, 1, 0, 0], [2, 2, 0, 0]];
+        let bad = [[1, 2, 0, 0], [2, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]];
+        assert_eq!(allowed(history, &[good.as_slice(), &bad].concat()), good);
+    }
+
+    /// Goal: zeros are explained by whoever may have left them, and by nobody else.
+    #[test]
+    fn zeros_need_someone_to_have_left_them() {
+        let history = |o: &mut Oracle| {
+            write(o, 1, 0..2);
+            o.settled();
+            zero(o, 2, 0..1);
+            write(o, 3, 2..3);
+        };
+        let good = [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 3, 0]];
+        let bad = [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 3, 0]];
+        assert_eq!(allowed(history, &[good.as_slice(), &bad].concat()), good);
+        let at_once = |o: &mut Oracle| {
+            o.send(1, 0..2, false, false);
+            o.send(2, 0..2, true, false);
+            o.end(1, true);
+            o.end(2, true);
+            o.settled();
+        };
+        let good = [[0, 0, 0, 0], [1, 1, 0, 0]];
+        assert_eq!(allowed(at_once, &[good[0], good[1], [0, 1, 0, 0], [1, 0, 0, 0]]), good);
+    }
+
+    /// Goal: a later recovery shows what the earlier one showed, not what that one had dropped.
+    #[test]
+    fn a_recovered_image_is_the_new_base() {
+        let mut oracle = oracle();
+        write(&mut oracle, 1, 0..1);
+        write(&mut oracle, 2, 0..1);
+        oracle.recovered(&image([1, 0, 0, 0])).unwrap();
+        assert!(oracle.recovered(&image([2, 0, 0, 0])).is_err());
+        assert!(oracle.recovered(&image([0, 0, 0, 0])).is_err());
+        assert!(oracle.recovered(&image([1, 0, 0, 0])).is_ok());
+    }
+
+    /// Goal: a read returns the newest of what ended before it, or something sent since.
+    #[test]
+    fn reads_are_current() {
+        let reads = |stamp: Stamp| {
+            let mut o = oracle();
+            write(&mut o, 1, 0..1);
+            write(&mut o, 2, 0..1);
+            o.send(3, 0..1, false, false);
+            let read = o.send_other();
+            o.end(3, true);
+            o.end_read(&read, 0, &image([stamp, 0, 0, 0])[..GRANULE]).is_ok()
+        };
+        assert_eq!([0, 1, 2, 3].map(reads), [false, false, true, true]);
+    }
 }

@@ -42,9 +42,9 @@ pub fn fill(out: &mut [u8], granule: usize, volume: u8, first: u32, stamp: Stamp
 
 /// Says what the granule of that number holds.
 pub fn read(bytes: &[u8], volume: u8, number: u32) -> Seen {
-    let mut words = bytes.chunks_exact(WORD).map(|word| {
-        u64::from_le_bytes(word.try_into().expect("chunks of the size of a word"))
-    });
+    let mut words = bytes
+        .chunks_exact(WORD)
+        .map(|word| u64::from_le_bytes(word.try_into().expect("chunks of the size of a word")));
     let head = words.next().expect("a granule has a word");
     if head == 0 {
         let zeros = words.all(|word| word == 0);

@@ -27,7 +27,7 @@ impl SimDisk {
     pub(super) fn new(shell: Rc<Shell>, index: usize) -> Self {
         let world = shell.world.borrow();
         let medium = &world.disks[index];
-        let (len, sector) = (medium.len(), medium.sector());
+        let (len, sector) = (medium.size(), medium.sector());
         let volatile_cache = medium.volatile_cache();
         drop(world);
         let name = format!("sim{index}").into();
@@ -137,7 +137,7 @@ impl SimNvram {
     pub(super) fn new(shell: Rc<Shell>) -> Self {
         let world = shell.world.borrow();
         let nvram = world.nvram.as_ref().expect("a machine with persistent memory");
-        let (len, sector) = (nvram.len(), nvram.sector());
+        let (len, sector) = (nvram.size(), nvram.sector());
         drop(world);
         Self { shell, len, sector }
     }
@@ -168,7 +168,10 @@ impl Region for SimNvram {
         let place = pieces.first().map_or(0, |(offset, _)| *offset);
         let len = pieces.iter().map(|(_, view)| view.len() as u64).sum();
         if world.call("persist", place, len) != Fate::Dead {
-            let data = pieces.iter().map(|(at, view)| (*at, view.with(|bytes: &[u8]| Box::from(bytes)))).collect();
+            let data = pieces
+                .iter()
+                .map(|(at, view)| (*at, view.with(|bytes: &[u8]| Box::from(bytes))))
+                .collect();
             let views = pieces.into_iter().map(|(_, view)| view).collect();
             let nvram = world.nvram.as_mut().expect("a persist of what is there");
             let id = nvram.begin(data);
@@ -176,5 +179,11 @@ impl Region for SimNvram {
             world.schedule(delay, Event::Persist { id, views, done });
         }
         ended(receiver)
+    }
+
+    /// What is not persisted has no promise: there is nothing between memory and persistence.
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
+        let call = self.shell.world.borrow_mut().call("nvram flush", 0, 0);
+        async move { if call == Fate::Live { Ok(()) } else { std::future::pending().await } }
     }
 }

@@ -84,6 +84,7 @@ impl Faults {
     }
 
     /// The same timing, with nothing lost and nothing failing any more.
+    #[must_use]
     pub fn ceased(&self) -> Self {
         Self { torn_sector_ppm: self.torn_sector_ppm, latency_ns: self.latency_ns, ..Self::none() }
     }

@@ -26,7 +26,7 @@ impl Image {
     }
 
     /// Size in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.len
     }
 

@@ -55,11 +55,12 @@ impl Machine {
     /// A machine with nothing written on its media.
     pub fn new(seed: u64, shape: &Shape) -> Self {
         let mut rng = Rng::new(seed);
-        let disks = shape.disks.iter().map(|disk| {
-            Medium::new(disk.len, disk.sector, disk.volatile_cache, Some(rng.next()))
-        });
+        let disks = shape
+            .disks
+            .iter()
+            .map(|disk| Medium::new(disk.len, disk.sector, disk.volatile_cache, Some(rng.bits())));
         let disks = disks.collect();
-        let nvram = shape.nvram.map(|(len, sector)| NvramMedium::new(len, sector, rng.next()));
+        let nvram = shape.nvram.map(|(len, sector)| NvramMedium::new(len, sector, rng.bits()));
         Self {
             disks,
             nvram,
@@ -67,7 +68,7 @@ impl Machine {
             buffers: pool(shape.buffers_max),
             buffers_max: shape.buffers_max,
             now: 0,
-            trace: rng.next(),
+            trace: rng.bits(),
             calls: 0,
             rng,
             loud: false,
@@ -102,7 +103,7 @@ impl Machine {
             // What crashed may hold itself in circles; a new process has new memory.
             self.buffers = pool(self.buffers_max);
         }
-        let mut world = World::new(self.rng.next(), disks, self.nvram.take(), faults);
+        let mut world = World::new(self.rng.bits(), disks, self.nvram.take(), faults);
         world.now = self.now;
         world.trace = self.trace;
         world.calls = Calls::new(None);

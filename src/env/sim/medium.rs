@@ -75,8 +75,8 @@ impl Medium {
     }
 
     /// Size in bytes.
-    pub fn len(&self) -> u64 {
-        self.current.len()
+    pub fn size(&self) -> u64 {
+        self.current.size()
     }
 
     /// The unit that is written whole or not at all, in bytes.
@@ -94,8 +94,7 @@ impl Medium {
         self.check(offset, data.len());
         let id = self.next_id;
         self.next_id += 1;
-        let durability =
-            if self.volatile_cache { durability } else { Durability::Durable };
+        let durability = if self.volatile_cache { durability } else { Durability::Durable };
         self.under_way.push(Write { id, offset, data, durability });
         id
     }
@@ -257,20 +256,20 @@ impl Medium {
     }
 }
 
-/// How much of what is volatile a crash tends to keep.
+/// How much of what is volatile a crash tends to keep, in parts per million.
 #[derive(Clone, Copy)]
 struct Keep {
     /// Writes kept whole, and writes lost whole; the others are decided sector by sector.
-    whole_ppm: u32,
-    none_ppm: u32,
-    sector_ppm: u32,
+    whole: u32,
+    none: u32,
+    sector: u32,
 }
 
 impl Keep {
     fn draw(rng: &mut Rng) -> Self {
-        let whole_ppm = rng.pick(&[0, 100_000, 500_000, 1_000_000]);
-        let none_ppm = rng.pick(&[0, 100_000, 500_000, 1_000_000]);
-        Self { whole_ppm, none_ppm, sector_ppm: rng.pick(&[50_000, 500_000, 950_000]) }
+        let whole = rng.pick(&[0, 100_000, 500_000, 1_000_000]);
+        let none = rng.pick(&[0, 100_000, 500_000, 1_000_000]);
+        Self { whole, none, sector: rng.pick(&[50_000, 500_000, 950_000]) }
     }
 }
 
@@ -278,14 +277,14 @@ impl Keep {
 /// of versions, so that each sector ends with one of its versions from the last durable one on.
 fn apply_some(image: &mut Image, write: &Write, sector: usize, keep: Keep, rng: &mut Rng) {
     let durable = write.durability == Durability::Durable;
-    let (none, whole) = (rng.chance(keep.none_ppm), rng.chance(keep.whole_ppm));
+    let (none, whole) = (rng.chance(keep.none), rng.chance(keep.whole));
     // Where a crash is inclined to both, each write draws which it is.
     let whole = whole && !(none && rng.chance(500_000));
     if durable || whole {
         image.write(write.offset, &write.data);
     } else if !none {
         for at in (0..write.data.len()).step_by(sector) {
-            if rng.chance(keep.sector_ppm) {
+            if rng.chance(keep.sector) {
                 image.write(write.offset + at as u64, &write.data[at..at + sector]);
             }
         }

@@ -215,7 +215,7 @@ impl Env for SimEnv {
     }
 
     fn random(&self) -> u64 {
-        self.0.world.borrow_mut().rng.next()
+        self.0.world.borrow_mut().rng.bits()
     }
 
     fn buffers(&self) -> &BufferPool {

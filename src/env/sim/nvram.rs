@@ -36,8 +36,8 @@ impl NvramMedium {
     }
 
     /// Size in bytes.
-    pub fn len(&self) -> u64 {
-        self.image.len()
+    pub fn size(&self) -> u64 {
+        self.image.size()
     }
 
     /// The alignment of offsets and lengths, in bytes.

@@ -130,7 +130,7 @@ impl StorageBackend for SimStorage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.state();
-        if len > state.medium.len() {
+        if len > state.medium.size() {
             return Err(io::ErrorKind::StorageFull.into());
         }
         // What is cut off reads as zeros should the storage grow again.

@@ -161,13 +161,13 @@ impl World {
     }
 
     /// Sends a datagram towards the server or a client, as the network lets it.
-    pub fn send(&mut self, datagram: Vec<u8>, event: impl Fn(Vec<u8>) -> Event) {
+    pub fn send(&mut self, datagram: &[u8], event: impl Fn(Vec<u8>) -> Event) {
         let copies = 1 + u32::from(self.rng.chance(self.faults.datagram_repeat_ppm));
         for _ in 0..copies {
             if !self.rng.chance(self.faults.datagram_loss_ppm) {
                 let (low, high) = self.faults.datagram_ns;
                 let delay = self.rng.log_between(low, high);
-                self.schedule(delay, event(datagram.clone()));
+                self.schedule(delay, event(datagram.to_vec()));
             }
         }
     }
@@ -190,7 +190,7 @@ impl World {
             return;
         }
         for (peer, datagram) in answers {
-            self.send(datagram, |datagram| Event::ToClient(peer, datagram));
+            self.send(&datagram, |datagram| Event::ToClient(peer, datagram));
         }
     }
 
