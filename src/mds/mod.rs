@@ -22,9 +22,17 @@
 //!   [`crate::env::Env`]; the same datagrams in the same order give the same answers.
 
 pub mod assembly;
+pub mod backend;
+pub mod catalog;
 pub mod client;
+pub mod embedded;
 pub mod error;
 pub mod raw;
 pub mod records;
+pub mod redb_store;
 pub mod rtt;
+pub mod runs;
+pub mod server;
+pub mod session;
+pub mod store;
 pub mod wire;

@@ -1,0 +1,342 @@
+//! Where the store's bytes lie: a region of a device or file, and a watch over any backend.
+//!
+//! # The region
+//!
+//! | offset | bytes | what |
+//! | --- | --- | --- |
+//! | 0 | 4 KiB | header, copy A |
+//! | 4 KiB | 4 KiB | header, copy B |
+//! | 8 KiB | capacity − 8 KiB | the store's bytes |
+//!
+//! A header holds the logical length of the store's bytes, since a region, other than a file, has
+//! none of its own. The copies are written in turn, each flushed before the other may be written,
+//! so that one is always whole; the higher version is the newer.
+//!
+//! Growing writes zeros and flushes them *before* the header: a store may take what it never wrote
+//! for zeros, and the region may hold an earlier life's bytes.
+//!
+//! # Contracts
+//!
+//! - **Capacity**: growing beyond the region fails as [`io::ErrorKind::StorageFull`] and changes
+//!   nothing.
+//! - **Fail stop** ([`Watched`]): after the first failed write, growth or flush, each later one
+//!   fails too: a device that lost writes would otherwise be believed at the next flush.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use redb::StorageBackend;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::wire::crc32c;
+
+/// Size of a header's copy, in bytes: no smaller than a device's sector.
+const HEADER_BYTES: u64 = 4096;
+/// Where the store's bytes begin.
+const DATA_OFFSET: u64 = 2 * HEADER_BYTES;
+/// The smallest region that a new store fits in.
+pub const CAPACITY_MIN: u64 = 4 << 20;
+/// Zeros written at a time.
+const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+const MAGIC: [u8; 8] = *b"FSmdsReg";
+const VERSION: u32 = 1;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawHeader {
+    magic: [u8; 8],
+    format: U32,
+    crc: U32,
+    version: U64,
+    length: U64,
+}
+
+const _: () = assert!(size_of::<RawHeader>() == 32);
+const _: () = assert!(std::mem::offset_of!(RawHeader, crc) == 12);
+
+/// What the newer valid header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    version: u64,
+    length: u64,
+}
+
+impl RawHeader {
+    fn new(header: Header) -> Self {
+        let mut raw = RawHeader {
+            magic: MAGIC,
+            format: U32::new(VERSION),
+            crc: U32::ZERO,
+            version: U64::new(header.version),
+            length: U64::new(header.length),
+        };
+        raw.crc = U32::new(raw.checksum());
+        raw
+    }
+
+    fn checksum(&self) -> u32 {
+        crc32c(RawHeader { crc: U32::ZERO, ..*self }.as_bytes())
+    }
+
+    fn verified(&self, capacity: u64) -> Option<Header> {
+        let header = Header { version: self.version.get(), length: self.length.get() };
+        let good = self.magic == MAGIC
+            && self.format.get() == VERSION
+            && self.crc.get() == self.checksum()
+            && header.length <= capacity - DATA_OFFSET;
+        good.then_some(header)
+    }
+}
+
+/// A region of a device or file as the store's storage.
+///
+/// The file is used with buffered reads and writes; nobody else may touch the region.
+#[derive(Debug)]
+pub struct RegionBackend {
+    file: File,
+    offset: u64,
+    capacity: u64,
+    header: Mutex<Header>,
+}
+
+impl RegionBackend {
+    /// An empty store's region of `capacity` bytes from `offset` on; what was there is gone.
+    pub fn create(file: File, offset: u64, capacity: u64) -> io::Result<Self> {
+        check_capacity(capacity)?;
+        let header = Header { version: 1, length: 0 };
+        file.write_all_at(&[0; DATA_OFFSET as usize], offset)?;
+        file.write_all_at(RawHeader::new(header).as_bytes(), offset + copy_offset(1))?;
+        file.sync_data()?;
+        Ok(RegionBackend { file, offset, capacity, header: Mutex::new(header) })
+    }
+
+    /// The region of a store that was made before.
+    pub fn open(file: File, offset: u64, capacity: u64) -> io::Result<Self> {
+        check_capacity(capacity)?;
+        let mut newest: Option<Header> = None;
+        for copy in [0, HEADER_BYTES] {
+            let mut raw = RawHeader::new(Header { version: 0, length: 0 });
+            file.read_exact_at(raw.as_mut_bytes(), offset + copy)?;
+            let found = raw.verified(capacity);
+            if found.is_some_and(|found| newest.is_none_or(|newest| found.version > newest.version))
+            {
+                newest = found;
+            }
+        }
+        let damaged = || {
+            let text = "both copies of the metadata region's header are damaged";
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        };
+        let header = newest.ok_or_else(damaged)?;
+        Ok(RegionBackend { file, offset, capacity, header: Mutex::new(header) })
+    }
+
+    fn header(&self) -> Header {
+        *self.header.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses what lies beyond the logical length.
+    fn check_range(&self, offset: u64, length: usize) -> io::Result<()> {
+        let end = offset.checked_add(length as u64);
+        if end.is_some_and(|end| end <= self.header().length) {
+            return Ok(());
+        }
+        let text = format!("{length} bytes at {offset} are beyond the store's end");
+        Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+    }
+
+    fn write_zeros(&self, mut from: u64, to: u64) -> io::Result<()> {
+        while from < to {
+            let length = (to - from).min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..length as usize], self.offset + DATA_OFFSET + from)?;
+            from += length;
+        }
+        self.file.sync_data()
+    }
+}
+
+fn check_capacity(capacity: u64) -> io::Result<()> {
+    if capacity >= CAPACITY_MIN {
+        return Ok(());
+    }
+    let text = format!("a metadata region of {capacity} bytes is less than {CAPACITY_MIN}");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+/// Where the copy of that version goes: versions take turns.
+fn copy_offset(version: u64) -> u64 {
+    version % 2 * HEADER_BYTES
+}
+
+impl StorageBackend for RegionBackend {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.header().length)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.check_range(offset, out.len())?;
+        self.file.read_exact_at(out, self.offset + DATA_OFFSET + offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        if length > self.capacity - DATA_OFFSET {
+            let text = format!(
+                "{length} bytes do not fit the metadata region of {} bytes",
+                self.capacity - DATA_OFFSET
+            );
+            return Err(io::Error::new(io::ErrorKind::StorageFull, text));
+        }
+        let old = self.header();
+        if length > old.length {
+            self.write_zeros(old.length, length)?;
+        }
+        let new = Header { version: old.version + 1, length };
+        self.file
+            .write_all_at(RawHeader::new(new).as_bytes(), self.offset + copy_offset(new.version))?;
+        self.file.sync_data()?;
+        *self.header.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check_range(offset, data.len())?;
+        self.file.write_all_at(data, self.offset + DATA_OFFSET + offset)
+    }
+}
+
+/// Any backend, its written bytes counted and its first failure kept.
+#[derive(Debug)]
+pub struct Watched<B> {
+    inner: B,
+    written: Arc<AtomicU64>,
+    failed: OnceLock<(io::ErrorKind, String)>,
+}
+
+impl<B: StorageBackend> Watched<B> {
+    /// Watches `inner`, adding what is written (growth included) to `written`.
+    pub fn new(inner: B, written: Arc<AtomicU64>) -> Self {
+        Watched { inner, written, failed: OnceLock::new() }
+    }
+
+    fn latch(&self, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if let Some((kind, text)) = self.failed.get() {
+            return Err(io::Error::new(*kind, text.clone()));
+        }
+        change().inspect_err(|error| {
+            // A second thread's failure, at the same moment, is no news.
+            let _ = self.failed.set((error.kind(), format!("failed before: {error}")));
+        })
+    }
+}
+
+impl<B: StorageBackend> StorageBackend for Watched<B> {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.inner.read(offset, out)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let grown = length.saturating_sub(self.inner.len()?);
+        self.written.fetch_add(grown, Ordering::Relaxed);
+        self.latch(|| self.inner.set_len(length))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.latch(|| self.inner.sync_data())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.latch(|| self.inner.write(offset, data))
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.inner.close()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(offset: u64, capacity: u64) -> (File, RegionBackend) {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&vec![0xEE; (offset + capacity) as usize], 0).unwrap();
+        let backend = RegionBackend::create(file.try_clone().unwrap(), offset, capacity).unwrap();
+        (file, backend)
+    }
+
+    /// Goal: length and bytes survive; new positions read as zeros over an earlier life's bytes,
+    /// also when the store had shrunk; nothing outside of the region is touched.
+    #[test]
+    fn grows_and_shrinks() {
+        let (file, backend) = region(1 << 20, CAPACITY_MIN);
+        backend.set_len(100_000).unwrap();
+        backend.write(50_000, &[7; 1000]).unwrap();
+        backend.set_len(50_500).unwrap();
+        backend.set_len(200_000).unwrap();
+        let again = RegionBackend::open(file.try_clone().unwrap(), 1 << 20, CAPACITY_MIN).unwrap();
+        assert_eq!(again.len().unwrap(), 200_000);
+        let mut bytes = vec![1; 200_000];
+        again.read(0, &mut bytes).unwrap();
+        let sevens = 50_000..50_500;
+        for (i, byte) in bytes.iter().enumerate() {
+            assert_eq!(*byte, if sevens.contains(&i) { 7 } else { 0 }, "at {i}");
+        }
+        let mut edge = [0; 16];
+        file.read_exact_at(&mut edge, (1 << 20) - 16).unwrap();
+        assert_eq!(edge, [0xEE; 16]);
+        assert!(again.read(199_999, &mut [0; 2]).is_err());
+        assert!(again.write(200_000, &[0]).is_err());
+    }
+
+    /// Goal: beyond the capacity is StorageFull and changes nothing.
+    #[test]
+    fn full_region() {
+        let (_, backend) = region(0, CAPACITY_MIN);
+        let error = backend.set_len(CAPACITY_MIN).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(backend.len().unwrap(), 0);
+        backend.set_len(CAPACITY_MIN - DATA_OFFSET).unwrap();
+    }
+
+    /// Goal: a torn newest header falls back to the other copy; both torn are refused.
+    #[test]
+    fn torn_headers() {
+        let (file, backend) = region(0, CAPACITY_MIN);
+        backend.set_len(10_000).unwrap();
+        backend.set_len(20_000).unwrap();
+        let newest = backend.header().version;
+        file.write_all_at(&[0xFF; 5], copy_offset(newest) + 20).unwrap();
+        let again = RegionBackend::open(file.try_clone().unwrap(), 0, CAPACITY_MIN).unwrap();
+        assert_eq!(again.len().unwrap(), 10_000);
+        file.write_all_at(&[0xFF; 5], copy_offset(newest + 1) + 20).unwrap();
+        assert!(RegionBackend::open(file, 0, CAPACITY_MIN).is_err());
+    }
+
+    /// Goal: written bytes are counted and the first failure is the last success.
+    #[test]
+    fn watched() {
+        let (_, backend) = region(0, CAPACITY_MIN);
+        let written = Arc::new(AtomicU64::new(0));
+        let watched = Watched::new(backend, Arc::clone(&written));
+        watched.set_len(4096).unwrap();
+        watched.write(0, &[1; 100]).unwrap();
+        assert_eq!(written.load(Ordering::Relaxed), 4196);
+        watched.sync_data().unwrap();
+        watched.set_len(1 << 40).unwrap_err();
+        assert!(watched.write(0, &[1]).is_err());
+        assert_eq!(watched.sync_data().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+}

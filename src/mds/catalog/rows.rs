@@ -1,0 +1,87 @@
+//! The rows of the store that are not records of the wire.
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::format::ids::Incarnation;
+use crate::mds::records::PoolInfo;
+use crate::mds::store::StoreError;
+
+/// Version of the rows' layout.
+const VERSION: u32 = 1;
+
+/// The pool: the one row of its table.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct PoolRow {
+    version: U32,
+    extents: U32,
+    reserve: U32,
+    extent_size: U32,
+    /// One more than the highest extent.
+    pub(super) extents_end: U32,
+    pub(super) next_volume: U32,
+}
+const _: () = assert!(size_of::<PoolRow>() == 24);
+
+/// A unit.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct UnitRow {
+    pub(super) session: U64,
+    pub(super) data_quota: U64,
+    incarnation: U32,
+    reserved: U32,
+}
+const _: () = assert!(size_of::<UnitRow>() == 24);
+
+impl PoolRow {
+    pub(super) fn new(info: PoolInfo, extents_end: u32, next_volume: u32) -> Self {
+        PoolRow {
+            version: U32::new(VERSION),
+            extents: U32::new(info.extents),
+            reserve: U32::new(info.reserve),
+            extent_size: U32::new(info.extent_size),
+            extents_end: U32::new(extents_end),
+            next_volume: U32::new(next_volume),
+        }
+    }
+
+    pub(super) fn info(&self) -> Result<PoolInfo, StoreError> {
+        if self.version.get() != VERSION {
+            let text = format!("its rows are of version {}, not {VERSION}", self.version);
+            return Err(StoreError::Damaged(text));
+        }
+        Ok(PoolInfo {
+            extents: self.extents.get(),
+            reserve: self.reserve.get(),
+            extent_size: self.extent_size.get(),
+        })
+    }
+}
+
+impl UnitRow {
+    pub(super) fn new(incarnation: Incarnation, session: u64, data_quota: u64) -> Self {
+        UnitRow {
+            session: U64::new(session),
+            data_quota: U64::new(data_quota),
+            incarnation: U32::new(incarnation.0),
+            reserved: U32::ZERO,
+        }
+    }
+
+    pub(super) fn incarnation(&self) -> Incarnation {
+        Incarnation(self.incarnation.get())
+    }
+}
+
+/// A row of exactly that type.
+pub(super) fn parsed<T: FromBytes>(bytes: &[u8]) -> Result<T, StoreError> {
+    let damaged = |_| StoreError::Damaged(format!("a row of {} bytes", bytes.len()));
+    T::read_from_bytes(bytes).map_err(damaged)
+}
+
+/// A row's bytes.
+pub(super) fn bytes(row: &(impl IntoBytes + Immutable)) -> Vec<u8> {
+    row.as_bytes().to_vec()
+}

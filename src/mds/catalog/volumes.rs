@@ -1,0 +1,101 @@
+//! Volumes: made, listed, resized, deleted.
+
+use super::rows;
+use super::{Catalog, Fault, refused};
+use crate::format::ids::{LogicalExtent, VolumeId};
+use crate::mds::error::Refusal;
+use crate::mds::raw::RawVolume;
+use crate::mds::records::{NAME_BYTES_MAX, VolumeInfo};
+use crate::mds::store::{self, Table};
+
+/// The most volumes of a pool.
+pub const VOLUMES_MAX: usize = 4096;
+
+impl Catalog {
+    /// Makes a thin volume. Its number was never used before.
+    pub fn create_volume(&mut self, name: &str, size: u64) -> Result<VolumeInfo, Fault> {
+        if !is_name(name) {
+            return refused(Refusal::NameInvalid);
+        }
+        if self.volumes.values().any(|volume| volume.name == name) {
+            return refused(Refusal::NameTaken);
+        }
+        if self.volumes.len() >= VOLUMES_MAX || self.next_volume == u32::MAX {
+            return refused(Refusal::TooLarge);
+        }
+        self.check_size(size)?;
+        let volume = VolumeInfo { id: VolumeId(self.next_volume), name: name.to_owned(), size };
+        self.next_volume += 1;
+        self.put_pool();
+        self.put_volume(&volume);
+        self.volumes.insert(volume.id, volume.clone());
+        Ok(volume)
+    }
+
+    /// Changes a volume's size; refused where a bound extent would be beyond its end.
+    pub fn resize_volume(&mut self, id: VolumeId, size: u64) -> Result<(), Fault> {
+        let mut volume = self.volume(id)?.clone();
+        self.check_size(size)?;
+        if size < volume.size {
+            let end = LogicalExtent(self.extents_of(size) as u32);
+            self.refuse_if_bound(id, end)?;
+        }
+        volume.size = size;
+        self.put_volume(&volume);
+        self.volumes.insert(id, volume);
+        Ok(())
+    }
+
+    /// Deletes a volume; refused while any of its extents is bound.
+    pub fn delete_volume(&mut self, id: VolumeId) -> Result<(), Fault> {
+        self.volume(id)?;
+        self.refuse_if_bound(id, LogicalExtent(0))?;
+        self.volumes.remove(&id);
+        self.changes.insert((Table::Volumes, store::key(&[id.0])), None);
+        Ok(())
+    }
+
+    /// A page of the volumes from a number on.
+    pub fn list_volumes(&self, from: u64, count: usize) -> Vec<&VolumeInfo> {
+        let Ok(from) = u32::try_from(from) else {
+            return Vec::new();
+        };
+        self.volumes.range(VolumeId(from)..).take(count).map(|(_, volume)| volume).collect()
+    }
+
+    pub(super) fn volume(&self, id: VolumeId) -> Result<&VolumeInfo, Fault> {
+        self.volumes.get(&id).ok_or(Fault::Refused(Refusal::UnknownVolume, u64::from(id.0)))
+    }
+
+    /// How many extents a volume of that size has.
+    pub(super) fn extents_of(&self, size: u64) -> u64 {
+        size.div_ceil(u64::from(self.info.extent_size))
+    }
+
+    fn check_size(&self, size: u64) -> Result<(), Fault> {
+        if size == 0 || self.extents_of(size) >= u64::from(u32::MAX) {
+            return refused(Refusal::OutOfRange);
+        }
+        Ok(())
+    }
+
+    /// Whether any extent from `from` on is bound. Volumes change seldom: what waits is committed
+    /// first, so that the store alone can be asked.
+    fn refuse_if_bound(&mut self, id: VolumeId, from: LogicalExtent) -> Result<(), Fault> {
+        self.commit()?;
+        if self.layout(id, from, 1)?.is_empty() { Ok(()) } else { refused(Refusal::VolumeBusy) }
+    }
+
+    fn put_volume(&mut self, volume: &VolumeInfo) {
+        let row = RawVolume::named(volume.id, &volume.name, volume.size);
+        let row = rows::bytes(&row.expect("names are checked when volumes are made"));
+        self.changes.insert((Table::Volumes, store::key(&[volume.id.0])), Some(row));
+    }
+}
+
+/// Whether a volume can have the name: it is an export's name, and a word of a command line.
+fn is_name(name: &str) -> bool {
+    let fits = (1..=NAME_BYTES_MAX).contains(&name.len());
+    fits && !name.starts_with('-')
+        && name.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != '/' && c != '=')
+}

@@ -1,0 +1,70 @@
+//! The server on a thread of its own, behind channels: the default, one process with all of it.
+//!
+//! The store is synchronous; a thread keeps its waits off the ring. All that waits when the thread
+//! looks is one turn of the server, and so one durable transaction.
+//!
+//! # Contract
+//!
+//! **End**: the thread ends, and closes the store, when the sender of requests is dropped.
+
+use std::io;
+use std::iter;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::server::Server;
+
+/// The most datagrams of one turn.
+const TURN_DATAGRAMS_MAX: usize = 4096;
+/// Name of the thread.
+const THREAD_NAME: &str = "flipside-mds";
+
+/// The ends of a running server that its client holds.
+#[derive(Debug)]
+pub struct Embedded {
+    /// Where requests go; dropping it (and its clones) ends the server.
+    pub requests: Sender<Vec<u8>>,
+    /// Where answers come from.
+    pub replies: UnboundedReceiver<Vec<u8>>,
+    /// The thread.
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts the server on its thread, with new channels.
+pub fn start(server: Server<()>) -> io::Result<Embedded> {
+    let (requests, arriving) = channel();
+    let (leaving, replies) = unbounded_channel();
+    let thread = start_with(server, arriving, leaving)?;
+    Ok(Embedded { requests, replies, thread })
+}
+
+/// Starts the server on its thread, with these channels.
+pub fn start_with(
+    server: Server<()>,
+    requests: Receiver<Vec<u8>>,
+    replies: UnboundedSender<Vec<u8>>,
+) -> io::Result<JoinHandle<()>> {
+    let body = move || run(server, &requests, &replies);
+    Builder::new().name(THREAD_NAME.to_owned()).spawn(body)
+}
+
+fn run(mut server: Server<()>, requests: &Receiver<Vec<u8>>, replies: &UnboundedSender<Vec<u8>>) {
+    let mut failed = false;
+    while let Ok(first) = requests.recv() {
+        let waiting = iter::once(first).chain(requests.try_iter());
+        let batch: Vec<_> = waiting.take(TURN_DATAGRAMS_MAX).map(|bytes| ((), bytes)).collect();
+        for ((), reply) in server.handle(batch) {
+            if replies.send(reply).is_err() {
+                return;
+            }
+        }
+        if let Some(error) = server.failure()
+            && !failed
+        {
+            failed = true;
+            tracing::error!(%error, "the metadata server serves no more");
+        }
+    }
+}
