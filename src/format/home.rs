@@ -18,7 +18,7 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::blocks::{BlockMap, Location, RawBlockMap};
-use super::ids::{Generation, Slot};
+use super::ids::{Generation, PairId, Slot};
 use super::page::PAGE_HEADER;
 use super::record::{Binding, Record, extent_field, owner_fields, parse_extent, parse_owner};
 
@@ -29,6 +29,11 @@ pub const HOME_MAGIC: [u8; 4] = *b"FHOM";
 /// How many pairs a page describes.
 pub const LINES_PER_PAGE: usize = (HOME_PAGE - PAGE_HEADER) / size_of::<RawLine>();
 const _: () = assert!(size_of::<RawLine>() == 88 && LINES_PER_PAGE == 46);
+
+/// The home page that describes a pair.
+pub fn home_page(pair: PairId) -> u32 {
+    pair.0 / LINES_PER_PAGE as u32
+}
 
 /// The durable state of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +159,7 @@ impl Line {
 mod tests {
     use super::*;
     use crate::format::blocks::BlockSet;
-    use crate::format::ids::{ExtentId, LogicalExtent, PairId, VolumeId};
+    use crate::format::ids::{ExtentId, LogicalExtent, VolumeId};
 
     fn binding(generation: u32, extents: [Option<u32>; 2]) -> Binding {
         Binding {

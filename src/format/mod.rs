@@ -10,6 +10,8 @@ pub mod home;
 pub mod ids;
 pub mod layout;
 pub mod page;
+pub mod probe;
 pub mod record;
 pub mod status;
 pub mod superblock;
+pub mod superblock_io;

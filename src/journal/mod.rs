@@ -323,11 +323,6 @@ impl<R: Region> Journal<R> {
         self.bytes_written.set(self.bytes_written.get() + bytes as u64);
         self.latch(written)
     }
-
-    /// The home page that describes a pair.
-    pub fn home_page(pair: PairId) -> u32 {
-        pair.0 / LINES_PER_PAGE as u32
-    }
 }
 
 impl Inner {

@@ -33,14 +33,14 @@ type Notify = Box<dyn Fn() + Send + Sync>;
 pub struct Executor(Rc<Inner>);
 
 struct Inner {
-    slots: RefCell<Slots>,
+    tasks: RefCell<Tasks>,
     ready: Arc<Ready>,
     /// Counts the calls of `drop_all`, so that a task that was being polled meanwhile is dropped.
     epoch: Cell<u64>,
 }
 
 #[derive(Default)]
-struct Slots {
+struct Tasks {
     slots: Vec<Slot>,
     free: Vec<u32>,
     live: usize,
@@ -113,11 +113,12 @@ impl Executor {
         Self::with_notify(Box::new(|| ()))
     }
 
+    #[must_use]
     /// An executor that calls `notify` on the waking thread when the first task becomes ready
     /// from outside, so that the owner does not sleep through it.
     pub fn with_notify(notify: Notify) -> Self {
         Self(Rc::new(Inner {
-            slots: RefCell::default(),
+            tasks: RefCell::default(),
             ready: Arc::new(Ready {
                 local: OwnerCell::new(VecDeque::new()),
                 remote: Mutex::default(),
@@ -134,24 +135,24 @@ impl Executor {
     }
 
     fn spawn_boxed(&self, future: Pin<Box<dyn Future<Output = ()>>>) {
-        let mut slots = self.0.slots.borrow_mut();
-        let index = slots.free.pop().unwrap_or_else(|| {
-            let slot = u32::try_from(slots.slots.len()).expect("fewer than 2^32 tasks");
+        let mut tasks = self.0.tasks.borrow_mut();
+        let index = tasks.free.pop().unwrap_or_else(|| {
+            let slot = u32::try_from(tasks.slots.len()).expect("fewer than 2^32 tasks");
             let ready = Arc::clone(&self.0.ready);
             let wake = Arc::new(TaskWake { slot, listed: AtomicBool::new(false), ready });
-            slots.slots.push(Slot { task: None, wake });
+            tasks.slots.push(Slot { task: None, wake });
             slot
         });
-        let slot = &mut slots.slots[index as usize];
+        let slot = &mut tasks.slots[index as usize];
         assert!(slot.task.is_none(), "a slot on the free list holds a task");
         slot.task = Some(Task { future, waker: Waker::from(Arc::clone(&slot.wake)) });
         slot.wake.wake_by_ref();
-        slots.live += 1;
+        tasks.live += 1;
     }
 
     /// How many tasks there are, ready or not.
     pub fn len(&self) -> usize {
-        self.0.slots.borrow().live
+        self.0.tasks.borrow().live
     }
 
     /// Whether there is no task.
@@ -200,7 +201,7 @@ impl Executor {
         self.0.epoch.set(self.0.epoch.get() + 1);
         loop {
             // The destructors run without the borrow: they may wake and spawn.
-            let tasks = self.0.slots.borrow_mut().take_all();
+            let tasks = self.0.tasks.borrow_mut().take_all();
             if tasks.is_empty() {
                 break;
             }
@@ -224,27 +225,27 @@ impl Executor {
     }
 
     fn poll_slot(&self, index: u32) {
-        let mut slots = self.0.slots.borrow_mut();
-        let slot = &mut slots.slots[index as usize];
+        let mut tasks = self.0.tasks.borrow_mut();
+        let slot = &mut tasks.slots[index as usize];
         // Cleared before the poll: a wake during the poll lists the task again.
         slot.wake.listed.swap(false, Ordering::AcqRel);
         let Some(mut task) = slot.task.take() else { return };
-        drop(slots);
+        drop(tasks);
 
         let epoch = self.0.epoch.get();
         let polled = task.future.as_mut().poll(&mut Context::from_waker(&task.waker));
         let keep = polled.is_pending() && epoch == self.0.epoch.get();
         if keep {
-            self.0.slots.borrow_mut().slots[index as usize].task = Some(task);
+            self.0.tasks.borrow_mut().slots[index as usize].task = Some(task);
         } else {
             // Dropped before the slot is free and without the borrow: its destructors may spawn.
             drop(task);
-            self.0.slots.borrow_mut().release(index);
+            self.0.tasks.borrow_mut().release(index);
         }
     }
 }
 
-impl Slots {
+impl Tasks {
     fn take_all(&mut self) -> Vec<Task> {
         let mut tasks = Vec::with_capacity(self.live);
         for index in 0..self.slots.len() {
@@ -327,7 +328,7 @@ mod tests {
         assert_eq!(executor.len(), 1);
         sender.send(()).unwrap();
         executor.run_until_stalled();
-        assert_eq!((executor.len(), executor.0.slots.borrow().slots.len()), (0, 1));
+        assert_eq!((executor.len(), executor.0.tasks.borrow().slots.len()), (0, 1));
     }
 
     /// Goal: a crash drops all tasks, also the one that asks for it and those spawned by drops.
@@ -350,7 +351,7 @@ mod tests {
         let handle = executor.clone();
         executor.spawn(async move {
             handle.drop_all();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         });
         executor.run_until_stalled();
         assert!(executor.is_empty());
