@@ -65,7 +65,8 @@ fn functions(text: &str) -> Vec<(String, usize, usize)> {
         }
         let closing = format!("{}}}", &line[..indent]);
         let ends = |line: &&str| {
-            **line == closing || line.ends_with(';') && line.len() - line.trim_start().len() == indent
+            **line == closing
+                || line.ends_with(';') && line.len() - line.trim_start().len() == indent
         };
         let rest = lines[start..].iter().take_while(|line| !ends(line));
         let one_line = trimmed.ends_with(';') || trimmed.ends_with('}');
@@ -89,7 +90,8 @@ fn nothing_is_too_long() {
             }
         }
         if path.ends_with(".rs") {
-            let long = functions(&text).into_iter().filter(|(.., lines)| *lines > FUNCTION_LINES_MAX);
+            let long =
+                functions(&text).into_iter().filter(|(.., lines)| *lines > FUNCTION_LINES_MAX);
             offences.extend(long.map(|(name, at, n)| format!("{path}:{at}: {name} has {n} lines")));
         }
     }
