@@ -15,6 +15,7 @@
 //! - **Failure**: nothing is retried here. A failed flush or durable write says nothing about what
 //!   is on the medium; the caller must treat the device as failed.
 
+pub mod flags;
 pub mod os;
 pub mod region;
 pub mod sim;
@@ -119,6 +120,9 @@ pub trait Region: Clone + 'static {
     /// Writes every piece and returns when all of them are durable. At a crash before that, any
     /// part of any of them may have arrived.
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static;
+    /// Makes durable everything that can be read now, whoever wrote it: a recovery must not act on
+    /// what may vanish later.
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static;
 }
 
 /// The channel to the metadata server: datagrams that may be lost, repeated or reordered.

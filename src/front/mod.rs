@@ -1,1 +1,8 @@
-//! Placeholder until the room is built.
+//! What clients talk to: NBD, and the control socket.
+
+pub mod control;
+pub mod export;
+pub mod listen;
+pub mod nbd;
+
+pub use export::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement};

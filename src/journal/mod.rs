@@ -1,1 +1,336 @@
-//! Placeholder until the room is built.
+//! The nonlinear journal of a storage unit, and the home beside it (design section 5).
+//!
+//! A group is one transaction's effect on the unit. Groups are appended one after another, each in
+//! one persist, and linked in that order; they are unlinked in any order once their effect is in
+//! the home.
+//!
+//! # Contracts
+//!
+//! - **Durability**: when [`Journal::append`] returns, the group is linked in persisted state; that
+//!   is the commit point of a local transaction. When [`Journal::unlink`] returns, the groups are
+//!   not; only then are their slots used again.
+//! - **Ordering**: appends are persisted strictly one after another.
+//! - **Failure**: the first failed persist latches: every later call fails with its reason, and
+//!   what was being appended is neither acknowledged nor retried.
+//! - **Space**: an append that finds no room waits for an unlink; [`Journal::crowded`] tells the unit
+//!   in time that one is wanted. The caller keeps groups within [`Journal::group_bytes_max`], of
+//!   which two fit at least.
+
+mod error;
+mod layout;
+mod list;
+mod open;
+mod pages;
+mod slots;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+
+use tokio::sync::{Mutex, Notify};
+
+pub use error::JournalError;
+pub use layout::RegionLayout;
+use list::{Linked, List};
+pub use open::{Opened, RecoveredGroup};
+use pages::PageStore;
+use slots::Slots;
+
+use crate::env::Region;
+use crate::format::group::{
+    Group, GroupState, Link, Parts, SLOT_BYTES, TransactionId, parts_bound,
+};
+use crate::format::home::LINES_PER_PAGE;
+use crate::format::home::Line;
+use crate::format::ids::{Incarnation, PairId, PoolId, Sequence, UnitId};
+use crate::format::record::Record;
+use crate::format::status::{ROOT, StatusEntry, entries_per_page};
+use crate::uring::buffers::{Buf, View};
+
+/// A unit's journal and home.
+pub struct Journal<R: Region> {
+    region: R,
+    layout: RegionLayout,
+    pool: PoolId,
+    unit: UnitId,
+    incarnation: Incarnation,
+    inner: RefCell<Inner>,
+    append_work: Mutex<Buf>,
+    page_work: Mutex<PageWork>,
+    room: Notify,
+    crowded: Notify,
+    bytes_written: Cell<u64>,
+}
+
+struct Inner {
+    list: List,
+    slots: Slots,
+    /// For the root and for each slot, what was last persisted about the group there.
+    status: Vec<Option<StatusEntry>>,
+    failed: Option<Rc<str>>,
+    transactions: u64,
+}
+
+struct PageWork {
+    buf: Buf,
+    status: PageStore,
+    home: PageStore,
+}
+
+/// The most bytes that the records of one group may take, by the journal's size: a quarter of it,
+/// and no more than this.
+const GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of records that a group may have in a journal of so many slots.
+pub fn group_bytes_max(slots: u32) -> usize {
+    (slots as usize / 4 * SLOT_BYTES / 10 * 9).min(GROUP_BYTES_MAX)
+}
+
+/// Bytes of the buffer that appends need.
+pub fn append_work_bytes(slots: u32) -> usize {
+    parts_bound(group_bytes_max(slots)) * SLOT_BYTES
+}
+
+impl<R: Region> Journal<R> {
+    /// This start of the unit.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Bytes that a group's records may take together.
+    pub fn group_bytes_max(&self) -> usize {
+        group_bytes_max(self.layout.slots)
+    }
+
+    /// Bytes written to the region since the start.
+    pub fn bytes_written(&self) -> u64 {
+        self.bytes_written.get()
+    }
+
+    /// How many groups are linked.
+    pub fn linked(&self) -> usize {
+        self.inner.borrow().list.len()
+    }
+
+    /// Free and total journal slots.
+    pub fn slots(&self) -> (usize, usize) {
+        let inner = self.inner.borrow();
+        (inner.slots.available(), inner.slots.total())
+    }
+
+    /// Why the journal takes no more writes, where it does not.
+    pub fn failure(&self) -> Option<Rc<str>> {
+        self.inner.borrow().failed.clone()
+    }
+
+    /// Returns when more than half of the journal is taken, or something waits for room.
+    pub async fn crowded(&self) {
+        self.crowded.notified().await;
+    }
+
+    /// The identity of a new transaction that this unit decides alone.
+    pub fn local_transaction(&self) -> TransactionId {
+        let mut inner = self.inner.borrow_mut();
+        inner.transactions += 1;
+        TransactionId {
+            coordinator: self.unit.0,
+            incarnation: self.incarnation,
+            number: inner.transactions,
+        }
+    }
+
+    /// Appends a group; when this returns it is durable and linked. The caller applies its effect
+    /// and then says so by [`Journal::publish`].
+    pub async fn append(
+        &self,
+        domain: u32,
+        transaction: TransactionId,
+        state: GroupState,
+        records: Vec<Record>,
+    ) -> Result<Sequence, JournalError> {
+        let bytes: usize = records.iter().map(Record::stored_len).sum();
+        assert!(bytes <= self.group_bytes_max(), "a group of {bytes} bytes is too large");
+        let parts = Parts::of(&records);
+        // One append at a time: the tail that this group goes to is the last group's link.
+        let mut work = self.append_work.lock().await;
+        let more = self.take_slots(parts.count()).await?;
+        let tail = self.inner.borrow().list.tail();
+        let (next, rest) = more.split_last().expect("at least the next tail was taken");
+        let mut slots = vec![tail.slot];
+        slots.extend_from_slice(rest);
+        let link = Link { slot: *next, sequence: Sequence(tail.sequence.0 + 1) };
+        let mut pairs: Vec<PairId> = records.iter().filter_map(Record::pair).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        let incarnation = self.incarnation;
+        let sequence = tail.sequence;
+        let group = Group { sequence, incarnation, transaction, domain, state, link, records };
+        group.store(self.pool, &parts, &slots, work.as_mut_slice());
+        let pieces = self.part_pieces(&mut work, &parts, &slots);
+        self.persist(pieces).await?;
+        let mut inner = self.inner.borrow_mut();
+        let at = inner.list.append(Linked { slots, link, state, pairs, published: false });
+        assert_eq!(at, sequence, "nothing else was appended meanwhile");
+        Ok(sequence)
+    }
+
+    /// Takes the slots for a group's further parts and for the next tail.
+    async fn take_slots(&self, count: usize) -> Result<Vec<u32>, JournalError> {
+        loop {
+            let room = self.room.notified();
+            {
+                let mut inner = self.inner.borrow_mut();
+                if let Some(reason) = &inner.failed {
+                    return Err(JournalError::Failed(Rc::clone(reason)));
+                }
+                let taken = inner.slots.take(count);
+                if taken.is_none() || inner.slots.available() < inner.slots.total() / 2 {
+                    self.crowded.notify_one();
+                }
+                if let Some(taken) = taken {
+                    return Ok(taken);
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// The writes of a group's parts, in whole sectors, neighbours joined.
+    fn part_pieces(&self, work: &mut Buf, parts: &Parts, slots: &[u32]) -> Vec<(u64, View)> {
+        let sector = self.region.sector() as usize;
+        let mut pieces: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
+        for (i, (used, &slot)) in parts.used().zip(slots).enumerate() {
+            let at = self.layout.slot_at(slot);
+            let range = i * SLOT_BYTES..i * SLOT_BYTES + used.next_multiple_of(sector);
+            match pieces.last_mut() {
+                Some((start, last))
+                    if last.end == range.start && *start + last.len() as u64 == at =>
+                {
+                    last.end = range.end;
+                }
+                _ => pieces.push((at, range)),
+            }
+        }
+        pieces.into_iter().map(|(at, range)| (at, work.view(range))).collect()
+    }
+
+    async fn persist(&self, pieces: Vec<(u64, View)>) -> Result<(), JournalError> {
+        let bytes: usize = pieces.iter().map(|(_, view)| view.len()).sum();
+        let result = self.region.persist(pieces).await;
+        self.bytes_written.set(self.bytes_written.get() + bytes as u64);
+        self.latch(result)
+    }
+
+    /// Passes a result on, and remembers the first failure for ever.
+    fn latch(&self, result: io::Result<()>) -> Result<(), JournalError> {
+        let mut inner = self.inner.borrow_mut();
+        if let Err(error) = result
+            && inner.failed.is_none()
+        {
+            inner.failed = Some(error.to_string().into());
+            self.room.notify_waiters();
+        }
+        match &inner.failed {
+            Some(reason) => Err(JournalError::Failed(Rc::clone(reason))),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that a group's effect is in the unit's maps.
+    pub fn publish(&self, sequence: Sequence) {
+        self.inner.borrow_mut().list.publish(sequence);
+    }
+
+    /// The oldest groups, as far as all of them are published.
+    pub fn published_prefix(&self) -> Vec<Sequence> {
+        self.inner.borrow().list.published_prefix()
+    }
+
+    /// Unlinks groups (ascending), whose effect must be durable in the home already; any of them,
+    /// as long as no older group that stays names a pair of theirs (design section 5 ‡).
+    pub async fn unlink(&self, chosen: &[Sequence]) -> Result<(), JournalError> {
+        let mut work = self.page_work.lock().await;
+        let plan = {
+            let mut guard = self.inner.borrow_mut();
+            let inner = &mut *guard;
+            for &sequence in chosen {
+                assert!(
+                    inner.list.may_unlink(sequence, chosen),
+                    "{sequence} follows an older group"
+                );
+            }
+            let plan = inner.list.plan_unlink(chosen);
+            for &(of, link) in &plan {
+                let entry = StatusEntry { of, state: inner.state_of(of), link };
+                let index = inner.status_index(of);
+                inner.status[index] = Some(entry);
+            }
+            plan
+        };
+        let pages = self.status_pages(plan.iter().map(|(of, _)| *of));
+        let PageWork { buf, status, .. } = &mut *work;
+        let entries = entries_per_page(self.layout.status.page);
+        let bytes = 2 * pages.len() * self.layout.status.page;
+        let written = status
+            .write(&self.region, buf, &pages, |page, out| {
+                let inner = self.inner.borrow();
+                let first = page as usize * entries;
+                for (i, entry) in inner.status.iter().skip(first).take(entries).enumerate() {
+                    if let Some(entry) = entry {
+                        entry.store(out, i);
+                    }
+                }
+            })
+            .await;
+        self.bytes_written.set(self.bytes_written.get() + bytes as u64);
+        self.latch(written)?;
+        let mut inner = self.inner.borrow_mut();
+        let slots = inner.list.unlink(chosen, &plan);
+        inner.slots.give(&slots);
+        self.room.notify_waiters();
+        Ok(())
+    }
+
+    /// The status pages that hold the entries of some groups, each once, in order.
+    fn status_pages(&self, of: impl Iterator<Item = Sequence>) -> Vec<u32> {
+        let inner = self.inner.borrow();
+        let entries = entries_per_page(self.layout.status.page);
+        let mut pages: Vec<u32> = of.map(|s| (inner.status_index(s) / entries) as u32).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+
+    /// Makes the home pages of some pairs durable as `line` says they are now.
+    pub async fn write_home(
+        &self,
+        pages: &[u32],
+        line: impl Fn(PairId) -> Line,
+    ) -> Result<(), JournalError> {
+        let mut work = self.page_work.lock().await;
+        let PageWork { buf, home, .. } = &mut *work;
+        let written = home
+            .write(&self.region, buf, pages, |page, out| {
+                for i in 0..LINES_PER_PAGE {
+                    let pair = page * LINES_PER_PAGE as u32 + i as u32;
+                    if pair < self.layout.pairs {
+                        line(PairId(pair)).store(out, i);
+                    }
+                }
+            })
+            .await;
+        let bytes = 2 * pages.len() * self.layout.home.page;
+        self.bytes_written.set(self.bytes_written.get() + bytes as u64);
+        self.latch(written)
+    }
+}
+
+impl Inner {
+    fn status_index(&self, of: Sequence) -> usize {
+        if of == ROOT { 0 } else { self.list.head_slot(of) as usize + 1 }
+    }
+
+    fn state_of(&self, of: Sequence) -> GroupState {
+        if of == ROOT { GroupState::Done } else { self.list.state(of) }
+    }
+}

@@ -1,1 +1,18 @@
-//! Placeholder until the room is built.
+//! What can be seen of a running target: counters, latencies, and the snapshot that `status` shows.
+//!
+//! Nothing here decides anything; every room may count, none may read a counter to act on it.
+//!
+//! # Contracts
+//!
+//! - **Threads**: counters are plain cells of one thread; a snapshot may go anywhere.
+//! - **Cost**: counting and recording allocate nothing.
+
+mod counters;
+mod latency;
+mod snapshot;
+
+pub use counters::{Count, Counters};
+pub use latency::{Latencies, Operation};
+pub use snapshot::{
+    DeviceBytes, Gauges, LatencySummary, OperationLatencies, RequestCounts, Snapshot, VolumeGauges,
+};

@@ -1,1 +1,263 @@
-//! Placeholder until the room is built.
+//! The storage unit: one thread, one journal, and the area pairs that it owns (design sections
+//! 3, 4 and 7).
+//!
+//! | file | what it is about |
+//! | --- | --- |
+//! | [`block`], [`policy`], [`limits`], [`request`] | decisions: plain functions over plain data |
+//! | [`state`], [`pool`], [`readers`] | what the unit knows |
+//! | [`admission`] | the instant at which a request joins an epoch |
+//! | [`read`], [`write`](mod@write), [`volume`] | requests |
+//! | [`commit`] | epochs: seal, drain, flush, harden, publish |
+//! | [`settle`], [`copy`] | giving journal areas back |
+//! | [`upkeep`] | checkpoints of the home, telling the metadata server |
+//! | [`recovery`] | finding everything again |
+//!
+//! # Contracts
+//!
+//! - **Durability**: what [`Volume::flush`] covers is in the image after any crash (promises 1 to 3
+//!   of `docs/design.md`).
+//! - **Failure**: a failed device write or flush stops the domains that it concerns; a failed
+//!   journal stops all. Reads go on (promise 6).
+//! - **Cancellation**: a request's future must be driven to its end once polled; a front end runs
+//!   it as a task of its own.
+
+mod admission;
+pub mod block;
+mod commit;
+mod copy;
+mod error;
+mod invariants;
+pub mod limits;
+pub mod policy;
+mod pool;
+mod read;
+mod readers;
+mod recovery;
+pub mod request;
+mod settle;
+mod state;
+mod upkeep;
+mod volume;
+mod write;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Notify};
+
+pub use error::{IoError, RecoverError};
+pub use policy::SettlePolicy;
+pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
+pub use settle::SettleReport;
+pub use volume::Volume;
+
+use crate::env::latch::Latching;
+use crate::env::{Disk, Env};
+use crate::format::ids::{ExtentId, VolumeId};
+use crate::format::layout::{DeviceExtents, Geometry};
+use crate::journal::Journal;
+use crate::mds::client::Client;
+use crate::observe::Counters;
+use crate::observe::{Gauges, VolumeGauges};
+use limits::Limits;
+use policy::Watermarks;
+use readers::Readers;
+use state::State;
+
+use self::recovery::RegionOf;
+
+/// What can be tuned of a unit.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How long writes stay uncommitted at most; `None`: until something asks.
+    pub commit_interval: Option<Duration>,
+    /// When journal areas are given back.
+    pub settle: SettlePolicy,
+    /// How many areas are settled in one metadata transaction.
+    pub settle_batch: usize,
+    /// How long news for the metadata server are gathered.
+    pub tell_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            commit_interval: Some(Duration::from_secs(5)),
+            settle: SettlePolicy::Pressure,
+            settle_batch: 100,
+            tell_interval: Duration::from_millis(500),
+        }
+    }
+}
+
+/// A device of the pool, with the extents on it.
+pub(crate) struct Device<E: Env> {
+    disk: Latching<E::Disk>,
+    extents: DeviceExtents,
+}
+
+/// A storage unit. Cheap to clone: a handle.
+pub struct Unit<E: Env>(Rc<Inner<E>>);
+
+impl<E: Env> Clone for Unit<E> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+struct Inner<E: Env> {
+    env: E,
+    geometry: Geometry,
+    limits: Limits,
+    watermarks: Watermarks,
+    config: Config,
+    devices: Vec<Device<E>>,
+    journal: Journal<RegionOf<E>>,
+    mds: Client<E>,
+    counters: Rc<Counters>,
+    readers: Readers,
+    state: RefCell<State>,
+    /// Wakes the settle task.
+    settle_wanted: Notify,
+    /// One settle at a time.
+    settle_lock: Mutex<copy::CopyBuffers>,
+    /// Wakes the task that tells the metadata server.
+    news: Notify,
+    /// The background tasks end when this is set and they are woken.
+    stopped: Cell<bool>,
+}
+
+impl<E: Env> Inner<E> {
+    /// Where a byte of an extent lies: the device's number, and the offset on it.
+    fn locate(&self, extent: ExtentId, offset_in_extent: u64) -> (usize, u64) {
+        let device = self
+            .devices
+            .iter()
+            .position(|device| device.extents.contains(extent))
+            .expect("every extent of the pool is on one of its devices");
+        let at = self.devices[device].extents.offset_of(extent, self.geometry);
+        (device, at.expect("the device contains the extent") + offset_in_extent)
+    }
+
+    /// Wakes whoever waits for anything, to look again.
+    fn wake_everyone(&self, state: &mut State) {
+        for (_, work) in state.pairs.working() {
+            work.waiters.iter().for_each(|waiter| waiter.wake.notify_one());
+        }
+        for (_, wake) in &state.space_queue {
+            wake.notify_one();
+        }
+        for domain in &state.domains {
+            domain.decided.notify_waiters();
+        }
+    }
+
+    /// Stops every domain: the journal failed, and nothing can be made durable any more.
+    fn fail_all(&self, reason: &str) {
+        let mut state = self.state.borrow_mut();
+        tracing::error!(reason, "the unit takes no more writes");
+        for domain in &mut state.domains {
+            domain.fail(reason);
+        }
+        self.wake_everyone(&mut state);
+    }
+}
+
+impl<E: Env> Unit<E> {
+    /// The volume of that name.
+    pub fn volume(&self, name: &str) -> Option<Volume<E>> {
+        let state = self.0.state.borrow();
+        let index = state.volumes.iter().position(|volume| &*volume.name == name)?;
+        Some(Volume::new(Rc::clone(&self.0), index, &state.volumes[index]))
+    }
+
+    /// All volumes, in the order of their numbers.
+    pub fn volumes(&self) -> Vec<Volume<E>> {
+        let state = self.0.state.borrow();
+        let volumes = state.volumes.iter().enumerate();
+        volumes.map(|(i, volume)| Volume::new(Rc::clone(&self.0), i, volume)).collect()
+    }
+
+    /// Counters of this unit.
+    pub fn counters(&self) -> Rc<Counters> {
+        Rc::clone(&self.0.counters)
+    }
+
+    /// What can be measured now.
+    pub fn gauges(&self) -> Gauges {
+        let state = self.0.state.borrow();
+        let volumes =
+            state.volumes.iter().zip(&state.domains).map(|(volume, domain)| VolumeGauges {
+                name: volume.name.to_string(),
+                size: volume.size,
+                epoch: domain.committed,
+                latched: domain.failed.as_deref().map(str::to_owned),
+            });
+        Gauges {
+            journal_extents_free: state.pool.available().into(),
+            connections_open: 0,
+            volumes: volumes.collect(),
+        }
+    }
+
+    /// Bytes of metadata written to the unit's region.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.0.journal.bytes_written()
+    }
+
+    /// Commits all volumes, or one: when this returns, all that was acknowledged before the call is
+    /// durable.
+    pub async fn commit(&self, volume: Option<VolumeId>) -> Result<(), IoError> {
+        let count = self.0.state.borrow().volumes.len();
+        for index in 0..count {
+            let wanted = volume.is_none_or(|id| self.0.state.borrow().volumes[index].id == id);
+            if wanted {
+                self.0.flush(index).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the journaling of all areas, or of one volume's, after a commit; areas that are in use
+    /// meanwhile are passed over.
+    pub async fn settle(&self, volume: Option<VolumeId>) -> Result<SettleReport, IoError> {
+        self.commit(volume).await?;
+        let settled = self.0.settle_all(volume).await;
+        settled.map_err(|reason| IoError::Latched(reason.into()))
+    }
+
+    /// Commits everything, brings the home and the metadata server up to date, and takes no more
+    /// requests.
+    pub async fn shut_down(&self) -> Result<(), IoError> {
+        self.0.state.borrow_mut().stopping = true;
+        let committed = self.commit(None).await;
+        if committed.is_ok() {
+            let _one_settle_at_a_time = self.0.settle_lock.lock().await;
+            self.0
+                .checkpoint()
+                .await
+                .map_err(|error| IoError::Latched(error.to_string().into()))?;
+            if let Err(error) = self.0.tell().await {
+                tracing::warn!(%error, "the metadata server was not told; it will be at the next start");
+            }
+        }
+        self.0.stop();
+        committed
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Ends the background tasks.
+    fn stop(&self) {
+        self.stopped.set(true);
+        self.settle_wanted.notify_one();
+        self.news.notify_one();
+        self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
+    }
+
+    /// Names of all devices, for messages.
+    fn device_name(&self, device: usize) -> &str {
+        self.devices[device].disk.name()
+    }
+}

@@ -41,8 +41,14 @@ struct Pool {
 
 /// Where a buffer's memory lies.
 enum Memory {
-    Arena { page: u32, order: u8 },
-    Own(MmapMut),
+    Arena {
+        page: u32,
+        order: u8,
+    },
+    Own(
+        #[cfg_attr(not(test), expect(dead_code, reason = "its only use is to unmap when dropped"))]
+        MmapMut,
+    ),
 }
 
 struct Inner {
@@ -215,6 +221,7 @@ impl View {
     }
 
     /// Another window of the same bytes, narrowed to `range` of this one.
+    #[must_use]
     pub fn narrow(&self, range: Range<usize>) -> View {
         assert!(range.start <= range.end && range.end <= self.len(), "narrowed to {range:?}");
         let start = self.range.start;

@@ -1,4 +1,36 @@
 //! The ring: executor, operations and buffers on io_uring.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | [`executor`], `owner` | tasks and wakers, without a ring |
+//! | [`ring`], `setup`, [`error`] | the ring, its loop, and why there is none |
+//! | `operation` | what is in flight |
+//! | `file`, [`socket`], `message`, `poll`, [`timer`] | the operations |
+//! | [`fd`] | open files, registered where there is room |
+//! | [`buffers`], [`buddy`] | aligned memory |
 
 pub mod buddy;
 pub mod buffers;
+pub mod error;
+pub mod executor;
+pub mod fd;
+mod file;
+mod message;
+mod operation;
+mod owner;
+mod poll;
+pub mod ring;
+mod setup;
+pub mod socket;
+#[cfg(test)]
+mod tests;
+pub mod timer;
+
+pub use error::{RingError, RingErrorKind};
+pub use executor::Executor;
+pub use fd::Fd;
+pub use message::PIECES_MAX;
+pub use operation::OPERATIONS_MAX;
+pub use ring::{Ring, RingOptions};
+pub use socket::{Listener, Socket};
+pub use timer::Sleep;

@@ -1,0 +1,20 @@
+//! `flipside commit`: makes everything written so far durable, as a client's flush would.
+
+use anyhow::Result;
+
+use super::control::ControlArgs;
+use crate::front::control::Request;
+
+/// Flags of `flipside commit`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The volume; without it, all of them
+    volume: Option<String>,
+    #[command(flatten)]
+    control: ControlArgs,
+}
+
+/// Make everything written so far durable.
+pub fn run(args: &Args) -> Result<()> {
+    args.control.order(&Request::Commit { volume: args.volume.clone() })
+}

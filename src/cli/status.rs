@@ -1,0 +1,126 @@
+//! `flipside status`: what a running target does, for people or as JSON.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+
+use super::control::ControlArgs;
+use super::values::Size;
+use crate::front::control::Report;
+use crate::observe::LatencySummary;
+
+/// Flags of `flipside status`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print JSON, whose names stay from version to version
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    control: ControlArgs,
+}
+
+/// Shows what a target does.
+pub fn run(args: &Args) -> Result<()> {
+    let report = args.control.report()?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", text(&report));
+    }
+    Ok(())
+}
+
+/// The report for people.
+fn text(report: &Report) -> String {
+    let now = &report.snapshot;
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        writeln!(out, "{name:<16} {value}").expect("a string takes all");
+    };
+    line("pool", report.pool.clone());
+    line("devices", report.devices.join(", "));
+    for export in &report.exports {
+        line("export", export.clone());
+    }
+    line("serving", format!("for {} s, version {}", report.uptime_s, report.version));
+    let written = now.device_bytes_written;
+    line("clients wrote", Size(now.client_bytes_written).to_string());
+    line(
+        "devices wrote",
+        format!(
+            "{} (data {}, copies {}, metadata {})",
+            Size(written.total()),
+            Size(written.data),
+            Size(written.copies),
+            Size(written.metadata)
+        ),
+    );
+    if let Some(amplification) = now.write_amplification {
+        line("amplification", format!("{amplification:.3}"));
+    }
+    line("commits", format!("{} ({} early)", now.commits, now.early_commits));
+    line(
+        "settled",
+        format!(
+            "{} swaps, {} area commits, {} blocks copied",
+            now.swaps, now.area_commits, now.blocks_copied
+        ),
+    );
+    line("journal", format!("{} extents free", now.journal_extents_free));
+    line("connections", format!("{} open", now.connections_open));
+    for volume in &now.volumes {
+        let state = volume.latched.as_ref().map_or_else(
+            || format!("epoch {}", volume.epoch),
+            |reason| format!("epoch {}, STOPPED: {reason}", volume.epoch),
+        );
+        line("volume", format!("{} of {}, {state}", volume.name, Size(volume.size)));
+    }
+    let latency = &now.latency_us;
+    let rows = [
+        ("read", latency.read),
+        ("write", latency.write),
+        ("flush", latency.flush),
+        ("trim", latency.trim),
+        ("commit", latency.commit),
+    ];
+    out.push('\n');
+    out.push_str(&latency_table(&rows));
+    out.push('\n');
+    out
+}
+
+fn latency_table(rows: &[(&str, LatencySummary)]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(["latency, µs", "count", "mean", "p50", "p90", "p99", "p99.9", "max"]);
+    for (name, of) in rows {
+        let numbers = [of.mean, of.p50, of.p90, of.p99, of.p999, of.max];
+        let cells = numbers.iter().map(|number| format!("{number:.0}"));
+        table.add_row([(*name).to_owned(), of.count.to_string()].into_iter().chain(cells));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::VolumeGauges;
+
+    /// Goal: what an operator must not miss is in the text.
+    #[test]
+    fn a_stopped_volume_is_said() {
+        let mut report = Report { pool: "pool-id".into(), ..Report::default() };
+        let latched = Some("a flush failed".to_owned());
+        let volume = VolumeGauges { name: "v".into(), size: 1 << 20, epoch: 3, latched };
+        report.snapshot.volumes.push(volume);
+        let text = text(&report);
+        for part in ["pool-id", "v of 1.0 MiB", "STOPPED: a flush failed", "p99.9"] {
+            assert!(text.contains(part), "{part} in:\n{text}");
+        }
+    }
+}

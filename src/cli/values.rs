@@ -1,0 +1,243 @@
+//! Values on the command line, each a type that parses itself: sizes, percentages, times, volumes.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::mds::records::NAME_BYTES_MAX;
+
+/// Why a value on the command line is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ValueError {
+    /// Not a size.
+    #[error("a size is a whole number with K, M, G or T for KiB, MiB, GiB or TiB, as in 64M")]
+    Size,
+    /// A size in powers of ten, which is read differently by different people.
+    #[error("sizes are powers of two: write M or MiB for 1048576 bytes, not MB")]
+    DecimalSize,
+    /// Not a percentage in the range.
+    #[error("a percentage is a whole number from 1% to 90%")]
+    Percent,
+    /// Not a time.
+    #[error("a time is a whole number with ms, s, m or h, as in 5s, and not zero; or never")]
+    Time,
+    /// Not a volume's name and size.
+    #[error("a volume is given as NAME=SIZE, as in data=10G")]
+    Volume,
+    /// Not a name for a volume.
+    #[error("a name has 1 to 128 bytes, no control characters, no '/', and no space at its ends")]
+    Name,
+    /// Not a mode of a file.
+    #[error("a mode is octal, as in 660, and at most 777")]
+    Mode,
+}
+
+/// A number of bytes; its suffixes are powers of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let number: u64 = digits.parse().map_err(|_| ValueError::Size)?;
+        let suffix = text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase();
+        let letter = match suffix.as_bytes() {
+            [] | [b'B'] => return Ok(Self(number)),
+            [letter] | [letter, b'I', b'B'] => *letter,
+            [b'K' | b'M' | b'G' | b'T' | b'P', b'B'] => return Err(ValueError::DecimalSize),
+            _ => return Err(ValueError::Size),
+        };
+        let shift = match letter {
+            b'K' => 10,
+            b'M' => 20,
+            b'G' => 30,
+            b'T' => 40,
+            b'P' => 50,
+            _ => return Err(ValueError::Size),
+        };
+        number.checked_mul(1 << shift).map(Self).ok_or(ValueError::Size)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        bytesize::ByteSize(self.0).display().iec().fmt(f)
+    }
+}
+
+/// A percentage from 1 to 90.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub u8);
+
+impl FromStr for Percent {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let number = text.strip_suffix('%').ok_or(ValueError::Percent)?;
+        let number = number.parse().map_err(|_| ValueError::Percent)?;
+        if (1..=90).contains(&number) { Ok(Self(number)) } else { Err(ValueError::Percent) }
+    }
+}
+
+/// How often a target commits on its own; `None` is never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitInterval(pub Option<Duration>);
+
+impl FromStr for CommitInterval {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let number: u64 = digits.parse().map_err(|_| ValueError::Time)?;
+        let unit_ms = match text.get(digits.len()..) {
+            Some("ms") => 1,
+            Some("s") => 1000,
+            Some("m") => 60 * 1000,
+            Some("h") => 60 * 60 * 1000,
+            _ => return Err(ValueError::Time),
+        };
+        match number.checked_mul(unit_ms) {
+            None | Some(0) => Err(ValueError::Time),
+            Some(ms) => Ok(Self(Some(Duration::from_millis(ms)))),
+        }
+    }
+}
+
+/// A volume to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// Its name, checked.
+    pub name: String,
+    /// Its size.
+    pub size: Size,
+}
+
+impl FromStr for VolumeSpec {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (name, size) = text.rsplit_once('=').ok_or(ValueError::Volume)?;
+        check_name(name)?;
+        Ok(Self { name: name.to_owned(), size: size.parse()? })
+    }
+}
+
+/// Whether a volume can have this name.
+pub fn check_name(name: &str) -> Result<(), ValueError> {
+    let length = (1..=NAME_BYTES_MAX).contains(&name.len());
+    let refused = |c: char| c.is_control() || c == '/';
+    if length && name.trim() == name && !name.contains(refused) {
+        Ok(())
+    } else {
+        Err(ValueError::Name)
+    }
+}
+
+/// Permissions of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
+impl FromStr for Mode {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(ValueError::Mode),
+        }
+    }
+}
+
+/// What `--settle` may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Settle {
+    /// When journal space runs low, the cheapest areas first.
+    Pressure,
+    /// Also while clients are idle.
+    Idle,
+    /// After every commit.
+    Always,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Goal: suffixes are powers of two in every usual spelling; decimal ones are refused.
+    #[test]
+    fn sizes_are_binary() {
+        let good = [
+            ("0", 0),
+            ("512", 512),
+            ("512B", 512),
+            ("4K", 4096),
+            ("4k", 4096),
+            ("4KiB", 4096),
+            ("64M", 64 << 20),
+            ("1G", 1 << 30),
+            ("2TiB", 2 << 40),
+        ];
+        for (text, bytes) in good {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "M", "-1", "1.5G", "1 M", "1X", "1Ki", "99999999999T", "1BB"] {
+            assert_eq!(text.parse::<Size>(), Err(ValueError::Size), "{text}");
+        }
+        assert_eq!("1MB".parse::<Size>(), Err(ValueError::DecimalSize));
+        assert_eq!(Size(64 << 20).to_string(), "64.0 MiB");
+    }
+
+    /// Goal: percentages, times and modes have bounds.
+    #[test]
+    fn small_values_have_bounds() {
+        assert_eq!("10%".parse(), Ok(Percent(10)));
+        for text in ["0%", "91%", "10", "%", "-5%", "1000%"] {
+            assert_eq!(text.parse::<Percent>(), Err(ValueError::Percent), "{text}");
+        }
+        let interval = |ms| Ok(CommitInterval(Some(Duration::from_millis(ms))));
+        assert_eq!("250ms".parse(), interval(250));
+        assert_eq!("5s".parse(), interval(5000));
+        assert_eq!("2m".parse(), interval(120_000));
+        assert_eq!("never".parse(), Ok(CommitInterval(None)));
+        for text in ["0s", "5", "s", "-1s", "5d", "99999999999999999999s", ""] {
+            assert_eq!(text.parse::<CommitInterval>(), Err(ValueError::Time), "{text}");
+        }
+        assert_eq!("660".parse(), Ok(Mode(0o660)));
+        assert!("1777".parse::<Mode>().is_err() && "8".parse::<Mode>().is_err());
+    }
+
+    /// Goal: a volume is a sound name and a size; the name may hold an equals sign.
+    #[test]
+    fn volumes_have_names() {
+        let spec = |name: &str, size| Ok(VolumeSpec { name: name.into(), size: Size(size) });
+        assert_eq!("vol0=64M".parse(), spec("vol0", 64 << 20));
+        assert_eq!("a=b=1K".parse(), spec("a=b", 1024));
+        assert_eq!("größe=1K".parse(), spec("größe", 1024));
+        assert_eq!("vol0".parse::<VolumeSpec>(), Err(ValueError::Volume));
+        let long = format!("{}=1K", "x".repeat(NAME_BYTES_MAX + 1));
+        for text in ["=1K", "a/b=1K", " a=1K", "a\n=1K", &long] {
+            assert_eq!(text.parse::<VolumeSpec>(), Err(ValueError::Name), "{text}");
+        }
+    }
+
+    proptest! {
+        /// Goal: no text panics.
+        #[test]
+        fn any_text_is_parsed(text in "\\PC{0,20}") {
+            let _ = text.parse::<Size>();
+            let _ = text.parse::<Percent>();
+            let _ = text.parse::<CommitInterval>();
+            let _ = text.parse::<VolumeSpec>();
+            let _ = text.parse::<Mode>();
+        }
+    }
+}

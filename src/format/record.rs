@@ -1,0 +1,341 @@
+//! The records of a group: what one transaction did to the pairs of a unit (design section 5).
+//!
+//! Three kinds, told apart by their first byte; the records of a group are applied in their order.
+//!
+//! | kind | bytes | what it says |
+//! | --- | --- | --- |
+//! | 1 participant | 8 | a storage unit that takes part in the transaction |
+//! | 2 binding | 32 | the pair as it is from here on: owner, extents, data area, generation |
+//! | 3 place | 24 | a run of blocks and where their contents lie from here on |
+//!
+//! Both that change a pair are absolute, so that applying one again changes nothing, and carry the
+//! pair's generation, so that one of an earlier binding is never applied to a later one.
+
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::blocks::{BLOCKS_MAX, Location};
+use super::ids::{ExtentId, Generation, LogicalExtent, PairId, Slot, UnitId, VolumeId};
+
+const KIND_PARTICIPANT: u8 = 1;
+const KIND_BINDING: u8 = 2;
+const KIND_PLACE: u8 = 3;
+/// In a stored field: no volume, no extent, no slot.
+pub const NONE: u32 = u32::MAX;
+
+/// What a pair is: whose contents it holds, and in which extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// Counts the changes of this pair's binding.
+    pub generation: Generation,
+    /// The place in a volume whose contents the pair holds; `None` while the pair is free.
+    pub owner: Option<(VolumeId, LogicalExtent)>,
+    /// The extents of the two slots.
+    pub extents: [Option<ExtentId>; 2],
+    /// The slot of the data area.
+    pub data_slot: Slot,
+}
+
+impl Binding {
+    /// A pair that never belonged to anything.
+    pub const FREE: Binding = Binding {
+        generation: Generation(0),
+        owner: None,
+        extents: [None; 2],
+        data_slot: Slot::Zero,
+    };
+
+    /// The extent of a slot.
+    pub fn extent(&self, slot: Slot) -> Option<ExtentId> {
+        self.extents[slot.index()]
+    }
+
+    /// Whether a journal area is associated.
+    pub fn has_journal_area(&self) -> bool {
+        self.extent(self.data_slot.other()).is_some()
+    }
+}
+
+/// Where the bytes of a run of blocks lie while they are still in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// The first journal slot; the following blocks are in the following slots.
+    pub slot: u32,
+    /// CRC32C of the bytes.
+    pub crc: u32,
+}
+
+/// One record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A unit that takes part.
+    Participant(UnitId),
+    /// A pair as it is from here on. A pair that changes owner loses all its blocks.
+    Binding {
+        /// Which pair.
+        pair: PairId,
+        /// What it is.
+        binding: Binding,
+    },
+    /// Where blocks lie from here on.
+    Place {
+        /// Which pair.
+        pair: PairId,
+        /// The pair's generation when this was written.
+        generation: Generation,
+        /// The first block.
+        first: u16,
+        /// How many blocks.
+        count: u16,
+        /// Where they are.
+        location: Location,
+        /// Their bytes, where they are still in the journal.
+        payload: Option<Payload>,
+    },
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawParticipant {
+    kind: u8,
+    zero: [u8; 3],
+    unit: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawBinding {
+    kind: u8,
+    data_slot: u8,
+    zero: [u8; 2],
+    pair: U32,
+    generation: U32,
+    volume: U32,
+    logical: U32,
+    extents: [U32; 2],
+    reserved: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawPlace {
+    kind: u8,
+    location: u8,
+    first: U16,
+    count: U16,
+    zero: [u8; 2],
+    pair: U32,
+    generation: U32,
+    payload_slot: U32,
+    payload_crc: U32,
+}
+
+/// Bytes of a stored binding record.
+pub const BINDING_BYTES: usize = size_of::<RawBinding>();
+/// Bytes of a stored place record.
+pub const PLACE_BYTES: usize = size_of::<RawPlace>();
+const PARTICIPANT_BYTES: usize = size_of::<RawParticipant>();
+const _: () = assert!(PARTICIPANT_BYTES == 8 && BINDING_BYTES == 32 && PLACE_BYTES == 24);
+const _: () = assert!(BLOCKS_MAX <= u16::MAX as usize, "a block's number fits its field");
+
+impl Record {
+    /// The pair that the record names, where it names one.
+    pub fn pair(&self) -> Option<PairId> {
+        match *self {
+            Record::Participant(_) => None,
+            Record::Binding { pair, .. } | Record::Place { pair, .. } => Some(pair),
+        }
+    }
+
+    /// How many bytes the record takes when stored.
+    pub fn stored_len(&self) -> usize {
+        match self {
+            Record::Participant(_) => PARTICIPANT_BYTES,
+            Record::Binding { .. } => BINDING_BYTES,
+            Record::Place { .. } => PLACE_BYTES,
+        }
+    }
+
+    /// Stores the record at the start of `out`.
+    pub fn store(&self, out: &mut [u8]) {
+        match *self {
+            Record::Participant(unit) => put(
+                out,
+                &RawParticipant { kind: KIND_PARTICIPANT, zero: [0; 3], unit: U32::new(unit.0) },
+            ),
+            Record::Binding { pair, binding } => {
+                let (volume, logical) = owner_fields(binding.owner);
+                let raw = RawBinding {
+                    kind: KIND_BINDING,
+                    data_slot: binding.data_slot as u8,
+                    zero: [0; 2],
+                    pair: U32::new(pair.0),
+                    generation: U32::new(binding.generation.0),
+                    volume,
+                    logical,
+                    extents: binding.extents.map(extent_field),
+                    reserved: U32::ZERO,
+                };
+                put(out, &raw);
+            }
+            Record::Place { pair, generation, first, count, location, payload } => {
+                let raw = RawPlace {
+                    kind: KIND_PLACE,
+                    location: location_field(location),
+                    first: U16::new(first),
+                    count: U16::new(count),
+                    zero: [0; 2],
+                    pair: U32::new(pair.0),
+                    generation: U32::new(generation.0),
+                    payload_slot: U32::new(payload.map_or(NONE, |p| p.slot)),
+                    payload_crc: U32::new(payload.map_or(0, |p| p.crc)),
+                };
+                put(out, &raw);
+            }
+        }
+    }
+
+    /// The record at the start of `bytes`, and what follows it. `None` where there is no such
+    /// record.
+    pub fn parse(bytes: &[u8]) -> Option<(Record, &[u8])> {
+        match *bytes.first()? {
+            KIND_PARTICIPANT => {
+                let (raw, rest) = RawParticipant::ref_from_prefix(bytes).ok()?;
+                Some((Record::Participant(UnitId(raw.unit.get())), rest))
+            }
+            KIND_BINDING => {
+                let (raw, rest) = RawBinding::ref_from_prefix(bytes).ok()?;
+                let binding = Binding {
+                    generation: Generation(raw.generation.get()),
+                    owner: parse_owner(raw.volume, raw.logical),
+                    extents: raw.extents.map(parse_extent),
+                    data_slot: Slot::from_index(raw.data_slot)?,
+                };
+                Some((Record::Binding { pair: PairId(raw.pair.get()), binding }, rest))
+            }
+            KIND_PLACE => {
+                let (raw, rest) = RawPlace::ref_from_prefix(bytes).ok()?;
+                let (first, count) = (raw.first.get(), raw.count.get());
+                if count == 0 || usize::from(first) + usize::from(count) > BLOCKS_MAX {
+                    return None;
+                }
+                let payload = (raw.payload_slot.get() != NONE)
+                    .then(|| Payload { slot: raw.payload_slot.get(), crc: raw.payload_crc.get() });
+                let record = Record::Place {
+                    pair: PairId(raw.pair.get()),
+                    generation: Generation(raw.generation.get()),
+                    first,
+                    count,
+                    location: parse_location(raw.location)?,
+                    payload,
+                };
+                Some((record, rest))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn put<T: IntoBytes + Immutable>(out: &mut [u8], raw: &T) {
+    out[..size_of::<T>()].copy_from_slice(raw.as_bytes());
+}
+
+/// An owner as two stored fields.
+pub(super) fn owner_fields(owner: Option<(VolumeId, LogicalExtent)>) -> (U32, U32) {
+    let (volume, logical) = owner.map_or((NONE, 0), |(v, l)| (v.0, l.0));
+    (U32::new(volume), U32::new(logical))
+}
+
+/// An owner from its two stored fields.
+pub(super) fn parse_owner(volume: U32, logical: U32) -> Option<(VolumeId, LogicalExtent)> {
+    (volume.get() != NONE).then(|| (VolumeId(volume.get()), LogicalExtent(logical.get())))
+}
+
+/// An extent, or none, as a stored field.
+pub(super) fn extent_field(extent: Option<ExtentId>) -> U32 {
+    U32::new(extent.map_or(NONE, |e| e.0))
+}
+
+/// An extent, or none, from its stored field.
+pub(super) fn parse_extent(field: U32) -> Option<ExtentId> {
+    (field.get() != NONE).then(|| ExtentId(field.get()))
+}
+
+fn location_field(location: Location) -> u8 {
+    match location {
+        Location::Unused => 2,
+        Location::At(slot) => slot as u8,
+    }
+}
+
+fn parse_location(field: u8) -> Option<Location> {
+    match field {
+        2 => Some(Location::Unused),
+        slot => Slot::from_index(slot).map(Location::At),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn extent() -> impl Strategy<Value = Option<ExtentId>> {
+        prop::option::of((0..NONE).prop_map(ExtentId))
+    }
+
+    fn slot() -> impl Strategy<Value = Slot> {
+        prop::sample::select(Slot::BOTH.to_vec())
+    }
+
+    /// Any record that can be stored.
+    pub fn record() -> impl Strategy<Value = Record> {
+        let binding = (
+            any::<u32>(),
+            any::<u32>(),
+            prop::option::of((0..NONE, any::<u32>())),
+            [extent(), extent()],
+            slot(),
+        )
+            .prop_map(|(pair, generation, owner, extents, data_slot)| Record::Binding {
+                pair: PairId(pair),
+                binding: Binding {
+                    generation: Generation(generation),
+                    owner: owner.map(|(v, l)| (VolumeId(v), LogicalExtent(l))),
+                    extents,
+                    data_slot,
+                },
+            });
+        let location = prop_oneof![Just(Location::Unused), slot().prop_map(Location::At)];
+        let payload =
+            prop::option::of((0..NONE, any::<u32>()).prop_map(|(slot, crc)| Payload { slot, crc }));
+        let place = (any::<u32>(), any::<u32>(), 0..256_u16, 1..=256_u16, location, payload)
+            .prop_map(|(pair, generation, first, count, location, payload)| Record::Place {
+                pair: PairId(pair),
+                generation: Generation(generation),
+                first,
+                count: count.min(256 - first),
+                location,
+                payload,
+            });
+        prop_oneof![any::<u32>().prop_map(|u| Record::Participant(UnitId(u))), binding, place]
+    }
+
+    proptest! {
+        /// Goal: what is stored is what is read.
+        #[test]
+        fn records_round_trip(record in record()) {
+            let mut bytes = vec![0xff; 64];
+            record.store(&mut bytes);
+            let (again, rest) = Record::parse(&bytes).unwrap();
+            prop_assert_eq!(again, record);
+            prop_assert_eq!(rest.len(), 64 - record.stored_len());
+        }
+
+        /// Goal: no bytes make the parser panic.
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Record::parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Reading and writing the two superblocks of a device.
+//!
+//! # Contracts
+//!
+//! - **Ordering**: [`write`] makes everything durable that was written before it, then the second
+//!   copy, then the first: at any crash at least one copy is whole, and the first copy exists only
+//!   when all that it speaks of does.
+//! - **Trust**: what [`read`] returns was checked, against the device too.
+
+use std::io;
+
+use super::layout::second_superblock;
+use super::superblock::{Defect, LEN, Superblock, SuperblockError, Warning, check_device, choose};
+use crate::env::{Disk, Durability};
+use crate::uring::buffers::BufferPool;
+
+/// Reads the superblock of a device: the better of its two copies.
+pub async fn read<D: Disk>(
+    disk: &D,
+    buffers: &BufferPool,
+) -> Result<(Superblock, Option<Warning>), SuperblockError> {
+    let first = read_copy(disk, buffers, 0).await;
+    // The size at format says where the second copy is; without it, the size now is a good guess.
+    let size = first.as_ref().map_or(disk.len(), |first| first.layout.size);
+    let second = read_copy(disk, buffers, second_superblock(size)).await;
+    if let Ok(first) = &first {
+        check_device(first, disk.len(), disk.sector())?;
+    }
+    let (superblock, warning) = choose(first, second)?;
+    check_device(&superblock, disk.len(), disk.sector())?;
+    Ok((superblock, warning))
+}
+
+/// Writes both copies, durably, after everything written before.
+pub async fn write<D: Disk>(
+    disk: &D,
+    buffers: &BufferPool,
+    superblock: &Superblock,
+) -> io::Result<()> {
+    let bytes = superblock.encode();
+    let [first, second] = superblock.layout.superblocks();
+    for offset in [second, first] {
+        disk.flush().await?;
+        let mut buffer = buffers.acquire(LEN).await;
+        buffer.as_mut_slice().copy_from_slice(&bytes);
+        disk.write(offset, buffer.view_all(), Durability::Durable).await?;
+    }
+    disk.flush().await
+}
+
+async fn read_copy<D: Disk>(
+    disk: &D,
+    buffers: &BufferPool,
+    offset: u64,
+) -> Result<Superblock, Defect> {
+    if offset.checked_add(LEN as u64).is_none_or(|end| end > disk.len()) {
+        return Err(Defect::Unreadable);
+    }
+    let mut buffer = buffers.acquire(LEN).await;
+    disk.read(offset, buffer.view_all()).await.map_err(|_| Defect::Unreadable)?;
+    Superblock::parse(buffer.as_slice())
+}

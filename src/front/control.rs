@@ -1,0 +1,199 @@
+//! The control socket: how the commands of the command line reach a target that runs.
+//!
+//! One request is one line of JSON, one reply is one line of JSON; several may follow each other on
+//! a connection. `{"command":"commit","volume":"vol0"}` is answered `{"ok":null}` or
+//! `{"error":"why not"}`.
+//!
+//! # Contracts
+//!
+//! - **Bound**: a line has at most [`LINE_MAX`] bytes, a target serves [`CLIENTS_MAX`] clients at a
+//!   time and turns others away.
+//! - **Access**: whoever may open the socket may do everything; its permissions are its guard.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::listen::Bound;
+use crate::uring::buffers::{ARENA_BLOCK, Buf, BufferPool};
+use crate::uring::{Ring, Socket};
+
+/// The longest request, in bytes.
+pub const LINE_MAX: usize = 16 << 10;
+/// Clients at a time.
+pub const CLIENTS_MAX: u32 = 32;
+const _: () = assert!(CLIENTS_MAX as usize * LINE_MAX <= ARENA_BLOCK);
+
+/// What can be asked of a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// The snapshot that `status --json` shows.
+    Status,
+    /// Make completed writes durable, of one volume or of all.
+    Commit {
+        /// The volume's name.
+        #[serde(default)]
+        volume: Option<String>,
+    },
+    /// Take back journal space, of one volume or of all.
+    Settle {
+        /// The volume's name.
+        #[serde(default)]
+        volume: Option<String>,
+    },
+}
+
+/// What a target answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Reply {
+    Ok(Value),
+    Error(String),
+}
+
+/// The target, as the control socket sees it. Cheap to clone: a handle.
+pub trait Operator: Clone + 'static {
+    /// Carries out a request: what there is to say, or why not, for people.
+    fn operate(&self, request: Request) -> impl Future<Output = Result<Value, String>> + 'static;
+}
+
+/// Why a target was not reached, or what it refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody is there.
+    #[error("{}: no target answers there ({error}); is it running, with this --control path?",
+        path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The connection broke.
+    #[error("the target did not answer: {0}")]
+    Broken(#[from] io::Error),
+    /// What came back makes no sense.
+    #[error("the target's answer makes no sense: {0}")]
+    Garbled(#[from] serde_json::Error),
+    /// The target's own words.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Asks the target behind the control socket at `path`, and waits for its answer.
+pub fn call(path: &Path, request: &Request) -> Result<Value, ControlError> {
+    let unreachable = |error| ControlError::Unreachable { path: path.to_owned(), error };
+    let mut stream = UnixStream::connect(path).map_err(unreachable)?;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    match serde_json::from_str(&answer)? {
+        Reply::Ok(value) => Ok(value),
+        Reply::Error(reason) => Err(ControlError::Refused(reason)),
+    }
+}
+
+/// Serves the control socket until the ring ends.
+pub fn serve(ring: &Ring, bound: Bound, operator: impl Operator) -> io::Result<()> {
+    let listener = ring.listener(bound.as_fd().try_clone_to_owned()?)?;
+    let pool = BufferPool::new(ARENA_BLOCK, ARENA_BLOCK)?;
+    let clients = Rc::new(Cell::new(0));
+    let spawner = ring.clone();
+    ring.spawn(async move {
+        loop {
+            let socket = match listener.accept().await {
+                Ok(socket) => socket,
+                Err(error) => {
+                    tracing::warn!("{bound}: a client could not be accepted: {error}");
+                    spawner.sleep(std::time::Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let buf = (clients.get() < CLIENTS_MAX).then(|| pool.try_acquire(LINE_MAX)).flatten();
+            let Some(buf) = buf else {
+                tracing::warn!("{bound}: a client is turned away: {CLIENTS_MAX} are connected");
+                continue;
+            };
+            clients.set(clients.get() + 1);
+            let (operator, clients) = (operator.clone(), Rc::clone(&clients));
+            spawner.spawn(async move {
+                if let Err(error) = converse(socket, buf, operator).await {
+                    tracing::debug!("a control client has left: {error}");
+                }
+                clients.set(clients.get() - 1);
+            });
+        }
+    });
+    Ok(())
+}
+
+/// Answers one client's lines until it leaves.
+async fn converse(socket: Socket, mut buf: Buf, operator: impl Operator) -> io::Result<()> {
+    let mut filled = 0;
+    loop {
+        let line_end = buf.as_slice()[..filled].iter().position(|&byte| byte == b'\n');
+        let Some(end) = line_end else {
+            if filled == buf.len() {
+                let reply = Reply::Error(format!("a request has at most {LINE_MAX} bytes"));
+                return answer(&socket, &mut buf, &reply).await;
+            }
+            let free = filled..buf.len();
+            match socket.receive(buf.view(free)).await? {
+                0 => return Ok(()),
+                received => filled += received,
+            }
+            continue;
+        };
+        let request = serde_json::from_slice(&buf.as_slice()[..end]);
+        let rest = buf.as_slice()[end + 1..filled].to_vec();
+        let reply = match request {
+            Ok(request) => match operator.operate(request).await {
+                Ok(value) => Reply::Ok(value),
+                Err(reason) => Reply::Error(reason),
+            },
+            Err(error) => Reply::Error(format!("the request makes no sense: {error}")),
+        };
+        answer(&socket, &mut buf, &reply).await?;
+        buf.as_mut_slice()[..rest.len()].copy_from_slice(&rest);
+        filled = rest.len();
+    }
+}
+
+async fn answer(socket: &Socket, buf: &mut Buf, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    for piece in line.chunks(LINE_MAX) {
+        buf.as_mut_slice()[..piece.len()].copy_from_slice(piece);
+        socket.send(buf.view(0..piece.len())).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: requests look on the wire as documented.
+    #[test]
+    fn requests_are_plain_json() {
+        let commit = Request::Commit { volume: Some("vol0".into()) };
+        let text = serde_json::to_string(&commit).unwrap();
+        assert_eq!(text, r#"{"command":"commit","volume":"vol0"}"#);
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), commit);
+        let settle: Request = serde_json::from_str(r#"{"command":"settle"}"#).unwrap();
+        assert_eq!(settle, Request::Settle { volume: None });
+        assert!(serde_json::from_str::<Request>(r#"{"command":"format"}"#).is_err());
+        let done = serde_json::to_string(&Reply::Ok(Value::Null)).unwrap();
+        assert_eq!(done, r#"{"ok":null}"#);
+    }
+}

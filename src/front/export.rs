@@ -1,0 +1,114 @@
+//! What a front end serves: the boundary between the protocols above and the volumes below.
+//!
+//! Front ends know only this trait; nothing below knows a front end.
+//!
+//! # Contracts
+//!
+//! - **Range**: a front end never passes a range outside of the export or an empty one, and no
+//!   payload longer than [`PAYLOAD_MAX`]. Offsets and lengths need no alignment.
+//! - **Completeness**: [`Export::write`] gets a payload that has arrived in full.
+//! - **Ownership**: an operation owns its buffer; a read gives it back filled.
+//! - **Flush**: covers every write that was complete when it was called, whoever sent it, so that
+//!   clients may spread their requests over several connections.
+//! - **Cancellation**: front ends do not drop an operation's future before it ends.
+
+use std::borrow::Cow;
+use std::future::Future;
+
+use crate::uring::buffers::Buf;
+
+/// The longest payload of one request, in bytes.
+pub const PAYLOAD_MAX: u32 = 32 << 20;
+
+/// Something that a client can attach as a block device. Cheap to clone: a handle.
+pub trait Export: Clone + 'static {
+    /// The name that clients ask for.
+    fn name(&self) -> String;
+    /// Size in bytes.
+    fn size(&self) -> u64;
+    /// The length and alignment of requests that need no read-modify-write: a power of two.
+    fn block_size(&self) -> u32;
+    /// Where the payload of a request lies in its buffer.
+    fn placement(&self, offset: u64, length: u32) -> Placement;
+
+    /// Reads into `buffer`, which has the placement of this offset and length.
+    fn read(
+        &self,
+        offset: u64,
+        length: u32,
+        buffer: Buf,
+    ) -> impl Future<Output = Result<Buf, ExportError>> + 'static;
+
+    /// Writes from `buffer`, which has the placement of this offset and length; with `fua` it
+    /// returns when the data is durable.
+    fn write(
+        &self,
+        offset: u64,
+        length: u32,
+        buffer: Buf,
+        fua: bool,
+    ) -> impl Future<Output = Result<(), ExportError>> + 'static;
+
+    /// Makes every completed write durable.
+    fn flush(&self) -> impl Future<Output = Result<(), ExportError>> + 'static;
+
+    /// Says that the bytes are not needed. Afterwards they read as zeros or as before.
+    fn trim(
+        &self,
+        offset: u64,
+        length: u64,
+        fua: bool,
+    ) -> impl Future<Output = Result<(), ExportError>> + 'static;
+
+    /// Makes the bytes zeros; with `no_hole` they stay backed, so that later writes find space.
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        fua: bool,
+        no_hole: bool,
+    ) -> impl Future<Output = Result<(), ExportError>> + 'static;
+}
+
+/// Where a request's payload lies in its buffer: the export keeps room around it to work in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Bytes before the payload.
+    pub lead: usize,
+    /// Bytes in all.
+    pub total: usize,
+}
+
+/// Why an operation failed, as far as a client may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request makes no sense for this export.
+    Invalid,
+    /// A range that reaches beyond the end.
+    OutOfRange,
+    /// No space is left for it.
+    NoSpace,
+    /// The device failed, or the volume has stopped.
+    Device,
+    /// The export takes no writes.
+    ReadOnly,
+    /// The target is being shut down.
+    ShuttingDown,
+}
+
+/// A failed operation.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ExportError {
+    /// The kind, to act on.
+    pub kind: ErrorKind,
+    /// The reason, for people; clients that can show it get it.
+    pub message: Cow<'static, str>,
+}
+
+impl ExportError {
+    /// An error of this kind with a reason.
+    pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}

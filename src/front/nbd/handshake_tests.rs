@@ -1,0 +1,192 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn exports() -> Vec<ExportInfo> {
+    let export = |name: &str, size| ExportInfo { name: name.into(), size, block_size: 4096 };
+    vec![export("vol0", 1 << 30), export("other", 1 << 20)]
+}
+
+fn option(option: u32, data: &[u8]) -> Vec<u8> {
+    let header = OptionHeader {
+        magic: wire::OPTION_MAGIC.into(),
+        option: option.into(),
+        length: (data.len() as u32).into(),
+    };
+    [header.as_bytes(), data].concat()
+}
+
+fn go_data(name: &str, wanted: &[u16]) -> Vec<u8> {
+    let mut data = (name.len() as u32).to_be_bytes().to_vec();
+    data.extend_from_slice(name.as_bytes());
+    data.extend_from_slice(&(wanted.len() as u16).to_be_bytes());
+    data.extend(wanted.iter().flat_map(|kind| kind.to_be_bytes()));
+    data
+}
+
+/// Feeds flags and options in pieces of `step` bytes; the replies (type, data) and the end.
+fn converse(flags: u32, input: &[u8], step: usize) -> (Vec<u8>, Option<Finished>) {
+    let exports = exports();
+    let offer = Offer { exports: &exports, shutting_down: false };
+    let mut out = Vec::new();
+    let mut handshake = Handshake::begin(&mut out);
+    out.clear();
+    let input = [&flags.to_be_bytes(), input].concat();
+    let mut pending: Vec<u8> = Vec::new();
+    for piece in input.chunks(step) {
+        pending.extend_from_slice(piece);
+        let progress = handshake.advance(&pending, offer, &mut out);
+        pending.drain(..progress.consumed);
+        assert!(pending.len() <= INPUT_MAX, "the machine lets input pile up");
+        if progress.finished.is_some() {
+            return (out, progress.finished);
+        }
+    }
+    (out, None)
+}
+
+fn replies(mut out: &[u8]) -> Vec<(u32, Vec<u8>)> {
+    let mut replies = Vec::new();
+    while let Ok((header, rest)) = wire::OptionReplyHeader::read_from_prefix(out) {
+        assert_eq!(header.magic.get(), wire::OPTION_REPLY_MAGIC);
+        let (data, rest) = rest.split_at(header.length.get() as usize);
+        replies.push((header.reply.get(), data.to_vec()));
+        out = rest;
+    }
+    assert!(out.is_empty());
+    replies
+}
+
+/// Goal: a client that knows everything gets information and the export, however its bytes are
+/// cut.
+#[test]
+fn structured_go() {
+    let input = [
+        option(option::STRUCTURED_REPLY, &[]),
+        option(option::GO, &go_data("other", &[info::NAME, info::BLOCK_SIZE, 77])),
+    ]
+    .concat();
+    for step in [1, 3, 16, 1000] {
+        let (out, finished) = converse(3, &input, step);
+        assert_eq!(finished, Some(Finished::Transmission { export: 1, structured: true }));
+        let replies = replies(&out);
+        let kinds: Vec<u32> = replies.iter().map(|reply| reply.0).collect();
+        let wanted = [
+            option_reply::ACK,
+            option_reply::INFO,
+            option_reply::INFO,
+            option_reply::INFO,
+            option_reply::ACK,
+        ];
+        assert_eq!(kinds, wanted);
+        let about = wire::InfoExport::read_from_bytes(&replies[1].1).unwrap();
+        assert_eq!(about.size.get(), 1 << 20);
+        assert_ne!(about.flags.get() & wire::transmission_flags::SEND_DF, 0);
+        assert_eq!(&replies[2].1[2..], b"other");
+        let limits = wire::InfoBlockSize::read_from_bytes(&replies[3].1).unwrap();
+        let limits = (limits.minimum.get(), limits.preferred.get(), limits.maximum.get());
+        assert_eq!(limits, (1, 4096, 32 << 20));
+    }
+}
+
+/// Goal: the old way in works, with the padding and without it, and the empty name means the first
+/// export.
+#[test]
+fn export_name() {
+    for (flags, padding) in [(1, 124), (3, 0), (0, 124)] {
+        let (out, finished) = converse(flags, &option(option::EXPORT_NAME, b""), 7);
+        assert_eq!(finished, Some(Finished::Transmission { export: 0, structured: false }));
+        assert_eq!(out.len(), size_of::<wire::ExportNameReply>() + padding);
+        let about = wire::ExportNameReply::read_from_prefix(&out).unwrap().0;
+        assert_eq!(about.size.get(), 1 << 30);
+        assert_eq!(about.flags.get() & wire::transmission_flags::SEND_DF, 0);
+    }
+    let (out, finished) = converse(3, &option(option::EXPORT_NAME, b"none"), 100);
+    assert_eq!(finished, Some(Finished::Close(Reason::UnknownExport)));
+    assert!(out.is_empty());
+}
+
+/// Goal: what is wrong or unknown is answered so, and the haggling goes on.
+#[test]
+fn refusals_do_not_end_the_haggling() {
+    let long = vec![0; OPTION_DATA_MAX as usize + 1];
+    let input = [
+        option(option::LIST, b"x"),
+        option(option::INFO, &go_data("none", &[])),
+        option(option::INFO, b"\0\0\0\x09abc"),
+        option(5, b""),
+        option(12345, &long),
+        option(option::INFO, &go_data("vol0", &[])),
+        option(option::LIST, b""),
+        option(option::ABORT, b"ignored"),
+    ]
+    .concat();
+    let (out, finished) = converse(3, &input, 1000);
+    assert_eq!(finished, Some(Finished::Close(Reason::Aborted)));
+    let kinds: Vec<u32> = replies(&out).iter().map(|reply| reply.0).collect();
+    let wanted = [
+        option_reply::ERR_INVALID,
+        option_reply::ERR_UNKNOWN,
+        option_reply::ERR_INVALID,
+        option_reply::ERR_UNSUP,
+        option_reply::ERR_TOO_BIG,
+        option_reply::INFO,
+        option_reply::ACK,
+        option_reply::SERVER,
+        option_reply::SERVER,
+        option_reply::ACK,
+        option_reply::ACK,
+    ];
+    assert_eq!(kinds, wanted);
+}
+
+/// Goal: garbage and abuse end the connection.
+#[test]
+fn garbage_ends_it() {
+    let ends = |flags, input: &[u8]| match converse(flags, input, 512).1 {
+        Some(Finished::Close(reason)) => Some(reason),
+        _ => None,
+    };
+    assert_eq!(ends(4, &[]), Some(Reason::UnknownFlags(4)));
+    let garbage = ends(3, b"GET / HTTP/1.1\r\n");
+    assert_eq!(garbage, Some(Reason::NotAnOption(u64::from_be_bytes(*b"GET / HT"))));
+    let mut huge = option(option::LIST, &[]);
+    huge[12..].copy_from_slice(&u32::MAX.to_be_bytes());
+    assert_eq!(ends(3, &huge), Some(Reason::TooLong(u32::MAX)));
+    let many = option(option::LIST, &[]).repeat(OPTIONS_MAX as usize);
+    assert_eq!(ends(3, &many), Some(Reason::TooMany));
+}
+
+/// Goal: during a shutdown nobody gets in, and who may be told is told.
+#[test]
+fn shutdown_is_said() {
+    let exports = exports();
+    let offer = Offer { exports: &exports, shutting_down: true };
+    let mut out = Vec::new();
+    let mut handshake = Handshake::begin(&mut out);
+    out.clear();
+    let input = [&3u32.to_be_bytes()[..], &option(option::GO, &go_data("vol0", &[]))].concat();
+    assert_eq!(handshake.advance(&input, offer, &mut out).finished, None);
+    assert_eq!(replies(&out)[0].0, option_reply::ERR_SHUTDOWN);
+}
+
+proptest! {
+    /// Goal: whatever is sent, the machine neither panics nor lets input pile up.
+    #[test]
+    fn any_bytes(
+        flags in 0u32..5,
+        pieces in prop::collection::vec(
+            prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..40),
+                (0u32..14, prop::collection::vec(any::<u8>(), 0..40))
+                    .prop_map(|(kind, data)| option(kind, &data)),
+                (0u32..14, 0u32..20_000)
+                    .prop_map(|(kind, length)| option(kind, &vec![0; length as usize])),
+            ],
+            0..8,
+        ),
+        step in 1usize..300,
+    ) {
+        let _ = converse(flags, &pieces.concat(), step);
+    }
+}

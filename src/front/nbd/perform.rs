@@ -1,0 +1,98 @@
+//! One request carried out, as a task of its own.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::connection::Line;
+use super::outbox::{Places, Reply};
+use super::reply::Outcome;
+use super::request::Cookie;
+use crate::front::export::{Export, ExportError};
+use crate::observe::Operation;
+use crate::uring::buffers::{Buf, View};
+
+/// A request with all that it needs.
+pub(super) enum Work {
+    Read { offset: u64, length: u32, buf: Buf },
+    Write { offset: u64, length: u32, buf: Buf, fua: bool },
+    Flush,
+    Trim { offset: u64, length: u32, fua: bool },
+    WriteZeroes { offset: u64, length: u32, fua: bool, no_hole: bool },
+}
+
+impl Work {
+    fn kind(&self) -> Operation {
+        match self {
+            Self::Read { .. } => Operation::Read,
+            Self::Write { .. } => Operation::Write,
+            Self::Flush => Operation::Flush,
+            Self::Trim { .. } | Self::WriteZeroes { .. } => Operation::Trim,
+        }
+    }
+}
+
+/// Does the work and queues the reply.
+pub(super) async fn perform<X: Export>(
+    line: Rc<Line<X>>,
+    cookie: Cookie,
+    work: Work,
+    places: Places,
+) {
+    let begun = Instant::now();
+    let kind = work.kind();
+    let read = kind == Operation::Read;
+    let shared = &line.server.0;
+    let (outcome, data) = match run(&line, work).await {
+        Ok(done) => done,
+        Err(error) => {
+            shared.counters.errors.increment();
+            let writes = matches!(kind, Operation::Write | Operation::Trim);
+            (Outcome::failed(error, writes), None)
+        }
+    };
+    shared.latencies.record(kind, begun.elapsed());
+    line.outbox.push(Reply { cookie, read, outcome, data, places });
+}
+
+async fn run<X: Export>(
+    line: &Line<X>,
+    work: Work,
+) -> Result<(Outcome, Option<View>), ExportError> {
+    let counters = &line.server.0.counters;
+    let export = &line.export;
+    match work {
+        Work::Read { offset, length, buf } => {
+            counters.reads.increment();
+            let lead = export.placement(offset, length).lead;
+            let mut buf = export.read(offset, length, buf).await?;
+            counters.client_bytes_read.add(u64::from(length));
+            let data = buf.view(lead..lead + length as usize);
+            return Ok((Outcome::Data { offset, length }, Some(data)));
+        }
+        Work::Write { offset, length, buf, fua } => {
+            counters.writes.increment();
+            line.wrote.set(true);
+            export.write(offset, length, buf, fua).await?;
+            counters.client_bytes_written.add(u64::from(length));
+        }
+        Work::Flush => {
+            counters.flushes.increment();
+            export.flush().await?;
+        }
+        Work::Trim { offset, length, fua } => {
+            counters.trims.increment();
+            if length > 0 {
+                line.wrote.set(true);
+                export.trim(offset, u64::from(length), fua).await?;
+            }
+        }
+        Work::WriteZeroes { offset, length, fua, no_hole } => {
+            counters.zeroes.increment();
+            if length > 0 {
+                line.wrote.set(true);
+                export.write_zeroes(offset, u64::from(length), fua, no_hole).await?;
+            }
+        }
+    }
+    Ok((Outcome::Done, None))
+}

@@ -1,0 +1,218 @@
+//! The list of linked groups, as kept in memory: which groups, in what order, and what changes when
+//! some of them are unlinked. Pure: nothing here touches the region.
+
+use std::collections::BTreeMap;
+
+use crate::format::group::{GroupState, Link};
+use crate::format::ids::{PairId, Sequence};
+use crate::format::status::ROOT;
+
+/// A group that is linked in persisted state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Linked {
+    /// The slots of its parts, the head's first.
+    pub slots: Vec<u32>,
+    /// Where the next group is.
+    pub link: Link,
+    /// Its transaction's state.
+    pub state: GroupState,
+    /// The pairs that it names, in order, each once.
+    pub pairs: Vec<PairId>,
+    /// Its effect is in the unit's maps.
+    pub published: bool,
+}
+
+/// All linked groups, in the order of their sequences, which is that of the links.
+#[derive(Debug)]
+pub struct List {
+    groups: BTreeMap<Sequence, Linked>,
+    /// Where the first group is.
+    root: Link,
+    /// Where the next group will be.
+    tail: Link,
+}
+
+impl List {
+    /// A list whose root says `root`, with the groups that were found from there on.
+    pub fn found(root: Link, groups: BTreeMap<Sequence, Linked>) -> Self {
+        let tail = groups.last_key_value().map_or(root, |(_, last)| last.link);
+        Self { groups, root, tail }
+    }
+
+    /// Where the next group goes.
+    pub fn tail(&self) -> Link {
+        self.tail
+    }
+
+    /// The groups, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Sequence, &Linked)> {
+        self.groups.iter().map(|(sequence, linked)| (*sequence, linked))
+    }
+
+    /// How many groups are linked.
+    pub fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The slot of a group's head.
+    pub fn head_slot(&self, sequence: Sequence) -> u32 {
+        self.groups[&sequence].slots[0]
+    }
+
+    /// A group's state.
+    pub fn state(&self, sequence: Sequence) -> GroupState {
+        self.groups[&sequence].state
+    }
+
+    /// Adds the group that was written at the tail.
+    pub fn append(&mut self, linked: Linked) -> Sequence {
+        let sequence = self.tail.sequence;
+        assert_eq!(linked.slots[0], self.tail.slot, "a group goes where the tail says");
+        assert!(linked.link.sequence > sequence, "sequences ascend");
+        self.tail = linked.link;
+        self.groups.insert(sequence, linked);
+        sequence
+    }
+
+    /// Notes that a group's effect is in the maps.
+    pub fn publish(&mut self, sequence: Sequence) {
+        let linked = self.groups.get_mut(&sequence).expect("a published group is linked");
+        linked.published = true;
+    }
+
+    /// The longest run of groups from the oldest on that all are published.
+    pub fn published_prefix(&self) -> Vec<Sequence> {
+        self.iter().take_while(|(_, linked)| linked.published).map(|(s, _)| s).collect()
+    }
+
+    /// Whether a group may go along with those already chosen: no older group that stays names any
+    /// pair of it, or replay would bring older locations back (design section 5 ‡).
+    pub fn may_unlink(&self, sequence: Sequence, chosen: &[Sequence]) -> bool {
+        let linked = &self.groups[&sequence];
+        self.groups.range(..sequence).all(|(older, other)| {
+            chosen.binary_search(older).is_ok() || !meet(&other.pairs, &linked.pairs)
+        })
+    }
+
+    /// The links that must be persisted for these groups (ascending) to be unlinked: for each
+    /// predecessor that stays, what its link becomes.
+    pub fn plan_unlink(&self, chosen: &[Sequence]) -> Vec<(Sequence, Link)> {
+        let gone = |sequence: Sequence| chosen.binary_search(&sequence).is_ok();
+        let mut plan = Vec::new();
+        let mut predecessor = ROOT;
+        let mut skipped = false;
+        let ends = self.iter().map(|(sequence, linked)| (sequence, linked.slots[0]));
+        for (sequence, slot) in ends.chain([(self.tail.sequence, self.tail.slot)]) {
+            if gone(sequence) {
+                skipped = true;
+                continue;
+            }
+            if std::mem::take(&mut skipped) {
+                plan.push((predecessor, Link { slot, sequence }));
+            }
+            predecessor = sequence;
+        }
+        plan
+    }
+
+    /// Carries out a plan that is persisted; returns the slots that are free from here on.
+    pub fn unlink(&mut self, chosen: &[Sequence], plan: &[(Sequence, Link)]) -> Vec<u32> {
+        for (of, link) in plan {
+            match self.groups.get_mut(of) {
+                Some(linked) => linked.link = *link,
+                None => self.root = *link,
+            }
+        }
+        let gone = chosen.iter().filter_map(|sequence| self.groups.remove(sequence));
+        gone.flat_map(|linked| linked.slots).collect()
+    }
+}
+
+/// Whether two ascending lists have an element in common.
+fn meet(a: &[PairId], b: &[PairId]) -> bool {
+    let (mut i, mut j) = (0, 0);
+    while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
+        match x.cmp(y) {
+            std::cmp::Ordering::Equal => return true,
+            std::cmp::Ordering::Less => i += 1,
+            std::cmp::Ordering::Greater => j += 1,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn link(n: u64) -> Link {
+        Link { slot: n as u32 * 10, sequence: Sequence(n) }
+    }
+
+    fn list(groups: u64, pairs: impl Fn(u64) -> Vec<PairId>) -> List {
+        let mut list = List::found(link(1), BTreeMap::new());
+        for n in 1..=groups {
+            list.append(Linked {
+                slots: vec![n as u32 * 10],
+                link: link(n + 1),
+                state: GroupState::Committed,
+                pairs: pairs(n),
+                published: true,
+            });
+        }
+        list
+    }
+
+    /// Follows the links as a recovery would.
+    fn walk(list: &List) -> Vec<u64> {
+        let mut at = list.root;
+        let mut seen = Vec::new();
+        while let Some(linked) = list.groups.get(&at.sequence) {
+            assert_eq!(linked.slots[0], at.slot);
+            seen.push(at.sequence.0);
+            at = linked.link;
+        }
+        assert_eq!(at, list.tail);
+        seen
+    }
+
+    proptest! {
+        /// Goal: whatever is unlinked in whatever order, following the links finds exactly the rest.
+        #[test]
+        fn unlinking_any_groups_leaves_the_rest(groups in 1_u64..12, rounds in prop::collection::vec(any::<u16>(), 1..6)) {
+            let mut list = list(groups, |_| Vec::new());
+            let mut left: Vec<u64> = (1..=groups).collect();
+            for mask in rounds {
+                let chosen: Vec<Sequence> =
+                    left.iter().copied().filter(|n| mask >> n & 1 == 1).map(Sequence).collect();
+                let plan = list.plan_unlink(&chosen);
+                let slots = list.unlink(&chosen, &plan);
+                prop_assert_eq!(slots.len(), chosen.len());
+                left.retain(|n| !chosen.contains(&Sequence(*n)));
+                prop_assert_eq!(walk(&list), left.clone());
+            }
+        }
+    }
+
+    /// Goal: '800 claim 1: the second of three groups is unlinked while the first and the third
+    /// stay, by linking the first to the third.
+    #[test]
+    fn the_middle_group_goes_first() {
+        let mut list = list(3, |n| vec![PairId(n as u32)]);
+        assert!(list.may_unlink(Sequence(2), &[]));
+        let plan = list.plan_unlink(&[Sequence(2)]);
+        assert_eq!(plan, [(Sequence(1), link(3))]);
+        list.unlink(&[Sequence(2)], &plan);
+        assert_eq!(walk(&list), [1, 3]);
+    }
+
+    /// Goal: a group waits for an older one of the same pair, unless that goes with it.
+    #[test]
+    fn an_older_group_of_the_same_pair_holds_back() {
+        let list = list(3, |n| vec![PairId(n as u32 % 2), PairId(7 + n as u32)]);
+        assert!(!list.may_unlink(Sequence(3), &[]));
+        assert!(list.may_unlink(Sequence(3), &[Sequence(1)]));
+        assert!(list.may_unlink(Sequence(2), &[]));
+    }
+}

@@ -1,0 +1,299 @@
+//! Making a region, and finding again what an earlier start left in it (design section 5).
+//!
+//! Recovery walks the list from its root, and scans every slot besides: a whole group that is as
+//! new as the end of the list and that no link reaches means that a link was lost. What follows
+//! the last group, a group that was being written at the crash, is durably invalidated before
+//! anything else is written, so that it can never come back.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use tokio::sync::{Mutex, Notify};
+
+use super::layout::{HEADER_PAGE, PageRuns, RegionLayout};
+use super::list::{Linked, List};
+use super::pages::{PageStore, read_what_can_be};
+use super::slots::Slots;
+use super::{Inner, Journal, JournalError, PageWork, append_work_bytes};
+use crate::env::Region;
+use crate::format::group::{Group, GroupState, Link, Part, SLOT_BYTES};
+use crate::format::header::{HEADER_MAGIC, RegionHeader};
+use crate::format::home::{HOME_MAGIC, LINES_PER_PAGE, Line};
+use crate::format::ids::{Incarnation, PoolId, Sequence, UnitId};
+use crate::format::record::Record;
+use crate::format::status::{ROOT, STATUS_MAGIC, StatusEntry, entries_per_page};
+use crate::uring::buffers::{Buf, BufferPool};
+
+/// Bytes of the buffer for pages, and for scanning.
+const PAGE_WORK: usize = 256 << 10;
+
+/// A group that recovery found linked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveredGroup {
+    /// Its place in the order.
+    pub sequence: Sequence,
+    /// Its state now.
+    pub state: GroupState,
+    /// What it did.
+    pub records: Vec<Record>,
+}
+
+/// What a region held.
+pub struct Opened<R: Region> {
+    /// The journal, ready for appends.
+    pub journal: Journal<R>,
+    /// The home: a line for each pair, as last checkpointed.
+    pub lines: Vec<Line>,
+    /// The linked groups, oldest first. Their effects are still to be applied to the lines.
+    pub groups: Vec<RecoveredGroup>,
+}
+
+/// What is in all slots.
+struct Scan {
+    parts: BTreeMap<u32, Part>,
+}
+
+impl<R: Region> Journal<R> {
+    /// Makes an empty journal and home in a region that reads as zeros, for so many pairs.
+    pub async fn format(
+        region: &R,
+        pool: PoolId,
+        unit: UnitId,
+        pairs: u32,
+        buffers: &BufferPool,
+    ) -> Result<(), JournalError> {
+        let layout = RegionLayout::compute(region.len(), pairs, region.sector())
+            .map_err(|needed| JournalError::TooSmall { len: region.len(), needed })?;
+        let header = RegionHeader {
+            unit,
+            incarnation: Incarnation(0),
+            slots: layout.slots,
+            pairs,
+            sector: region.sector(),
+        };
+        let mut work = buffers.acquire(PAGE_WORK).await;
+        let mut status = PageStore::blank(layout.status, STATUS_MAGIC, pool);
+        let link = Link { slot: 0, sequence: Sequence(1) };
+        let root = StatusEntry { of: ROOT, state: GroupState::Done, link };
+        let failed = |error: std::io::Error| JournalError::Failed(error.to_string().into());
+        status
+            .write(region, &mut work, &[0], |_, page| root.store(page, 0))
+            .await
+            .map_err(failed)?;
+        let mut page = PageStore::blank(layout.header, HEADER_MAGIC, pool);
+        page.write(region, &mut work, &[0], |_, page| header.store(page)).await.map_err(failed)
+    }
+
+    /// Opens the journal that is in a region: see the module. Everything that can be read must be
+    /// durable already ([`Region::flush`]).
+    pub async fn open(
+        region: R,
+        pool: PoolId,
+        unit: UnitId,
+        pairs: u32,
+        buffers: &BufferPool,
+    ) -> Result<Opened<R>, JournalError> {
+        let mut work = buffers.acquire(PAGE_WORK).await;
+        let (mut header_page, header) = load_header(&region, pool, &mut work).await?;
+        if header.unit != unit || header.pairs != pairs {
+            let found = format!("it is unit {}'s of {} pairs", header.unit, header.pairs);
+            return Err(JournalError::Foreign(found));
+        }
+        if region.sector() > header.sector {
+            return Err(JournalError::Foreign(format!(
+                "it was formatted in sectors of {} bytes, and the device writes {}",
+                header.sector,
+                region.sector()
+            )));
+        }
+        let layout = RegionLayout::with_slots(pairs, header.sector, header.slots);
+        if layout.end() > region.len() {
+            return Err(JournalError::TooSmall { len: region.len(), needed: layout.end() });
+        }
+        let mut status_store = PageStore::blank(layout.status, STATUS_MAGIC, pool);
+        let status = load_status(&region, &layout, &mut status_store, &mut work).await?;
+        let mut home_store = PageStore::blank(layout.home, HOME_MAGIC, pool);
+        let lines = load_home(&region, &layout, &mut home_store, &mut work).await?;
+        let scan = scan_slots(&region, &layout, pool, &mut work).await;
+        let (list, groups) = scan.walk(&status)?;
+        invalidate(&region, &layout, list.tail().slot, &mut work).await?;
+        let incarnation = Incarnation(header.incarnation.0 + 1);
+        let next = RegionHeader { incarnation, ..header };
+        header_page
+            .write(&region, &mut work, &[0], |_, page| next.store(page))
+            .await
+            .map_err(|error| JournalError::Failed(error.to_string().into()))?;
+        let mut slots = Slots::new(layout.slots);
+        list.iter().flat_map(|(_, linked)| &linked.slots).for_each(|slot| slots.take_one(*slot));
+        slots.take_one(list.tail().slot);
+        let append_work = buffers.acquire(append_work_bytes(layout.slots)).await;
+        let page_work = PageWork { buf: work, status: status_store, home: home_store };
+        let inner = Inner { list, slots, status, failed: None, transactions: 0 };
+        let journal = Journal {
+            region,
+            layout,
+            pool,
+            unit,
+            incarnation,
+            inner: RefCell::new(inner),
+            append_work: Mutex::new(append_work),
+            page_work: Mutex::new(page_work),
+            room: Notify::new(),
+            crowded: Notify::new(),
+            bytes_written: Cell::new(0),
+        };
+        Ok(Opened { journal, lines, groups })
+    }
+}
+
+async fn load_header<R: Region>(
+    region: &R,
+    pool: PoolId,
+    work: &mut Buf,
+) -> Result<(PageStore, RegionHeader), JournalError> {
+    let runs = PageRuns { page: HEADER_PAGE, count: 1, copies: [0, HEADER_PAGE as u64] };
+    let mut store = PageStore::blank(runs, HEADER_MAGIC, pool);
+    let mut header = None;
+    let lost = store.load(region, work, |_, page| header = RegionHeader::parse(page)).await;
+    match header {
+        Some(header) => Ok((store, header)),
+        None if lost.is_empty() => Err(JournalError::Foreign("it was never formatted".into())),
+        None => Err(JournalError::Foreign("neither copy of its header can be read".into())),
+    }
+}
+
+async fn load_status<R: Region>(
+    region: &R,
+    layout: &RegionLayout,
+    store: &mut PageStore,
+    work: &mut Buf,
+) -> Result<Vec<Option<StatusEntry>>, JournalError> {
+    let entries = entries_per_page(layout.status.page);
+    let mut status = vec![None; layout.slots as usize + 1];
+    let lost = store
+        .load(region, work, |page, bytes| {
+            let first = page as usize * entries;
+            for (i, entry) in status.iter_mut().skip(first).take(entries).enumerate() {
+                *entry = StatusEntry::parse(bytes, i);
+            }
+        })
+        .await;
+    match lost.first() {
+        Some(page) => Err(JournalError::Damaged(format!("status page {} is lost", page.0))),
+        None => Ok(status),
+    }
+}
+
+async fn load_home<R: Region>(
+    region: &R,
+    layout: &RegionLayout,
+    store: &mut PageStore,
+    work: &mut Buf,
+) -> Result<Vec<Line>, JournalError> {
+    let mut lines = vec![Line::FREE; layout.pairs as usize];
+    let mut unsound = None;
+    let lost = store
+        .load(region, work, |page, bytes| {
+            let first = page as usize * LINES_PER_PAGE;
+            for (i, line) in lines.iter_mut().skip(first).take(LINES_PER_PAGE).enumerate() {
+                match Line::parse(bytes, i) {
+                    Some(parsed) => *line = parsed,
+                    None => unsound = Some(first + i),
+                }
+            }
+        })
+        .await;
+    if let Some(page) = lost.first() {
+        return Err(JournalError::Damaged(format!("home page {} is lost in both copies", page.0)));
+    }
+    match unsound {
+        Some(pair) => Err(JournalError::Damaged(format!("the home of pair {pair} cannot be"))),
+        None => Ok(lines),
+    }
+}
+
+async fn scan_slots<R: Region>(
+    region: &R,
+    layout: &RegionLayout,
+    pool: PoolId,
+    work: &mut Buf,
+) -> Scan {
+    let batch = (work.len() / SLOT_BYTES) as u32;
+    let mut parts = BTreeMap::new();
+    for first in (0..layout.slots).step_by(batch as usize) {
+        let count = batch.min(layout.slots - first);
+        let bytes = count as usize * SLOT_BYTES;
+        read_what_can_be(region, layout.slot_at(first), work, 0..bytes).await;
+        for (i, slot) in work.as_slice()[..bytes].chunks(SLOT_BYTES).enumerate() {
+            if let Some(part) = Part::parse(slot, pool) {
+                parts.insert(first + i as u32, part);
+            }
+        }
+    }
+    Scan { parts }
+}
+
+impl Scan {
+    fn group_at(&self, slot: u32) -> Option<(Group, Vec<u32>)> {
+        Group::assemble(slot, |slot| self.parts.get(&slot))
+    }
+
+    /// Follows the links from the root; see the module.
+    fn walk(
+        &self,
+        status: &[Option<StatusEntry>],
+    ) -> Result<(List, Vec<RecoveredGroup>), JournalError> {
+        let damaged = |what: String| Err(JournalError::Damaged(what));
+        let root = status.first().copied().flatten().filter(|entry| entry.of == ROOT);
+        let Some(root) = root else { return damaged("the root of the list is lost".into()) };
+        let mut at = root.link;
+        let mut linked = BTreeMap::new();
+        let mut groups = Vec::new();
+        while let Some((group, slots)) = self.group_at(at.slot) {
+            if group.sequence != at.sequence {
+                break;
+            }
+            let entry = status.get(at.slot as usize + 1).copied().flatten();
+            let entry = entry.filter(|entry| entry.of == group.sequence);
+            let state = entry.map_or(group.state, |entry| entry.state);
+            let link = entry.map_or(group.link, |entry| entry.link);
+            let mut pairs: Vec<_> = group.records.iter().filter_map(Record::pair).collect();
+            pairs.sort_unstable();
+            pairs.dedup();
+            if link.sequence <= group.sequence {
+                return damaged(format!("group {} links backward", group.sequence));
+            }
+            linked.insert(group.sequence, Linked { slots, link, state, pairs, published: false });
+            groups.push(RecoveredGroup { sequence: at.sequence, state, records: group.records });
+            at = link;
+        }
+        let newer = self.parts.iter().find(|(slot, part)| {
+            part.is_head() && part.sequence >= at.sequence && self.group_at(**slot).is_some()
+        });
+        if let Some((slot, part)) = newer {
+            return damaged(format!(
+                "the list ends before group {}, and group {} in slot {slot} is newer",
+                at.sequence, part.sequence
+            ));
+        }
+        if at.slot as usize + 1 >= status.len() {
+            return damaged(format!("the list ends in slot {}, which there is not", at.slot));
+        }
+        Ok((List::found(root.link, linked), groups))
+    }
+}
+
+/// Makes sure that nothing of a group whose writing was cut off can be taken for a group later.
+async fn invalidate<R: Region>(
+    region: &R,
+    layout: &RegionLayout,
+    slot: u32,
+    work: &mut Buf,
+) -> Result<(), JournalError> {
+    let sector = region.sector() as usize;
+    work.as_mut_slice()[..sector].fill(0);
+    region
+        .persist(vec![(layout.slot_at(slot), work.view(0..sector))])
+        .await
+        .map_err(|error| JournalError::Failed(error.to_string().into()))
+}

@@ -1,0 +1,439 @@
+//! Admission ‡: the one instant at which a request joins the open epoch (design section 3).
+//!
+//! Before it, a request holds nothing that anyone could wait for. At that instant its payload is
+//! complete, its blocks become held, its extents bound and room in the epoch's group counted.
+//! After it, a request waits only for device I/O. So a commit never waits for a request that waits
+//! for the commit.
+//!
+//! # Contracts
+//!
+//! - **Ordering**: requests that want a block in common are admitted in their order of arrival;
+//!   so are those that wait for extents.
+//! - **Cancellation**: a request that still waits may be dropped. One that was admitted must be
+//!   finished ([`Admitted::finish`]); dropping it stops its domain, since an epoch with half a
+//!   request in it can never be committed.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+
+use super::Inner;
+use super::block::write_targets;
+use super::error::IoError;
+use super::policy::throttle;
+use super::request::{Part, Parts};
+use super::state::{Settling, State, Waiter};
+use crate::env::Env;
+use crate::format::blocks::{BlockSet, Location};
+use crate::format::ids::{Generation, PairId, Slot};
+use crate::format::record::{BINDING_BYTES, Binding, PLACE_BYTES};
+
+/// What a request needs beyond blocks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Needs {
+    data_areas: u32,
+    journal_areas: u32,
+    record_bytes: usize,
+}
+
+/// Why a request cannot be admitted now.
+enum Blocked {
+    /// It never will be.
+    Refused(IoError),
+    /// Blocks that it wants are held.
+    Held,
+    /// The open epoch is full; it is being committed.
+    EpochFull(Rc<Notify>),
+    /// Extents are missing; a settle is under way.
+    Space,
+}
+
+/// A request in an epoch.
+pub struct Admitted<'a, E: Env> {
+    unit: &'a Inner<E>,
+    volume: usize,
+    /// The epoch's number.
+    pub epoch: u64,
+    /// Its parts, with pairs and targets.
+    pub parts: Parts,
+    finished: bool,
+}
+
+/// How an admitted request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<'a> {
+    /// All of it was written.
+    Written,
+    /// Nothing of it was written.
+    Nothing,
+    /// Nobody can say what of it was written.
+    Torn(&'a str),
+}
+
+/// A waiting request's place in the order of arrival.
+struct Place<'a, E: Env> {
+    unit: &'a Inner<E>,
+    ticket: u64,
+    wake: Rc<Notify>,
+    pairs: SmallVec<[PairId; 2]>,
+}
+
+impl<E: Env> Inner<E> {
+    /// Admits a request, waiting as long as it has to.
+    pub(super) async fn admit(
+        &self,
+        volume: usize,
+        parts: Parts,
+        bytes: u64,
+    ) -> Result<Admitted<'_, E>, IoError> {
+        let mut place: Option<Place<'_, E>> = None;
+        let mut throttled = false;
+        loop {
+            let delay = if throttled { Duration::ZERO } else { self.throttle_for(volume, &parts) };
+            if !delay.is_zero() {
+                throttled = true;
+                self.settle_wanted.notify_one();
+                self.env.sleep(delay).await;
+                continue;
+            }
+            let mut parts = parts.clone();
+            let ticket = place.as_ref().map_or(u64::MAX, |place| place.ticket);
+            if let Some(place) = &mut place {
+                place.leave_pairs();
+            }
+            let blocked = match self.try_admit(volume, &mut parts, bytes, ticket) {
+                Ok(epoch) => {
+                    return Ok(Admitted { unit: self, volume, epoch, parts, finished: false });
+                }
+                Err(Blocked::Refused(error)) => return Err(error),
+                Err(blocked) => blocked,
+            };
+            let place = place.get_or_insert_with(|| Place::new(self));
+            place.enter_pairs(volume, &parts);
+            let wake = Rc::clone(&place.wake);
+            match blocked {
+                Blocked::EpochFull(decided) => decided.notified().await,
+                Blocked::Space => {
+                    place.enter_space_queue();
+                    self.settle_wanted.notify_one();
+                    wake.notified().await;
+                }
+                Blocked::Held | Blocked::Refused(_) => wake.notified().await,
+            }
+        }
+    }
+
+    /// How long a request that will take extents is held back first.
+    fn throttle_for(&self, volume: usize, parts: &Parts) -> Duration {
+        let state = self.state.borrow();
+        let free = state.pool.available();
+        if free >= self.watermarks.low {
+            return Duration::ZERO;
+        }
+        let needs = parts.iter().any(|part| {
+            let pair = state.volumes[volume].pair(part.logical);
+            pair.is_none_or(|pair| !state.pairs.binding(pair).has_journal_area())
+        });
+        if needs { throttle(free, self.watermarks) } else { Duration::ZERO }
+    }
+
+    /// Admits a request if that can be done now, and says in which epoch. Nothing has changed
+    /// otherwise, but that a settle in its way may have been told to give up.
+    fn try_admit(
+        &self,
+        volume: usize,
+        parts: &mut Parts,
+        bytes: u64,
+        ticket: u64,
+    ) -> Result<u64, Blocked> {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let domain = &state.domains[volume];
+        if let Some(reason) = &domain.failed {
+            return Err(Blocked::Refused(IoError::Latched(Rc::clone(reason))));
+        }
+        if state.stopping {
+            return Err(Blocked::Refused(IoError::ShuttingDown));
+        }
+        for part in parts.iter_mut() {
+            part.pair = state.volumes[volume].pair(part.logical);
+        }
+        // What was never written need not be trimmed.
+        parts.retain(|part| part.pair.is_some() || !part.write.is_empty());
+        self.check_blocks(state, parts, ticket)?;
+        let needs = choose_targets(state, parts);
+        self.check_room(state, volume, needs, bytes)?;
+        self.check_space(state, volume, needs, ticket)?;
+        Ok(self.join(state, volume, parts, needs, bytes))
+    }
+
+    fn check_blocks(&self, state: &mut State, parts: &Parts, ticket: u64) -> Result<(), Blocked> {
+        let short = state.pool.available() < self.watermarks.low;
+        let mut held = false;
+        for part in parts {
+            let Some(work) = part.pair.and_then(|pair| state.pairs.work_if_any(pair)) else {
+                continue;
+            };
+            if let Some(Settling::Copying { cancelled }) = &mut work.settling {
+                // Where extents are short the settle goes first, or a busy pair would never be
+                // settled.
+                *cancelled |= !short;
+            }
+            held |= work.conflicts(part.blocks(), ticket);
+        }
+        if held { Err(Blocked::Held) } else { Ok(()) }
+    }
+
+    fn check_room(
+        &self,
+        state: &mut State,
+        volume: usize,
+        needs: Needs,
+        bytes: u64,
+    ) -> Result<(), Blocked> {
+        let limits = &self.limits;
+        assert!(
+            needs.record_bytes <= limits.epoch_record_bytes,
+            "a request fits a group by itself"
+        );
+        let domain = &mut state.domains[volume];
+        let open = &domain.open;
+        let full = open.record_bytes + needs.record_bytes > limits.epoch_record_bytes
+            || open.data_bytes + bytes > limits.epoch_data_bytes;
+        if !full || open.is_clean() {
+            return Ok(());
+        }
+        domain.want(domain.open.number);
+        Err(Blocked::EpochFull(Rc::clone(&domain.decided)))
+    }
+
+    fn check_space(
+        &self,
+        state: &mut State,
+        volume: usize,
+        needs: Needs,
+        ticket: u64,
+    ) -> Result<(), Blocked> {
+        let wanted = needs.data_areas + needs.journal_areas;
+        if wanted == 0 {
+            return Ok(());
+        }
+        if u64::from(needs.data_areas) > state.pool.data_left() {
+            // Pairs that are empty, or will be when the open epoch is committed, come back.
+            let domain = &mut state.domains[volume];
+            let trimmed = domain.open.pairs.iter().any(|pair| {
+                let work = state.pairs.work(*pair);
+                work.is_some_and(|w| w.open.over(state.pairs.line(*pair).map).used().is_empty())
+            });
+            if trimmed {
+                domain.want(domain.open.number);
+            } else if state.empty.is_empty() && state.leaving == 0 && domain.sealed.is_none() {
+                return Err(Blocked::Refused(IoError::NoSpace));
+            }
+            return Err(Blocked::Space);
+        }
+        let first = state.space_queue.front().is_none_or(|(first, _)| *first == ticket);
+        if first && wanted <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
+    }
+
+    /// The instant itself.
+    fn join(
+        &self,
+        state: &mut State,
+        volume: usize,
+        parts: &mut Parts,
+        needs: Needs,
+        bytes: u64,
+    ) -> u64 {
+        let now = self.env.now();
+        for part in parts.iter_mut() {
+            bind(state, volume, part);
+            let pair = part.pair.expect("a part has a pair once it is bound");
+            let work = state.pairs.work_mut(pair);
+            work.busy |= part.blocks();
+            if !std::mem::replace(&mut work.listed, true) {
+                state.domains[volume].open.pairs.push(pair);
+            }
+        }
+        let domain = &mut state.domains[volume];
+        let open = &mut domain.open;
+        if open.since.is_none() && !parts.is_empty() {
+            open.since = Some(now);
+            domain.wake.notify_one();
+        }
+        open.in_flight += 1;
+        open.record_bytes += needs.record_bytes;
+        open.data_bytes += bytes;
+        if open.data_bytes > self.limits.epoch_data_bytes / 2
+            || open.record_bytes > self.limits.epoch_record_bytes / 2
+        {
+            domain.want(domain.open.number);
+        }
+        if state.pool.available() < self.watermarks.high {
+            self.settle_wanted.notify_one();
+        }
+        domain.open.number
+    }
+}
+
+/// Decides where each block goes, and what that takes.
+fn choose_targets(state: &State, parts: &mut Parts) -> Needs {
+    let mut needs = Needs::default();
+    for part in parts.iter_mut() {
+        let Some(pair) = part.pair else {
+            part.targets[Slot::Zero.index()] = part.write;
+            needs.data_areas += 1;
+            needs.record_bytes += BINDING_BYTES + PLACE_BYTES * (part.write.len() + 1);
+            continue;
+        };
+        let map = state.pairs.line(pair).map;
+        let binding = state.pairs.binding(pair);
+        let open = state.pairs.work(pair).map(|work| work.open).unwrap_or_default();
+        // Where all is unused already there is nothing to do; otherwise the range stays one run.
+        if !part.zero.meets(open.over(map).used()) {
+            part.zero = BlockSet::EMPTY;
+        }
+        part.targets = write_targets(part.write, map, &open, binding.data_slot);
+        let wants_extent = Slot::BOTH
+            .into_iter()
+            .any(|s| !part.targets[s.index()].is_empty() && binding.extent(s).is_none());
+        needs.journal_areas += u32::from(wants_extent);
+        // Blocks that are pending in place add nothing to the group; each other one a run at most,
+        // and each run may split another.
+        let written = open.side(Slot::Zero) | open.side(Slot::One);
+        let runs = (part.write - written).len() + part.zero.runs().count();
+        if runs > 0 {
+            needs.record_bytes += PLACE_BYTES * (runs + 1);
+        }
+        if wants_extent {
+            needs.record_bytes += BINDING_BYTES;
+        }
+    }
+    parts.retain(|part| !part.blocks().is_empty());
+    needs
+}
+
+/// Gives a part's pair the extents that it writes to. They become durable with the epoch's group.
+fn bind(state: &mut State, volume: usize, part: &mut Part) {
+    let binding = match part.pair {
+        None => {
+            let pair = PairId(state.free_pairs.take().expect("as many pairs as extents"));
+            let logical = part.logical;
+            part.pair = Some(pair);
+            state.volumes[volume].set_pair(logical, Some(pair));
+            Binding {
+                generation: Generation(state.pairs.line(pair).binding.generation.0 + 1),
+                owner: Some((state.volumes[volume].id, logical)),
+                extents: [Some(state.pool.take_data()), None],
+                data_slot: Slot::Zero,
+            }
+        }
+        Some(pair) => {
+            let mut binding = state.pairs.binding(pair);
+            let missing = Slot::BOTH
+                .into_iter()
+                .find(|s| !part.targets[s.index()].is_empty() && binding.extent(*s).is_none());
+            let Some(slot) = missing else { return };
+            binding.extents[slot.index()] = Some(state.pool.take_journal());
+            binding.generation.0 += 1;
+            binding
+        }
+    };
+    let pair = part.pair.expect("set above where it was not");
+    state.pairs.work_mut(pair).open_binding = Some(binding);
+}
+
+impl<E: Env> Admitted<'_, E> {
+    /// Ends the request: what was written becomes visible and pending; where nobody can say what
+    /// reached the disk, the domain stops ‡.
+    pub fn finish(mut self, outcome: Outcome<'_>) {
+        self.finished = true;
+        let mut guard = self.unit.state.borrow_mut();
+        let state = &mut *guard;
+        let open = state.domains[self.volume].open.number == self.epoch;
+        for part in &self.parts {
+            let pair = part.pair.expect("an admitted part has a pair");
+            if outcome == Outcome::Written {
+                let work = state.pairs.work_mut(pair);
+                let pending = if open { &mut work.open } else { &mut work.sealed };
+                for slot in Slot::BOTH {
+                    pending.set(part.targets[slot.index()], Location::At(slot));
+                }
+                pending.set(part.zero, Location::Unused);
+            }
+            state.release(pair, part.blocks());
+        }
+        let domain = &mut state.domains[self.volume];
+        let epoch = domain.epoch_mut(self.epoch);
+        epoch.in_flight -= 1;
+        if epoch.in_flight == 0 && !open {
+            domain.drained.notify_one();
+        }
+        if let Outcome::Torn(reason) = outcome {
+            domain.fail(reason);
+            self.unit.wake_everyone(state);
+        }
+    }
+}
+
+impl<E: Env> Drop for Admitted<'_, E> {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Ok(mut state) = self.unit.state.try_borrow_mut()
+        {
+            state.domains[self.volume].fail("a request was abandoned half-way");
+            self.unit.wake_everyone(&mut state);
+        }
+    }
+}
+
+impl<'a, E: Env> Place<'a, E> {
+    fn new(unit: &'a Inner<E>) -> Self {
+        let ticket = unit.state.borrow_mut().ticket();
+        Self { unit, ticket, wake: Rc::default(), pairs: SmallVec::new() }
+    }
+
+    /// Waits with every pair of the request, so that later requests for the same blocks come later.
+    fn enter_pairs(&mut self, volume: usize, parts: &Parts) {
+        let mut state = self.unit.state.borrow_mut();
+        for part in parts {
+            let Some(pair) = state.volumes[volume].pair(part.logical) else { continue };
+            let wake = Rc::clone(&self.wake);
+            let waiter = Waiter { ticket: self.ticket, blocks: part.blocks(), wake };
+            state.pairs.work_mut(pair).waiters.push(waiter);
+            self.pairs.push(pair);
+        }
+    }
+
+    /// Stops waiting with pairs; those who came later look again.
+    fn leave_pairs(&mut self) {
+        let mut state = self.unit.state.borrow_mut();
+        for pair in self.pairs.drain(..) {
+            if let Some(work) = state.pairs.work_if_any(pair) {
+                let mine = work.waiters.iter().position(|w| w.ticket == self.ticket);
+                let blocks = mine.map_or(BlockSet::EMPTY, |i| work.waiters.swap_remove(i).blocks);
+                work.wake(blocks);
+            }
+            state.pairs.tidy(pair);
+        }
+    }
+
+    fn enter_space_queue(&self) {
+        let mut state = self.unit.state.borrow_mut();
+        if state.space_queue.iter().all(|(ticket, _)| *ticket != self.ticket) {
+            let at = state.space_queue.partition_point(|(ticket, _)| *ticket < self.ticket);
+            state.space_queue.insert(at, (self.ticket, Rc::clone(&self.wake)));
+        }
+    }
+}
+
+impl<E: Env> Drop for Place<'_, E> {
+    fn drop(&mut self) {
+        self.leave_pairs();
+        let mut state = self.unit.state.borrow_mut();
+        state.space_queue.retain(|(ticket, _)| *ticket != self.ticket);
+        state.wake_space();
+    }
+}

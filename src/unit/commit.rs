@@ -1,0 +1,268 @@
+//! Epochs and group commit (design section 4).
+//!
+//! ```text
+//!   seal → drain → flush the devices → harden the group → publish
+//!                                       └ the commit point
+//! ```
+//!
+//! Each domain has one task that commits its epochs one after another; flushes only say which
+//! epoch they want and wait. So all flushes that arrive during a commit share the next one.
+//!
+//! # Contracts
+//!
+//! - **Ordering**: an epoch is not hardened before the one before it is published. Domains do not
+//!   wait for each other, but for their turn at the journal.
+//! - **Failure**: a failed flush or append stops the domain; the epoch is neither acknowledged nor
+//!   tried again.
+
+use std::rc::Rc;
+
+use futures_util::future::{Either, join_all, select};
+
+use super::Inner;
+use super::block::Pending;
+use super::error::IoError;
+use super::policy::SettlePolicy;
+use super::state::{Epoch, State};
+use crate::env::{Disk, Env};
+use crate::format::group::GroupState;
+use crate::format::ids::{Generation, PairId, Sequence};
+use crate::format::record::Record;
+
+impl<E: Env> Inner<E> {
+    /// Makes durable all that had been acknowledged when this was called.
+    pub(super) async fn flush(&self, volume: usize) -> Result<(), IoError> {
+        let newest = {
+            let state = self.state.borrow();
+            let domain = &state.domains[volume];
+            if let Some(reason) = &domain.failed {
+                return Err(IoError::Latched(Rc::clone(reason)));
+            }
+            domain.newest_dirty()
+        };
+        match newest {
+            Some(epoch) => self.committed(volume, epoch).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns when an epoch is committed, asking for that.
+    pub(super) async fn committed(&self, volume: usize, epoch: u64) -> Result<(), IoError> {
+        loop {
+            let decided = {
+                let mut state = self.state.borrow_mut();
+                let domain = &mut state.domains[volume];
+                if domain.committed >= epoch {
+                    return Ok(());
+                }
+                if let Some(reason) = &domain.failed {
+                    return Err(IoError::Latched(Rc::clone(reason)));
+                }
+                domain.want(epoch);
+                Rc::clone(&domain.decided)
+            };
+            decided.notified().await;
+        }
+    }
+
+    /// The commit task of a domain.
+    pub(super) async fn commit_epochs(self: Rc<Self>, volume: usize) {
+        loop {
+            self.commit_wanted(volume).await;
+            if self.stopped.get() {
+                return;
+            }
+            if let Err(reason) = self.commit_once(volume).await {
+                tracing::error!(volume, %reason, "a commit failed; the volume takes no more writes");
+                let mut state = self.state.borrow_mut();
+                state.domains[volume].fail(&reason);
+                self.wake_everyone(&mut state);
+                return;
+            }
+        }
+    }
+
+    /// Returns when the open epoch should be committed: when someone wants it, or when it has been
+    /// open as long as the commit interval allows.
+    async fn commit_wanted(&self, volume: usize) {
+        loop {
+            let (wake, age) = {
+                let state = self.state.borrow();
+                let domain = &state.domains[volume];
+                if domain.wanted > domain.committed || self.stopped.get() {
+                    return;
+                }
+                let since = domain.open.since;
+                (Rc::clone(&domain.wake), since.map(|since| self.env.now().since(since)))
+            };
+            let (Some(interval), Some(age)) = (self.config.commit_interval, age) else {
+                wake.notified().await;
+                continue;
+            };
+            if age >= interval {
+                return;
+            }
+            let timer = Box::pin(self.env.sleep(interval - age));
+            if let Either::Left(_) = select(timer, Box::pin(wake.notified())).await {}
+        }
+    }
+
+    /// Commits the open epoch; the error is why it cannot be.
+    async fn commit_once(&self, volume: usize) -> Result<(), String> {
+        let started = self.env.now();
+        self.seal(volume);
+        self.drain(volume).await?;
+        self.flush_written(volume).await?;
+        let records = self.group_of(volume);
+        let mut sequence = None;
+        if !records.is_empty() {
+            let id = self.state.borrow().domains[volume].id;
+            let transaction = self.journal.local_transaction();
+            let appended = self.journal.append(id.0, transaction, GroupState::Committed, records);
+            match appended.await {
+                Ok(appended) => sequence = Some(appended),
+                Err(error) => {
+                    self.fail_all(&error.to_string());
+                    return Err(error.to_string());
+                }
+            }
+        }
+        self.publish(volume, sequence);
+        self.counters.commits.increment();
+        tracing::trace!(volume, took = ?self.env.now().since(started), "committed");
+        if self.config.settle == SettlePolicy::Always {
+            self.settle_wanted.notify_one();
+        }
+        Ok(())
+    }
+
+    /// New writes go to the next epoch from here on.
+    fn seal(&self, volume: usize) {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let domain = &mut state.domains[volume];
+        assert!(domain.sealed.is_none(), "one epoch of a domain is committed at a time");
+        let next = Epoch { number: domain.open.number + 1, ..Epoch::default() };
+        let sealed = std::mem::replace(&mut domain.open, next);
+        for &pair in &sealed.pairs {
+            let work = state.pairs.work_mut(pair);
+            assert!(work.sealed.is_empty() && work.sealed_binding.is_none());
+            work.sealed = std::mem::take(&mut work.open);
+            work.sealed_binding = work.open_binding.take();
+            work.listed = false;
+        }
+        domain.sealed = Some(sealed);
+        // Those who found the open epoch full find an empty one now.
+        domain.decided.notify_waiters();
+    }
+
+    /// Waits for the requests that had been admitted.
+    async fn drain(&self, volume: usize) -> Result<(), String> {
+        loop {
+            let drained = {
+                let state = self.state.borrow();
+                let domain = &state.domains[volume];
+                if let Some(reason) = &domain.failed {
+                    return Err(reason.to_string());
+                }
+                if sealed_of(&state, volume).in_flight == 0 {
+                    return Ok(());
+                }
+                Rc::clone(&domain.drained)
+            };
+            drained.notified().await;
+        }
+    }
+
+    /// Flushes the devices that the sealed epoch wrote to. This comes before its group is
+    /// hardened: the group says that the data is there.
+    async fn flush_written(&self, volume: usize) -> Result<(), String> {
+        let devices = sealed_of(&self.state.borrow(), volume).devices;
+        self.flush_devices(devices).await
+    }
+
+    /// Flushes some devices, a bit each; those without a volatile cache need none.
+    pub(super) async fn flush_devices(&self, devices: u64) -> Result<(), String> {
+        let volatile =
+            self.devices.iter().enumerate().filter(|(number, device)| {
+                devices >> number & 1 == 1 && device.disk.volatile_cache()
+            });
+        let (numbers, flushes): (Vec<_>, Vec<_>) =
+            volatile.map(|(number, device)| (number, device.disk.flush())).unzip();
+        for (number, result) in numbers.into_iter().zip(join_all(flushes).await) {
+            if let Err(error) = result {
+                return Err(format!("flushing {} failed: {error}", self.device_name(number)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the sealed epoch did, as a group's records.
+    fn group_of(&self, volume: usize) -> Vec<Record> {
+        let state = self.state.borrow();
+        let mut records = Vec::new();
+        for &pair in &sealed_of(&state, volume).pairs {
+            let work = state.pairs.work(pair).expect("a pair of the sealed epoch is at work");
+            if let Some(binding) = work.sealed_binding {
+                records.push(Record::Binding { pair, binding });
+            }
+            let binding = work.sealed_binding.unwrap_or(state.pairs.line(pair).binding);
+            records.extend(place_records(pair, binding.generation, &work.sealed));
+        }
+        records
+    }
+
+    /// Makes the sealed epoch's contents the committed ones.
+    fn publish(&self, volume: usize, sequence: Option<Sequence>) {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let sealed = state.domains[volume].sealed.take().expect("an epoch is being committed");
+        state.commit_clock += 1;
+        for &pair in &sealed.pairs {
+            let work = state.pairs.work_mut(pair);
+            let pending = std::mem::take(&mut work.sealed);
+            let binding = work.sealed_binding.take();
+            work.wake(pending.blocks());
+            let line = state.pairs.line_mut(pair);
+            if let Some(binding) = binding {
+                line.binding = binding;
+                state.untold.insert(pair);
+                self.news.notify_one();
+            }
+            pending.apply_to(&mut line.map);
+            assert!(line.is_sound(), "{pair} is committed to what cannot be: {line:?}");
+            state.line_changed(pair);
+            state.pairs.tidy(pair);
+        }
+        let domain = &mut state.domains[volume];
+        domain.committed = sealed.number;
+        domain.decided.notify_waiters();
+        if let Some(sequence) = sequence {
+            self.journal.publish(sequence);
+        }
+        state.wake_space();
+        if !state.empty.is_empty() || !state.space_queue.is_empty() {
+            self.settle_wanted.notify_one();
+        }
+    }
+}
+
+fn sealed_of(state: &State, volume: usize) -> &Epoch {
+    state.domains[volume].sealed.as_ref().expect("an epoch is being committed")
+}
+
+/// The records of what is pending on a pair.
+fn place_records(
+    pair: PairId,
+    generation: Generation,
+    pending: &Pending,
+) -> impl Iterator<Item = Record> {
+    pending.runs().map(move |(run, location)| Record::Place {
+        pair,
+        generation,
+        first: run.start as u16,
+        count: run.len() as u16,
+        location,
+        payload: None,
+    })
+}

@@ -1,0 +1,62 @@
+//! Why a request on a volume failed.
+
+use std::rc::Rc;
+
+use crate::journal::JournalError;
+use crate::mds::error::MdsError;
+
+/// What a client is told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IoError {
+    /// The request reaches beyond the volume's end, or is larger than a request may be.
+    #[error("{what} at byte {offset} for {len} bytes reaches beyond the volume's {size} bytes")]
+    OutOfRange {
+        /// The kind of request.
+        what: &'static str,
+        /// Where it begins.
+        offset: u64,
+        /// How long it is.
+        len: u64,
+        /// The volume's size.
+        size: u64,
+    },
+    /// The pool has no room for more data. What is there can still be overwritten and trimmed.
+    #[error("the pool is full: trim or delete something, or add a device")]
+    NoSpace,
+    /// The device could not read; other requests go on.
+    #[error("reading from the device failed: {0}")]
+    DeviceRead(Rc<str>),
+    /// The volume takes no more writes, because it could no longer keep its promise.
+    #[error(
+        "the volume takes no more writes, because {0}; restart the target to go back to the last commit"
+    )]
+    Latched(Rc<str>),
+    /// The target is stopping.
+    #[error("the target is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a unit could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// A device failed.
+    #[error("{device}: {error}")]
+    Device {
+        /// Which.
+        device: String,
+        /// How.
+        error: std::io::Error,
+    },
+    /// The journal or home cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The metadata server refused, or its answer cannot be.
+    #[error("the metadata server: {0}")]
+    Metadata(#[from] MdsError),
+    /// What is stored contradicts itself.
+    #[error("the pool is damaged: {0}; run `flipside check`, or restore the volumes from a copy")]
+    Damaged(String),
+    /// The journal or the reserve is too small for even a small request.
+    #[error("the pool is too small to serve requests safely: {0}")]
+    TooSmall(String),
+}

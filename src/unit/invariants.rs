@@ -1,0 +1,81 @@
+//! What must be true of a unit's own state at every quiet point.
+
+use std::collections::BTreeSet;
+
+use super::{Inner, Unit};
+use crate::env::Env;
+use crate::format::ids::{ExtentId, PairId};
+
+impl<E: Env> Unit<E> {
+    /// Checks that the unit's state agrees with itself: no block without an extent, no extent in two
+    /// places, none lost, every volume's pairs its own. Returns what does not.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.0.check_extents()?;
+        self.0.check_volumes()
+    }
+
+    /// Whether nothing is under way: no request, commit, settle or wait.
+    pub fn is_quiet(&self) -> bool {
+        let state = self.0.state.borrow();
+        state.pairs.working().next().is_none()
+            && state.space_queue.is_empty()
+            && state.leaving == 0
+            && state.domains.iter().all(|domain| domain.newest_dirty().is_none())
+            && self.0.readers.count() == 0
+    }
+}
+
+impl<E: Env> Inner<E> {
+    fn check_extents(&self) -> Result<(), String> {
+        let state = self.state.borrow();
+        let mut named: BTreeSet<ExtentId> = BTreeSet::new();
+        let mut data_areas = 0;
+        for (pair, line) in state.pairs.lines() {
+            if !line.is_sound() {
+                return Err(format!("pair {pair} cannot be: {line:?}"));
+            }
+            let binding = state.pairs.binding(pair);
+            data_areas += u64::from(binding.owner.is_some());
+            for extent in binding.extents.into_iter().flatten() {
+                if !named.insert(extent) {
+                    return Err(format!("extent {extent} is in two places"));
+                }
+                if state.pool.is_free(extent) {
+                    return Err(format!("extent {extent} of pair {pair} is free"));
+                }
+            }
+        }
+        let all = state.pool.granted();
+        let counted = named.len() as u32 + state.pool.available() + state.leaving;
+        if state.leaving == 0 && counted != all {
+            return Err(format!("{counted} extents are accounted for, of {all}"));
+        }
+        if state.leaving == 0 && data_areas != state.pool.data_used() {
+            return Err(format!("{data_areas} data areas, {} counted", state.pool.data_used()));
+        }
+        Ok(())
+    }
+
+    fn check_volumes(&self) -> Result<(), String> {
+        let state = self.state.borrow();
+        let mut owned: BTreeSet<PairId> = BTreeSet::new();
+        for volume in &state.volumes {
+            for number in 0..volume.extent_count() as u32 {
+                let logical = crate::format::ids::LogicalExtent(number);
+                let Some(pair) = volume.pair(logical) else { continue };
+                owned.insert(pair);
+                let owner = state.pairs.binding(pair).owner;
+                if owner != Some((volume.id, logical)) {
+                    return Err(format!("pair {pair} behind extent {number} is {owner:?}'s"));
+                }
+            }
+        }
+        for (pair, _) in state.pairs.lines() {
+            let free = state.free_pairs.contains(pair.0);
+            if free == owned.contains(&pair) && state.leaving == 0 {
+                return Err(format!("pair {pair} is free ({free}) and owned alike"));
+            }
+        }
+        Ok(())
+    }
+}

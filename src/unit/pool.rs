@@ -1,0 +1,153 @@
+//! The extents that a unit may bind: those granted to it that no pair has.
+
+use crate::format::ids::{ExtentId, ExtentRun};
+
+/// A set of numbers below a bound, from which the next one at or after a cursor is taken.
+#[derive(Debug)]
+pub struct Numbers {
+    words: Vec<u64>,
+    count: u32,
+    cursor: usize,
+}
+
+impl Numbers {
+    /// No number, of those below `bound`.
+    pub fn none(bound: u32) -> Self {
+        Self { words: vec![0; (bound as usize).div_ceil(64)], count: 0, cursor: 0 }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether a number is in the set.
+    pub fn contains(&self, number: u32) -> bool {
+        self.words[number as usize / 64] >> (number % 64) & 1 == 1
+    }
+
+    /// Adds a number, which must not be there.
+    pub fn insert(&mut self, number: u32) {
+        assert!(!self.contains(number), "{number} is free twice");
+        self.words[number as usize / 64] |= 1 << (number % 64);
+        self.count += 1;
+    }
+
+    /// Removes a number, which must be there.
+    pub fn remove(&mut self, number: u32) {
+        assert!(self.contains(number), "{number} is not free");
+        self.words[number as usize / 64] &= !(1 << (number % 64));
+        self.count -= 1;
+    }
+
+    /// Takes the next number from the cursor on; after the last comes the first again.
+    pub fn take(&mut self) -> Option<u32> {
+        if self.count == 0 {
+            return None;
+        }
+        while self.words[self.cursor] == 0 {
+            self.cursor = (self.cursor + 1) % self.words.len();
+        }
+        let number = self.cursor as u32 * 64 + self.words[self.cursor].trailing_zeros();
+        self.remove(number);
+        Some(number)
+    }
+}
+
+/// The free extents of a unit, and how many it may use as data areas.
+#[derive(Debug)]
+pub struct ExtentPool {
+    free: Numbers,
+    granted: u32,
+    /// Data areas that the metadata server lets this unit have.
+    data_quota: u64,
+    /// Data areas that it has.
+    data_used: u64,
+}
+
+impl ExtentPool {
+    /// A pool of the granted runs, all free, out of extents numbered below `bound`.
+    pub fn new(bound: u32, granted: &[ExtentRun], data_quota: u64) -> Self {
+        let mut free = Numbers::none(bound);
+        granted.iter().flat_map(|run| run.iter()).for_each(|extent| free.insert(extent.0));
+        Self { granted: free.len(), free, data_quota, data_used: 0 }
+    }
+
+    /// Whether an extent is free.
+    pub fn is_free(&self, extent: ExtentId) -> bool {
+        self.free.contains(extent.0)
+    }
+
+    /// How many extents were granted in all.
+    pub fn granted(&self) -> u32 {
+        self.granted
+    }
+
+    /// How many extents are free.
+    pub fn available(&self) -> u32 {
+        self.free.len()
+    }
+
+    /// How many more data areas there may be.
+    pub fn data_left(&self) -> u64 {
+        self.data_quota.saturating_sub(self.data_used)
+    }
+
+    /// How many data areas there are.
+    pub fn data_used(&self) -> u64 {
+        self.data_used
+    }
+
+    /// Notes, at recovery, an extent that a pair has.
+    pub fn claim(&mut self, extent: ExtentId) {
+        self.free.remove(extent.0);
+    }
+
+    /// Notes, at recovery, a pair that has a data area.
+    pub fn claim_data(&mut self) {
+        self.data_used += 1;
+    }
+
+    /// Takes an extent for a new pair's data area. The caller has checked that there is one.
+    pub fn take_data(&mut self) -> ExtentId {
+        assert!(self.data_left() > 0, "a data area beyond the quota");
+        self.data_used += 1;
+        self.take_journal()
+    }
+
+    /// Takes an extent for a journal area. The caller has checked that there is one.
+    pub fn take_journal(&mut self) -> ExtentId {
+        ExtentId(self.free.take().expect("a free extent was counted before"))
+    }
+
+    /// Gives back an extent that no pair, bit or reader can see.
+    pub fn give(&mut self, extent: ExtentId) {
+        self.free.insert(extent.0);
+    }
+
+    /// Notes that a pair ceased to be.
+    pub fn give_data(&mut self) {
+        assert!(self.data_used > 0, "a data area that was not counted");
+        self.data_used -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: extents come in order, round and round, each once; quota and count are kept.
+    #[test]
+    fn extents_come_in_order() {
+        let run = ExtentRun { start: ExtentId(60), count: 10 };
+        let mut pool = ExtentPool::new(200, &[run], 2);
+        pool.claim(ExtentId(61));
+        assert_eq!(pool.take_data(), ExtentId(60));
+        assert_eq!(pool.take_journal(), ExtentId(62));
+        pool.give(ExtentId(60));
+        assert_eq!((pool.available(), pool.data_left()), (8, 1));
+        let rest: Vec<_> = (0..8).map(|_| pool.take_journal().0).collect();
+        assert_eq!(rest, [60, 63, 64, 65, 66, 67, 68, 69].map(|n| n));
+        assert_eq!(pool.available(), 0);
+    }
+}

@@ -1,0 +1,104 @@
+//! Reads: each block from where its newest visible contents lie (design section 3).
+
+use std::ops::Range;
+
+use futures_util::future::join_all;
+
+use super::Inner;
+use super::error::IoError;
+use super::request::extents;
+use super::write::{Piece, Pieces, push_piece};
+use crate::env::{Disk, Env};
+use crate::format::blocks::{BlockMap, BlockSet};
+use crate::format::ids::Slot;
+use crate::uring::buffers::Buf;
+
+impl<E: Env> Inner<E> {
+    /// Reads whole blocks of a volume to a place in a buffer. Blocks that have no contents become
+    /// zeros.
+    pub(super) async fn read_blocks(
+        &self,
+        volume: usize,
+        blocks: Range<u64>,
+        buf: &mut Buf,
+        place: Range<usize>,
+    ) -> Result<(), IoError> {
+        // Entered before the maps are looked at: what is found there is not freed until we leave.
+        let _reading = self.readers.enter();
+        let mut pieces = Pieces::new();
+        self.find(volume, blocks, place.start, buf, &mut pieces);
+        if let [piece] = pieces.as_slice() {
+            let disk = &self.devices[piece.device].disk;
+            let read = disk.read(piece.offset, buf.view(piece.range.clone()));
+            return read.await.map_err(|error| self.read_failed(piece.device, &error));
+        }
+        let reads: Vec<_> = pieces
+            .iter()
+            .map(|piece| {
+                let disk = &self.devices[piece.device].disk;
+                disk.read(piece.offset, buf.view(piece.range.clone()))
+            })
+            .collect();
+        let results = join_all(reads).await;
+        for (piece, result) in pieces.iter().zip(results) {
+            result.map_err(|error| self.read_failed(piece.device, &error))?;
+        }
+        Ok(())
+    }
+
+    fn read_failed(&self, device: usize, error: &std::io::Error) -> IoError {
+        IoError::DeviceRead(format!("{}: {error}", self.device_name(device)).into())
+    }
+
+    /// Finds where blocks lie; zeros those that lie nowhere.
+    fn find(
+        &self,
+        volume: usize,
+        blocks: Range<u64>,
+        mut at: usize,
+        buf: &mut Buf,
+        pieces: &mut Pieces,
+    ) {
+        let block = self.geometry.block_size() as usize;
+        let state = self.state.borrow();
+        for (logical, local, _) in extents(blocks, self.geometry) {
+            let start = at;
+            let place = |b: usize| start + (b - local.start) * block;
+            at += local.len() * block;
+            let wanted = BlockSet::range(local.clone());
+            let Some(pair) = state.volumes[volume].pair(logical) else {
+                buf.as_mut_slice()[start..at].fill(0);
+                continue;
+            };
+            let seen = self.visible(&state, pair);
+            for run in (wanted - seen.used()).runs() {
+                buf.as_mut_slice()[place(run.start)..place(run.end)].fill(0);
+            }
+            let binding = state.pairs.binding(pair);
+            let mut found: Vec<(Range<usize>, Slot)> = Vec::new();
+            for slot in Slot::BOTH {
+                found.extend((wanted & seen.side(slot)).runs().map(|run| (run, slot)));
+            }
+            found.sort_unstable_by_key(|(run, _)| run.start);
+            for (run, slot) in found {
+                let extent = binding.extent(slot).expect("contents lie in an extent of the pair");
+                let (device, offset) = self.locate(extent, (run.start * block) as u64);
+                let range = place(run.start)..place(run.end);
+                push_piece(pieces, Piece { device, offset, range });
+            }
+        }
+    }
+
+    /// Where the newest visible contents of a pair's blocks lie.
+    pub(super) fn visible(
+        &self,
+        state: &super::state::State,
+        pair: crate::format::ids::PairId,
+    ) -> BlockMap {
+        let committed = state.pairs.line(pair).map;
+        match state.pairs.work(pair) {
+            Some(work) => work.open.over(work.sealed.over(committed)),
+            None => committed,
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Recovery: finding everything again, in the order of design section 5 ‡.
+//!
+//! 1. The devices are claimed and nothing of a predecessor can still arrive (the caller's part).
+//! 2. Devices and region are flushed: what is read must not vanish later.
+//! 3. Home and list are read, every slot is scanned, and what was cut off is invalidated
+//!    ([`Journal::open`]).
+//! 4. The linked groups are applied to the lines again, oldest first.
+//! 5. The metadata server is told what it missed; what it has granted and no pair names is free.
+//! 6. Requests are served.
+//!
+//! Nothing depends on the size of a volume but loading the lines.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Notify};
+
+use super::copy::CopyBuffers;
+use super::limits::Limits;
+use super::policy::Watermarks;
+use super::pool::{ExtentPool, Numbers};
+use super::readers::Readers;
+use super::settle::pair_record;
+use super::state::{Domain, Pairs, State, VolumeState};
+use super::{Config, Device, Inner, RecoverError, Unit};
+use crate::env::flags::FlagsRegion;
+use crate::env::latch::Latching;
+use crate::env::region::DeviceRegion;
+use crate::env::{Disk, Env, Region};
+use crate::format::group::GroupState;
+use crate::format::home::{Applied, Line};
+use crate::format::ids::{LogicalExtent, PairId, PoolId, Sequence, UnitId};
+use crate::format::layout::{DeviceExtents, Geometry};
+use crate::journal::{Journal, Opened, RecoveredGroup};
+use crate::mds::client::Client;
+use crate::mds::records::{PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
+use crate::observe::Counters;
+
+/// Where a unit of that environment keeps its journal and home.
+pub type RegionOf<E> = FlagsRegion<DeviceRegion<Latching<<E as Env>::Disk>>, <E as Env>::Nvram>;
+
+/// A device of the pool.
+pub struct Member<E: Env> {
+    /// The device, claimed.
+    pub disk: Latching<E::Disk>,
+    /// The extents on it.
+    pub extents: DeviceExtents,
+}
+
+/// What a unit is made of.
+pub struct Parts<E: Env> {
+    /// The environment.
+    pub env: E,
+    /// The pool.
+    pub pool: PoolId,
+    /// The unit's number in it.
+    pub unit: UnitId,
+    /// The sizes of blocks and extents.
+    pub geometry: Geometry,
+    /// Extents kept from thin allocation.
+    pub reserve: u32,
+    /// All devices of the pool.
+    pub devices: Vec<Member<E>>,
+    /// Where journal and home are.
+    pub region: RegionOf<E>,
+    /// The channel to the metadata server.
+    pub link: E::Link,
+    /// What can be tuned.
+    pub config: Config,
+    /// Where to count.
+    pub counters: Rc<Counters>,
+}
+
+/// What a recovery found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Groups that were applied again.
+    pub groups: usize,
+    /// Pairs in use.
+    pub pairs: usize,
+    /// Pairs that the metadata server had not been told of.
+    pub told: usize,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl<E: Env> Unit<E> {
+    /// Recovers a unit and starts it. The devices must be claimed, and nothing that an earlier
+    /// process sent to them may still be on its way.
+    pub async fn recover(parts: Parts<E>) -> Result<(Unit<E>, RecoveryReport), RecoverError> {
+        let started = parts.env.now();
+        let pairs: u32 = parts.devices.iter().map(|member| member.extents.count).sum();
+        make_stable(&parts).await?;
+        let region = parts.region.clone();
+        let buffers = parts.env.buffers();
+        let opened = Journal::open(region, parts.pool, parts.unit, pairs, buffers).await?;
+        let Opened { journal, mut lines, groups } = opened;
+        let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
+        let stale_pages = replay(&mut lines, &groups)?;
+        let client = Client::attach(
+            parts.env.clone(),
+            parts.link.clone(),
+            parts.unit,
+            journal.incarnation(),
+        )
+        .await?;
+        let volumes = client.volumes().await?;
+        report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;
+        report.pairs = lines.iter().filter(|line| line.binding.owner.is_some()).count();
+        let mut pool = all_grants(&client, pairs).await?;
+        claim_extents(&mut pool, &lines)?;
+        let state = build_state(parts.geometry, lines, &volumes, pool, stale_pages)?;
+        groups.iter().for_each(|group| journal.publish(group.sequence));
+        let unit = assemble(parts, journal, client, state).await?;
+        report.took = unit.0.env.now().since(started);
+        unit.start_tasks();
+        Ok((unit, report))
+    }
+
+    fn start_tasks(&self) {
+        let inner = &self.0;
+        for volume in 0..inner.state.borrow().volumes.len() {
+            inner.env.spawn(Rc::clone(inner).commit_epochs(volume));
+        }
+        inner.env.spawn(Rc::clone(inner).settle_when_wanted());
+        inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
+        inner.env.spawn(Rc::clone(inner).tell_news());
+        // Pairs left empty by a crash are released, and a pool left short is settled.
+        inner.settle_wanted.notify_one();
+    }
+}
+
+/// Makes durable everything that can be read.
+async fn make_stable<E: Env>(parts: &Parts<E>) -> Result<(), RecoverError> {
+    for member in &parts.devices {
+        let flushed = member.disk.flush().await;
+        let device = || member.disk.name().to_owned();
+        flushed.map_err(|error| RecoverError::Device { device: device(), error })?;
+    }
+    let flushed = parts.region.flush().await;
+    flushed.map_err(|error| RecoverError::Device { device: "the journal region".into(), error })
+}
+
+/// Applies the linked groups to the lines, oldest first; returns the home pages that this changed.
+pub(super) fn replay(
+    lines: &mut [Line],
+    groups: &[RecoveredGroup],
+) -> Result<BTreeSet<u32>, RecoverError> {
+    let mut stale = BTreeSet::new();
+    for group in groups {
+        match group.state {
+            GroupState::Committed | GroupState::Done => {}
+            GroupState::Aborted => continue,
+            GroupState::Prepared => return Err(in_doubt(group.sequence)),
+        }
+        for record in &group.records {
+            let Some(pair) = record.pair() else { continue };
+            let line = lines.get_mut(pair.0 as usize);
+            let line = line.ok_or_else(|| RecoverError::Damaged(format!("no pair {pair}")))?;
+            if line.apply(record) == Applied::Impossible {
+                return Err(RecoverError::Damaged(format!(
+                    "group {} says {record:?}, which cannot follow {line:?}",
+                    group.sequence
+                )));
+            }
+            stale.insert(crate::format::home::home_page(pair));
+        }
+    }
+    Ok(stale)
+}
+
+fn in_doubt(group: Sequence) -> RecoverError {
+    RecoverError::Damaged(format!("group {group} waits for a coordinator that there is not"))
+}
+
+/// Everything that the server can give: the embedded server serves this unit alone.
+async fn all_grants<E: Env>(client: &Client<E>, extents: u32) -> Result<ExtentPool, RecoverError> {
+    while !client.allocate_data_extents(extents).await?.is_empty() {}
+    while !client.allocate_journal_space(extents).await?.is_empty() {}
+    let grants = client.grants().await?;
+    Ok(ExtentPool::new(extents, &grants.runs, grants.data_quota))
+}
+
+/// Takes from the pool what the pairs have.
+fn claim_extents(pool: &mut ExtentPool, lines: &[Line]) -> Result<(), RecoverError> {
+    for (pair, line) in lines.iter().enumerate() {
+        for extent in line.binding.extents.into_iter().flatten() {
+            if !pool.is_free(extent) {
+                return Err(RecoverError::Damaged(format!(
+                    "pair {pair} has extent {extent}, which another pair has too or which was \
+                     never granted"
+                )));
+            }
+            pool.claim(extent);
+        }
+        if line.binding.owner.is_some() {
+            pool.claim_data();
+        }
+    }
+    Ok(())
+}
+
+/// Tells the server of every pair that it knows differently; returns how many there were.
+///
+/// What was released comes in the same transaction as what took its extents.
+async fn reconcile<E: Env>(
+    client: &Client<E>,
+    unit: UnitId,
+    volumes: &[VolumeInfo],
+    lines: &[Line],
+) -> Result<usize, RecoverError> {
+    let known = known_pairs(client, unit, volumes).await?;
+    let mut news = Vec::new();
+    for (pair, record) in &known {
+        let line = lines.get(pair.0 as usize).map(|line| line.binding);
+        let Some(binding) = line.filter(|binding| binding.generation >= record.generation) else {
+            return Err(RecoverError::Damaged(format!(
+                "the metadata server knows pair {pair} in generation {}, and the home is older",
+                record.generation
+            )));
+        };
+        if binding.owner.is_none() {
+            let generation = binding.generation;
+            let released = PairRecord { generation, slots: [None; 2], ..*record };
+            news.push(Primitive::ReleasePair(released));
+        }
+    }
+    for (number, line) in lines.iter().enumerate() {
+        let (pair, binding) = (PairId(number as u32), line.binding);
+        let Some(owner) = binding.owner else { continue };
+        if known.get(&pair).is_some_and(|record| record.generation == binding.generation) {
+            continue;
+        }
+        let record = pair_record(pair, owner, &binding);
+        news.push(if binding.has_journal_area() {
+            Primitive::AssociateDataJournal(record)
+        } else {
+            Primitive::BindData(record)
+        });
+    }
+    // Leavings first: a transaction too large for one must not claim what a later one frees.
+    news.sort_by_key(|primitive| {
+        (!primitive.pair().is_released(), primitive.pair().slots[1].is_some())
+    });
+    for batch in news.chunks(TRANSACT_PRIMITIVES_MAX) {
+        client.transact(batch).await?;
+    }
+    Ok(news.len())
+}
+
+/// Every pair of this unit that the server knows.
+async fn known_pairs<E: Env>(
+    client: &Client<E>,
+    unit: UnitId,
+    volumes: &[VolumeInfo],
+) -> Result<BTreeMap<PairId, PairRecord>, RecoverError> {
+    let mut known = BTreeMap::new();
+    for volume in volumes {
+        let mut from = Some(LogicalExtent(0));
+        while let Some(start) = from {
+            let page = client.layout(volume.id, start).await?;
+            let mine = page.pairs.into_iter().filter(|(of, _)| *of == unit);
+            known.extend(mine.map(|(_, record)| (record.pair, record)));
+            from = page.next;
+        }
+    }
+    Ok(known)
+}
+
+fn build_state(
+    geometry: Geometry,
+    lines: Vec<Line>,
+    volumes: &[VolumeInfo],
+    pool: ExtentPool,
+    stale_pages: BTreeSet<u32>,
+) -> Result<State, RecoverError> {
+    let mut states: Vec<VolumeState> = volumes
+        .iter()
+        .map(|info| {
+            let extents = geometry.extents_for(info.size) as usize;
+            VolumeState::new(info.id, &info.name, info.size, extents)
+        })
+        .collect();
+    let mut free_pairs = Numbers::none(lines.len() as u32);
+    let mut bound = Vec::new();
+    for (number, line) in lines.iter().enumerate() {
+        let pair = PairId(number as u32);
+        let Some((id, logical)) = line.binding.owner else {
+            free_pairs.insert(pair.0);
+            continue;
+        };
+        let volume = states.iter_mut().find(|volume| volume.id == id);
+        let volume = volume.filter(|volume| (logical.0 as usize) < volume.extent_count());
+        let Some(volume) = volume else {
+            return Err(RecoverError::Damaged(format!(
+                "pair {pair} belongs to extent {logical} of volume {id}, which there is not"
+            )));
+        };
+        if let Some(other) = volume.pair(logical) {
+            return Err(RecoverError::Damaged(format!(
+                "pairs {other} and {pair} are both extent {logical} of volume {id}"
+            )));
+        }
+        volume.set_pair(logical, Some(pair));
+        bound.push(pair);
+    }
+    let domains = states.iter().map(|volume| Domain::new(volume.id)).collect();
+    let mut state = State {
+        pairs: Pairs::new(lines),
+        pool,
+        free_pairs,
+        volumes: states,
+        domains,
+        journaled: BTreeMap::new(),
+        empty: BTreeSet::new(),
+        untold: BTreeSet::new(),
+        stale_pages: BTreeSet::new(),
+        space_queue: VecDeque::new(),
+        leaving: 0,
+        next_ticket: 0,
+        commit_clock: 0,
+        stopping: false,
+    };
+    bound.into_iter().for_each(|pair| state.line_changed(pair));
+    state.stale_pages = stale_pages;
+    Ok(state)
+}
+
+async fn assemble<E: Env>(
+    parts: Parts<E>,
+    journal: Journal<RegionOf<E>>,
+    mds: Client<E>,
+    state: State,
+) -> Result<Unit<E>, RecoverError> {
+    let geometry = parts.geometry;
+    let limits =
+        Limits::new(geometry, journal.group_bytes_max(), parts.reserve).ok_or_else(|| {
+            RecoverError::TooSmall(format!(
+                "{} extents in reserve and groups of {} bytes",
+                parts.reserve,
+                journal.group_bytes_max()
+            ))
+        })?;
+    let buffers = CopyBuffers::acquire(parts.env.buffers(), geometry.extent_size()).await;
+    let devices = parts
+        .devices
+        .into_iter()
+        .map(|Member { disk, extents }| Device { disk, extents })
+        .collect();
+    Ok(Unit(Rc::new(Inner {
+        env: parts.env,
+        geometry,
+        limits,
+        watermarks: Watermarks::for_reserve(parts.reserve),
+        config: parts.config,
+        devices,
+        journal,
+        mds,
+        counters: parts.counters,
+        readers: Readers::default(),
+        state: RefCell::new(state),
+        settle_wanted: Notify::new(),
+        settle_lock: Mutex::new(buffers),
+        news: Notify::new(),
+        stopped: Cell::new(false),
+    })))
+}

@@ -1,0 +1,430 @@
+//! Settle: ending an area's journaling by swap or commit (design section 7; '721 claims 1 and 13).
+//!
+//! ```text
+//!   begin → copy the smaller side → flush → harden (one group) → one metadata transaction → free
+//!             └ a write cancels               └ Left: the slot has left the pair
+//! ```
+//!
+//! A batch of areas is copied one after another and finished together: one group in the journal,
+//! then one transaction at the metadata server. Pairs that hold nothing any more are released in
+//! the same way.
+//!
+//! # Contracts
+//!
+//! - **Ordering**: the copies are flushed before the group that moves the blocks is hardened; that
+//!   is durable before the metadata server is told; and an extent is free only when the server has
+//!   answered and the readers from before have ended.
+//! - **Cancellation**: a pair that a write wants leaves the batch while nothing of it has changed.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+
+use super::Inner;
+use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, settlement};
+use super::state::{Settling, State};
+use crate::env::Env;
+use crate::format::blocks::{BlockMap, Location};
+use crate::format::group::GroupState;
+use crate::format::ids::{ExtentId, Generation, PairId, VolumeId};
+use crate::format::record::{Binding, Record};
+use crate::mds::records::{PairRecord, Primitive};
+
+/// What a settle did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SettleReport {
+    /// Areas that ended by Swap_Data_Journal.
+    pub swaps: u64,
+    /// Areas that ended by Commit_Data_Journal.
+    pub commits: u64,
+    /// Pairs that held nothing and were given up.
+    pub released: u64,
+    /// Blocks copied.
+    pub blocks_copied: u64,
+}
+
+/// After so long without a request a unit counts as idle.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// How long a settle that found every pair in use waits before it looks again.
+const RETRY_AFTER: Duration = Duration::from_millis(1);
+
+/// A pair of a batch, from its beginning on.
+struct Item {
+    pair: PairId,
+    binding: Binding,
+    map: BlockMap,
+    settlement: Settlement,
+}
+
+impl Item {
+    /// The pair is to be given up altogether.
+    fn is_release(&self) -> bool {
+        self.map.used().is_empty()
+    }
+
+    /// The pair's binding after the batch, two generations on: that of the swap or commit, and
+    /// that of the disassociation.
+    fn after(&self) -> Binding {
+        let generation = Generation(self.binding.generation.0 + 2);
+        if self.is_release() {
+            return Binding { generation, ..Binding::FREE };
+        }
+        let mut after = Binding { generation, data_slot: self.settlement.keep, ..self.binding };
+        after.extents[self.settlement.keep.other().index()] = None;
+        after
+    }
+
+    /// The extents that the pair has no more.
+    fn freed(&self) -> impl Iterator<Item = ExtentId> {
+        let after = self.after();
+        let before = self.binding.extents.into_iter().zip(after.extents);
+        before.filter_map(|(before, after)| before.filter(|_| after.is_none()))
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// The task that settles when extents run short, and as the policy says.
+    pub(super) async fn settle_when_wanted(self: Rc<Self>) {
+        let mut requests = 0;
+        loop {
+            let idle = self.settle_turn(&mut requests).await;
+            while !self.stopped.get() && self.journal.failure().is_none() {
+                let Some(everything) = self.wants_settle(idle) else { break };
+                let batch = self.cheapest_batch(everything);
+                if batch.is_empty() {
+                    // Only where someone waits is an epoch cut short for its journal space.
+                    let waited_for = !self.state.borrow().space_queue.is_empty();
+                    if !waited_for || !self.commit_early().await {
+                        break;
+                    }
+                } else if !self.settle_batch(batch).await {
+                    // Nothing could be settled now; what is in the way comes to an end by itself.
+                    self.env.sleep(RETRY_AFTER).await;
+                }
+                if idle {
+                    break;
+                }
+            }
+            if self.stopped.get() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there may be something to settle; says whether that is because no request came for
+    /// a while, which only the policy `idle` looks for.
+    async fn settle_turn(&self, requests: &mut u64) -> bool {
+        if self.config.settle != SettlePolicy::Idle {
+            self.settle_wanted.notified().await;
+            return false;
+        }
+        let wanted = Box::pin(self.settle_wanted.notified());
+        match select(wanted, Box::pin(self.env.sleep(IDLE_AFTER))).await {
+            Either::Left(_) => false,
+            Either::Right(_) => {
+                let now = self.counters.reads.get() + self.counters.writes.get();
+                std::mem::replace(requests, now) == now
+            }
+        }
+    }
+
+    /// Whether anything should be settled, and if so whether that goes for pairs that hold
+    /// something, too, and not only for the empty ones.
+    fn wants_settle(&self, idle: bool) -> Option<bool> {
+        let state = self.state.borrow();
+        let short = state.pool.available() < self.watermarks.high || !state.space_queue.is_empty();
+        let policy = idle || self.config.settle == SettlePolicy::Always;
+        let everything = (short || policy) && !state.journaled.is_empty();
+        let wanted = everything || !state.space_queue.is_empty() || !state.empty.is_empty();
+        wanted.then_some(everything)
+    }
+
+    /// The pairs to settle next: all that are empty, then the cheapest ones.
+    fn cheapest_batch(&self, everything: bool) -> Vec<PairId> {
+        let state = self.state.borrow();
+        let count = self.config.settle_batch;
+        let quiet = |pair: &PairId| state.pairs.work(*pair).is_none_or(|work| work.is_quiet());
+        let mut batch: Vec<PairId> =
+            state.empty.iter().copied().filter(quiet).take(count).collect();
+        if everything {
+            let journaled = state.journaled.iter().filter(|(pair, _)| quiet(pair));
+            let candidates = journaled.map(|(&pair, &touched)| {
+                let line = state.pairs.line(pair);
+                let cost = settlement(line.map, line.binding.data_slot).copy.len();
+                Candidate { pair, cost, touched }
+            });
+            let chosen = cheapest(candidates.collect(), count - batch.len());
+            batch.extend(chosen.into_iter().filter(|pair| !state.empty.contains(pair)));
+        }
+        batch
+    }
+
+    /// Commits what is open, so that its pairs can be settled; says whether anything was. Where
+    /// journal space runs out inside an epoch this is still a correct cut, only an early one.
+    async fn commit_early(&self) -> bool {
+        let dirty: Vec<(usize, u64)> = {
+            let state = self.state.borrow();
+            let domains = state.domains.iter().enumerate();
+            let healthy = domains.filter(|(_, domain)| domain.failed.is_none());
+            healthy.filter_map(|(i, domain)| Some((i, domain.newest_dirty()?))).collect()
+        };
+        for &(volume, epoch) in &dirty {
+            self.counters.early_commits.increment();
+            // A domain that fails meanwhile says so to its own clients.
+            let _ = self.committed(volume, epoch).await;
+        }
+        !dirty.is_empty()
+    }
+
+    /// Settles all journal areas, of one volume or of all, a batch at a time.
+    pub(super) async fn settle_all(
+        &self,
+        volume: Option<VolumeId>,
+    ) -> Result<SettleReport, String> {
+        let mut report = SettleReport::default();
+        let mut after = None;
+        loop {
+            let batch: Vec<PairId> = {
+                let state = self.state.borrow();
+                let rest = state.journaled.keys().filter(|pair| Some(**pair) > after);
+                let wanted = rest.filter(|pair| {
+                    let owner = state.pairs.line(**pair).binding.owner;
+                    volume.is_none_or(|id| owner.is_some_and(|(of, _)| of == id))
+                });
+                wanted.copied().take(self.config.settle_batch).collect()
+            };
+            let Some(&last) = batch.last() else { return Ok(report) };
+            after = Some(last);
+            let did = self.settle_pairs(batch).await?;
+            report.swaps += did.swaps;
+            report.commits += did.commits;
+            report.released += did.released;
+            report.blocks_copied += did.blocks_copied;
+        }
+    }
+
+    /// Settles a batch, for the background task; says whether anything was settled.
+    async fn settle_batch(&self, batch: Vec<PairId>) -> bool {
+        match self.settle_pairs(batch).await {
+            Ok(report) => report.swaps + report.commits + report.released > 0,
+            Err(reason) => {
+                tracing::error!(reason, "settling failed");
+                false
+            }
+        }
+    }
+
+    /// Settles some pairs in one go; those that are in use are passed over.
+    async fn settle_pairs(&self, pairs: Vec<PairId>) -> Result<SettleReport, String> {
+        let mut buffers = self.settle_lock.lock().await;
+        let mut report = SettleReport::default();
+        let mut items = Vec::new();
+        let mut devices = 0_u64;
+        for item in self.begin(&pairs) {
+            if self.is_cancelled(item.pair) {
+                self.release_settling(item.pair);
+                continue;
+            }
+            // Copied one after another: the disk is not for settling alone.
+            match self.copy_pair(&mut buffers, &item.binding, item.settlement).await {
+                Ok(written) => {
+                    devices |= written;
+                    report.blocks_copied += item.settlement.copy.len() as u64;
+                    items.push(item);
+                }
+                Err(reason) => {
+                    tracing::error!(pair = %item.pair, reason, "an area could not be settled");
+                    self.release_settling(item.pair);
+                }
+            }
+        }
+        if let Err(reason) = self.flush_devices(devices).await {
+            items.iter().for_each(|item| self.release_settling(item.pair));
+            return Err(reason);
+        }
+        let items = self.harden_begin(items);
+        if items.is_empty() {
+            return Ok(report);
+        }
+        self.harden(&items).await?;
+        for item in items.iter().filter(|item| !item.is_release()) {
+            if item.settlement.is_swap(item.binding.data_slot) {
+                report.swaps += 1;
+            } else {
+                report.commits += 1;
+            }
+        }
+        report.released = items.iter().filter(|item| item.is_release()).count() as u64;
+        self.counters.swaps.add(report.swaps);
+        self.counters.area_commits.add(report.commits);
+        self.counters.blocks_copied.add(report.blocks_copied);
+        self.finish(&items).await?;
+        Ok(report)
+    }
+
+    /// Takes hold of the pairs that are quiet.
+    fn begin(&self, pairs: &[PairId]) -> Vec<Item> {
+        let mut state = self.state.borrow_mut();
+        let mut items = Vec::new();
+        for &pair in pairs {
+            let line = *state.pairs.line(pair);
+            let binding = line.binding;
+            let is_candidate = state.journaled.contains_key(&pair) || state.empty.contains(&pair);
+            let work = state.pairs.work_mut(pair);
+            if is_candidate && work.is_quiet() && work.settling.is_none() {
+                work.settling = Some(Settling::Copying { cancelled: false });
+                let settlement = settlement(line.map, binding.data_slot);
+                items.push(Item { pair, binding, map: line.map, settlement });
+            }
+            state.pairs.tidy(pair);
+        }
+        items
+    }
+
+    /// Whether a write wants a pair that is being copied.
+    fn is_cancelled(&self, pair: PairId) -> bool {
+        let state = self.state.borrow();
+        let settling = state.pairs.work(pair).and_then(|work| work.settling);
+        settling == Some(Settling::Copying { cancelled: true })
+    }
+
+    /// Lets go of a pair that is not settled after all: nothing of it has changed.
+    fn release_settling(&self, pair: PairId) {
+        let mut state = self.state.borrow_mut();
+        end_settling(&mut state, pair);
+    }
+
+    /// From here on writes to the pairs wait; those that a write wanted before are let go.
+    fn harden_begin(&self, items: Vec<Item>) -> Vec<Item> {
+        let mut state = self.state.borrow_mut();
+        let keep = items.into_iter().filter(|item| {
+            let work = state.pairs.work_mut(item.pair);
+            if work.settling == Some(Settling::Copying { cancelled: true }) {
+                end_settling(&mut state, item.pair);
+                return false;
+            }
+            work.settling = Some(Settling::Hardening);
+            true
+        });
+        keep.collect()
+    }
+
+    /// Persists the group that moves the blocks and takes the slots out of the pairs, and makes it
+    /// so. From then on the slots are Left: no map names them.
+    async fn harden(&self, items: &[Item]) -> Result<(), String> {
+        for items in items.chunks(self.items_per_group()) {
+            let mut records = Vec::new();
+            for item in items {
+                let generation = item.binding.generation;
+                let location = Location::At(item.settlement.keep);
+                records.extend(item.settlement.copy.runs().map(|run| Record::Place {
+                    pair: item.pair,
+                    generation,
+                    first: run.start as u16,
+                    count: run.len() as u16,
+                    location,
+                    payload: None,
+                }));
+                records.push(Record::Binding { pair: item.pair, binding: item.after() });
+            }
+            let transaction = self.journal.local_transaction();
+            let appended =
+                self.journal.append(u32::MAX, transaction, GroupState::Committed, records);
+            let sequence = appended.await.map_err(|error| {
+                self.fail_all(&error.to_string());
+                error.to_string()
+            })?;
+            let mut state = self.state.borrow_mut();
+            for item in items {
+                self.leave(&mut state, item);
+            }
+            self.journal.publish(sequence);
+        }
+        Ok(())
+    }
+
+    /// How many items surely fit one group.
+    fn items_per_group(&self) -> usize {
+        use crate::format::blocks::BLOCKS_MAX;
+        use crate::format::record::{BINDING_BYTES, PLACE_BYTES};
+        (self.limits.epoch_record_bytes / (BINDING_BYTES + BLOCKS_MAX / 2 * PLACE_BYTES)).max(1)
+    }
+
+    fn leave(&self, state: &mut State, item: &Item) {
+        let line = state.pairs.line_mut(item.pair);
+        assert_eq!(line.binding, item.binding, "a pair that is settled is not changed by others");
+        line.map.set(item.settlement.copy, Location::At(item.settlement.keep));
+        line.binding = item.after();
+        assert!(line.is_sound(), "{} is settled to what cannot be", item.pair);
+        if item.is_release() {
+            let (id, logical) = item.binding.owner.expect("an empty pair belongs to something");
+            let volume = state.volumes.iter_mut().find(|volume| volume.id == id);
+            volume.expect("its volume is there").set_pair(logical, None);
+        }
+        state.leaving += item.freed().count() as u32;
+        state.line_changed(item.pair);
+        state.untold.remove(&item.pair);
+        end_settling(state, item.pair);
+    }
+
+    /// Tells the metadata server in one transaction, and frees what the pairs left.
+    async fn finish(&self, items: &[Item]) -> Result<(), String> {
+        let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
+        self.mds.transact(&primitives).await.map_err(|error| error.to_string())?;
+        self.readers.grace().await;
+        let mut state = self.state.borrow_mut();
+        for item in items {
+            for extent in item.freed() {
+                state.pool.give(extent);
+                state.leaving -= 1;
+            }
+            if item.is_release() {
+                state.pool.give_data();
+                state.free_pairs.insert(item.pair.0);
+            }
+        }
+        state.wake_space();
+        Ok(())
+    }
+}
+
+fn end_settling(state: &mut State, pair: PairId) {
+    let work = state.pairs.work_mut(pair);
+    work.settling = None;
+    work.waiters.iter().for_each(|waiter| waiter.wake.notify_one());
+    state.pairs.tidy(pair);
+}
+
+/// What the metadata server is told of one settled pair.
+fn primitives(item: &Item) -> Vec<Primitive> {
+    let owner = item.binding.owner.expect("a settled pair belongs to something");
+    let record = |binding: Binding| pair_record(item.pair, owner, &binding);
+    if item.is_release() {
+        return vec![Primitive::ReleasePair(record(item.after()))];
+    }
+    let generation = Generation(item.binding.generation.0 + 1);
+    let settled = Binding { generation, data_slot: item.settlement.keep, ..item.binding };
+    let verb = if item.settlement.is_swap(item.binding.data_slot) {
+        Primitive::SwapDataJournal(record(settled))
+    } else {
+        Primitive::CommitDataJournal(record(settled))
+    };
+    vec![verb, Primitive::DisassociateJournalExtent(record(item.after()))]
+}
+
+/// A pair as the metadata server is told of it.
+pub(super) fn pair_record(
+    pair: PairId,
+    owner: (VolumeId, crate::format::ids::LogicalExtent),
+    binding: &Binding,
+) -> PairRecord {
+    PairRecord {
+        volume: owner.0,
+        logical: owner.1,
+        pair,
+        generation: binding.generation,
+        slots: binding.extents,
+        data_slot: binding.data_slot,
+    }
+}

@@ -1,0 +1,372 @@
+//! What a unit knows: the durable lines of its pairs, the work under way on some of them, volumes
+//! and commit domains. Plain data and the bookkeeping on it; nothing here waits or does I/O.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+use tokio::sync::Notify;
+
+use super::block::Pending;
+use super::pool::{ExtentPool, Numbers};
+use crate::env::Moment;
+use crate::format::blocks::BlockSet;
+use crate::format::home::{Line, home_page};
+use crate::format::ids::{LogicalExtent, PairId, VolumeId};
+use crate::format::record::Binding;
+
+/// A settle's hold on a pair (design section 7).
+///
+/// ```text
+///   (none) → Copying → Hardening → (none; the other slot has left the pair)
+///              └ a write that comes first cancels → (none)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settling {
+    /// Blocks are being copied; nothing has changed yet.
+    Copying {
+        /// A write wants the pair: give it up once copies under way have ended.
+        cancelled: bool,
+    },
+    /// The group that moves the blocks is being persisted.
+    Hardening,
+}
+
+/// Someone who waits for blocks of a pair.
+#[derive(Debug)]
+pub struct Waiter {
+    /// Its place in the order of arrival.
+    pub ticket: u64,
+    /// The blocks that it wants.
+    pub blocks: BlockSet,
+    /// To wake it.
+    pub wake: Rc<Notify>,
+}
+
+/// What is under way on a pair. A pair has one of these only while something is.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// Written in the open epoch, and visible.
+    pub open: Pending,
+    /// Written in the epoch that is being committed.
+    pub sealed: Pending,
+    /// The pair's binding as the open epoch will make it.
+    pub open_binding: Option<Binding>,
+    /// The pair's binding as the epoch being committed makes it.
+    pub sealed_binding: Option<Binding>,
+    /// Held by requests in flight (the busy rule ‡).
+    pub busy: BlockSet,
+    /// A settle's hold on the whole pair.
+    pub settling: Option<Settling>,
+    /// Who waits, in no particular order.
+    pub waiters: Vec<Waiter>,
+    /// Whether the open epoch lists the pair.
+    pub listed: bool,
+}
+
+impl Work {
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.is_quiet() && self.settling.is_none() && self.waiters.is_empty()
+    }
+
+    /// Whether no write of any epoch is under way or pending.
+    pub fn is_quiet(&self) -> bool {
+        self.open.is_empty()
+            && self.sealed.is_empty()
+            && self.open_binding.is_none()
+            && self.sealed_binding.is_none()
+            && self.busy.is_empty()
+            && !self.listed
+    }
+
+    /// Whether a request for `blocks` has to wait: for whoever holds them, for a commit, for a
+    /// settle, or for someone who came earlier.
+    pub fn conflicts(&self, blocks: BlockSet, ticket: u64) -> bool {
+        self.settling.is_some()
+            || blocks.meets(self.busy | self.sealed.blocks())
+            || self.waiters.iter().any(|w| w.ticket < ticket && w.blocks.meets(blocks))
+    }
+
+    /// Wakes those who wait for any of `blocks`.
+    pub fn wake(&self, blocks: BlockSet) {
+        for waiter in self.waiters.iter().filter(|waiter| waiter.blocks.meets(blocks)) {
+            waiter.wake.notify_one();
+        }
+    }
+}
+
+/// The lines of all pairs, and the work under way.
+#[derive(Debug)]
+pub struct Pairs {
+    lines: Vec<Line>,
+    work: BTreeMap<PairId, Box<Work>>,
+}
+
+impl Pairs {
+    /// Pairs with nothing under way.
+    pub fn new(lines: Vec<Line>) -> Self {
+        Self { lines, work: BTreeMap::new() }
+    }
+
+    /// The durable line of a pair.
+    pub fn line(&self, pair: PairId) -> &Line {
+        &self.lines[pair.0 as usize]
+    }
+
+    /// The durable line, to change.
+    pub fn line_mut(&mut self, pair: PairId) -> &mut Line {
+        &mut self.lines[pair.0 as usize]
+    }
+
+    /// Every pair with its durable line.
+    pub fn lines(&self) -> impl Iterator<Item = (PairId, &Line)> {
+        self.lines.iter().enumerate().map(|(i, line)| (PairId(i as u32), line))
+    }
+
+    /// What is under way on a pair.
+    pub fn work(&self, pair: PairId) -> Option<&Work> {
+        self.work.get(&pair).map(|work| &**work)
+    }
+
+    /// What is under way on a pair, to change, where anything is.
+    pub fn work_if_any(&mut self, pair: PairId) -> Option<&mut Work> {
+        self.work.get_mut(&pair).map(|work| &mut **work)
+    }
+
+    /// What is under way on a pair, to add to.
+    pub fn work_mut(&mut self, pair: PairId) -> &mut Work {
+        self.work.entry(pair).or_default()
+    }
+
+    /// Pairs with something under way.
+    pub fn working(&self) -> impl Iterator<Item = (PairId, &Work)> {
+        self.work.iter().map(|(pair, work)| (*pair, &**work))
+    }
+
+    /// Forgets a pair's work when it has ended.
+    pub fn tidy(&mut self, pair: PairId) {
+        if self.work.get(&pair).is_some_and(|work| work.is_idle()) {
+            self.work.remove(&pair);
+        }
+    }
+
+    /// The pair's binding as the newest write sees it.
+    pub fn binding(&self, pair: PairId) -> Binding {
+        let newest = self.work(pair).and_then(|work| work.open_binding.or(work.sealed_binding));
+        newest.unwrap_or(self.line(pair).binding)
+    }
+}
+
+/// The pending writes of a domain between two commit points.
+#[derive(Debug, Default)]
+pub struct Epoch {
+    /// Its number; each of a domain's epochs has the next one.
+    pub number: u64,
+    /// Requests admitted and not yet complete.
+    pub in_flight: u32,
+    /// The pairs that it touched.
+    pub pairs: Vec<PairId>,
+    /// An upper bound of the bytes that its group's records will take.
+    pub record_bytes: usize,
+    /// Bytes of data written in it.
+    pub data_bytes: u64,
+    /// The devices that it wrote to, a bit each.
+    pub devices: u64,
+    /// When its first request was admitted.
+    pub since: Option<Moment>,
+}
+
+impl Epoch {
+    /// Whether nothing was admitted to it.
+    pub fn is_clean(&self) -> bool {
+        self.since.is_none()
+    }
+}
+
+/// What commits together: now a volume by itself, later the volumes of a group.
+#[derive(Debug)]
+pub struct Domain {
+    /// Its number in groups: the volume's.
+    pub id: VolumeId,
+    /// Where writes go.
+    pub open: Epoch,
+    /// What is being committed.
+    pub sealed: Option<Epoch>,
+    /// The newest epoch that is committed.
+    pub committed: u64,
+    /// The newest epoch that someone wants committed.
+    pub wanted: u64,
+    /// Why it takes no more writes (promise 6).
+    pub failed: Option<Rc<str>>,
+    /// Wakes the commit task.
+    pub wake: Rc<Notify>,
+    /// Wakes everyone who waits for an epoch to be decided, or for room in the open one.
+    pub decided: Rc<Notify>,
+    /// Wakes the commit task when the sealed epoch has nothing in flight.
+    pub drained: Rc<Notify>,
+}
+
+impl Domain {
+    /// A domain with nothing pending.
+    pub fn new(id: VolumeId) -> Self {
+        Self {
+            id,
+            open: Epoch { number: 1, ..Epoch::default() },
+            sealed: None,
+            committed: 0,
+            wanted: 0,
+            failed: None,
+            wake: Rc::default(),
+            decided: Rc::default(),
+            drained: Rc::default(),
+        }
+    }
+
+    /// The epoch that must be committed for all that was acknowledged so far to be durable.
+    pub fn newest_dirty(&self) -> Option<u64> {
+        if !self.open.is_clean() {
+            return Some(self.open.number);
+        }
+        self.sealed.as_ref().map(|sealed| sealed.number)
+    }
+
+    /// Asks for an epoch to be committed.
+    pub fn want(&mut self, epoch: u64) {
+        if epoch > self.wanted {
+            self.wanted = epoch;
+            self.wake.notify_one();
+        }
+    }
+
+    /// Stops the domain: nothing more is acknowledged as durable.
+    pub fn fail(&mut self, reason: &str) {
+        if self.failed.is_none() {
+            self.failed = Some(reason.into());
+        }
+        self.wake.notify_one();
+        self.drained.notify_one();
+        self.decided.notify_waiters();
+    }
+
+    /// The epoch of that number, which is open or being committed.
+    pub fn epoch_mut(&mut self, number: u64) -> &mut Epoch {
+        if self.open.number == number {
+            return &mut self.open;
+        }
+        let sealed = self.sealed.as_mut().expect("a request's epoch is open or being committed");
+        assert_eq!(sealed.number, number, "a request's epoch is open or being committed");
+        sealed
+    }
+}
+
+/// A volume's place in the unit.
+#[derive(Debug)]
+pub struct VolumeState {
+    /// Its number.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: Rc<str>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// For each logical extent its pair's number plus one, or zero.
+    extents: Vec<u32>,
+}
+
+impl VolumeState {
+    /// A volume of `extents` logical extents without any contents.
+    pub fn new(id: VolumeId, name: &str, size: u64, extents: usize) -> Self {
+        Self { id, name: name.into(), size, extents: vec![0; extents] }
+    }
+
+    /// The pair behind a logical extent.
+    pub fn pair(&self, logical: LogicalExtent) -> Option<PairId> {
+        match self.extents[logical.0 as usize] {
+            0 => None,
+            number => Some(PairId(number - 1)),
+        }
+    }
+
+    /// Sets the pair behind a logical extent.
+    pub fn set_pair(&mut self, logical: LogicalExtent, pair: Option<PairId>) {
+        self.extents[logical.0 as usize] = pair.map_or(0, |pair| pair.0 + 1);
+    }
+
+    /// How many logical extents there are.
+    pub fn extent_count(&self) -> usize {
+        self.extents.len()
+    }
+}
+
+/// Everything.
+#[derive(Debug)]
+pub struct State {
+    /// The pairs.
+    pub pairs: Pairs,
+    /// The free extents.
+    pub pool: ExtentPool,
+    /// The pairs that belong to nothing.
+    pub free_pairs: Numbers,
+    /// The volumes; each is a domain of its own, at the same index.
+    pub volumes: Vec<VolumeState>,
+    /// The commit domains.
+    pub domains: Vec<Domain>,
+    /// The pairs whose durable line has a journal area, and when each was last committed to.
+    pub journaled: BTreeMap<PairId, u64>,
+    /// The pairs none of whose blocks is used.
+    pub empty: BTreeSet<PairId>,
+    /// The pairs whose durable binding the metadata server was not told yet.
+    pub untold: BTreeSet<PairId>,
+    /// Home pages that are older than the lines.
+    pub stale_pages: BTreeSet<u32>,
+    /// Tickets of those who wait for extents, in order.
+    pub space_queue: VecDeque<(u64, Rc<Notify>)>,
+    /// Extents that pairs have left and that are not free yet.
+    pub leaving: u32,
+    /// The next ticket.
+    pub next_ticket: u64,
+    /// Counts commits, to tell cold pairs from warm ones.
+    pub commit_clock: u64,
+    /// No more requests are taken.
+    pub stopping: bool,
+}
+
+impl State {
+    /// The next place in the order of arrival.
+    pub fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// Wakes the first of those who wait for extents.
+    pub fn wake_space(&self) {
+        if let Some((_, wake)) = self.space_queue.front() {
+            wake.notify_one();
+        }
+    }
+
+    /// Brings what is derived from a pair's durable line up to date with it.
+    pub fn line_changed(&mut self, pair: PairId) {
+        let line = *self.pairs.line(pair);
+        if line.binding.owner.is_some() && line.binding.has_journal_area() {
+            self.journaled.insert(pair, self.commit_clock);
+        } else {
+            self.journaled.remove(&pair);
+        }
+        if line.binding.owner.is_some() && line.map.used().is_empty() {
+            self.empty.insert(pair);
+        } else {
+            self.empty.remove(&pair);
+        }
+        self.stale_pages.insert(home_page(pair));
+    }
+
+    /// Lets go of blocks that a request held, and wakes those who wait for them.
+    pub fn release(&mut self, pair: PairId, blocks: BlockSet) {
+        if let Some(work) = self.pairs.work_if_any(pair) {
+            assert!(blocks.is_within(work.busy), "only held blocks are let go");
+            work.busy -= blocks;
+            work.wake(blocks);
+        }
+        self.pairs.tidy(pair);
+    }
+}

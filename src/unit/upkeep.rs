@@ -1,0 +1,85 @@
+//! Upkeep in the background: checkpoints of the home so that groups can be unlinked (design section
+//! 5), and telling the metadata server what was bound (section 8).
+
+use std::rc::Rc;
+
+use super::Inner;
+use super::settle::pair_record;
+use crate::env::Env;
+use crate::format::ids::PairId;
+use crate::journal::JournalError;
+use crate::mds::error::MdsError;
+use crate::mds::records::{Primitive, TRANSACT_PRIMITIVES_MAX};
+
+impl<E: Env> Inner<E> {
+    /// The task that checkpoints the home whenever the journal runs low.
+    pub(super) async fn checkpoint_when_crowded(self: Rc<Self>) {
+        loop {
+            self.journal.crowded().await;
+            if self.stopped.get() {
+                return;
+            }
+            if let Err(error) = self.checkpoint().await {
+                self.fail_all(&error.to_string());
+                return;
+            }
+        }
+    }
+
+    /// Makes the effect of every published group durable in the home, and unlinks those groups.
+    ///
+    /// A page may get newer contents than those groups': lines hold nothing but what is hardened.
+    pub(super) async fn checkpoint(&self) -> Result<(), JournalError> {
+        let groups = self.journal.published_prefix();
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let pages = std::mem::take(&mut self.state.borrow_mut().stale_pages);
+        let pages: Vec<u32> = pages.into_iter().collect();
+        let line = |pair: PairId| *self.state.borrow().pairs.line(pair);
+        self.journal.write_home(&pages, line).await?;
+        self.journal.unlink(&groups).await
+    }
+
+    /// The task that tells the metadata server of new bindings, a batch at a time. No group and no
+    /// request waits for it.
+    pub(super) async fn tell_news(self: Rc<Self>) {
+        loop {
+            self.news.notified().await;
+            self.env.sleep(self.config.tell_interval).await;
+            if self.stopped.get() {
+                return;
+            }
+            if let Err(error) = self.tell().await {
+                // The pairs are told at the next start, where everything is compared.
+                tracing::error!(%error, "the metadata server refused what it was told");
+            }
+        }
+    }
+
+    /// Tells the metadata server everything that it was not told yet: net changes only.
+    pub(super) async fn tell(&self) -> Result<(), MdsError> {
+        loop {
+            let mut batch = Vec::new();
+            {
+                let mut state = self.state.borrow_mut();
+                while batch.len() < TRANSACT_PRIMITIVES_MAX
+                    && let Some(pair) = state.untold.pop_first()
+                {
+                    let binding = state.pairs.line(pair).binding;
+                    let Some(owner) = binding.owner else { continue };
+                    let record = pair_record(pair, owner, &binding);
+                    batch.push(if binding.has_journal_area() {
+                        Primitive::AssociateDataJournal(record)
+                    } else {
+                        Primitive::BindData(record)
+                    });
+                }
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
+            self.mds.transact(&batch).await?;
+        }
+    }
+}

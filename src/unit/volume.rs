@@ -1,0 +1,201 @@
+//! A volume as a front end sees it: bytes, and the checks on every request, once.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use super::Inner;
+use super::error::IoError;
+use super::request::{Span, covering};
+use super::state::VolumeState;
+use crate::env::Env;
+use crate::format::ids::VolumeId;
+use crate::uring::buffers::Buf;
+
+/// A volume. Cheap to clone: a handle.
+///
+/// # Contracts
+///
+/// - **Buffers**: a request's buffer is as large as [`Volume::buffer_for`] says, and its bytes lie
+///   where that says.
+/// - **Durability**: [`Volume::flush`] makes durable all that had been acknowledged when it was called.
+/// - **Atomicity**: a write is in the image after a crash wholly or not at all; trims and
+///   write-zeroes of more than [`Volume::zero_max`] bytes are, piece by piece of that size.
+pub struct Volume<E: Env> {
+    unit: Rc<Inner<E>>,
+    index: usize,
+    id: VolumeId,
+    name: Rc<str>,
+    size: u64,
+}
+
+impl<E: Env> Clone for Volume<E> {
+    fn clone(&self) -> Self {
+        Self {
+            unit: Rc::clone(&self.unit),
+            index: self.index,
+            id: self.id,
+            name: Rc::clone(&self.name),
+            size: self.size,
+        }
+    }
+}
+
+/// The room that a request needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes of the buffer.
+    pub total: usize,
+    /// Where in it the request's own bytes lie.
+    pub place: Range<usize>,
+}
+
+impl<E: Env> Volume<E> {
+    pub(super) fn new(unit: Rc<Inner<E>>, index: usize, state: &VolumeState) -> Self {
+        Self { unit, index, id: state.id, name: Rc::clone(&state.name), size: state.size }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of a block: requests aligned to it need no read-modify-write.
+    pub fn block_size(&self) -> u32 {
+        self.unit.geometry.block_size()
+    }
+
+    /// The largest read or write, in bytes.
+    pub fn request_max(&self) -> u64 {
+        self.unit.limits.request_bytes
+    }
+
+    /// The largest piece of a trim or write-zeroes that is atomic, in bytes.
+    pub fn zero_max(&self) -> u64 {
+        self.unit.limits.zero_bytes
+    }
+
+    /// The room that a read or write takes.
+    pub fn buffer_for(&self, offset: u64, len: u64) -> Room {
+        let block = self.block_size() as usize;
+        let blocks = covering(Span { offset, len }, self.unit.geometry);
+        let whole = (blocks.end - blocks.start) as usize * block;
+        let lead = (offset % block as u64) as usize;
+        let aligned = lead == 0 && whole == len as usize;
+        Room {
+            total: if aligned { whole } else { whole + 2 * block },
+            place: lead..lead + len as usize,
+        }
+    }
+
+    fn check(&self, what: &'static str, offset: u64, len: u64, max: u64) -> Result<Span, IoError> {
+        let size = self.size;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= size);
+        if !inside || len > max {
+            return Err(IoError::OutOfRange { what, offset, len, size });
+        }
+        Ok(Span { offset, len })
+    }
+
+    /// Reads; the bytes lie in the returned buffer where [`Volume::buffer_for`] says.
+    pub async fn read(&self, offset: u64, len: u64, mut buf: Buf) -> Result<Buf, IoError> {
+        let span = self.check("a read", offset, len, self.request_max())?;
+        self.unit.counters.reads.increment();
+        if len > 0 {
+            let blocks = covering(span, self.unit.geometry);
+            let bytes = (blocks.end - blocks.start) as usize * self.block_size() as usize;
+            assert!(buf.len() >= bytes, "a buffer for whole blocks");
+            self.unit.read_blocks(self.index, blocks, &mut buf, 0..bytes).await?;
+        }
+        Ok(buf)
+    }
+
+    /// Writes; the bytes lie in the buffer where [`Volume::buffer_for`] says. With `fua`, returns
+    /// when they are durable.
+    pub async fn write(&self, offset: u64, len: u64, buf: Buf, fua: bool) -> Result<(), IoError> {
+        let span = self.check("a write", offset, len, self.request_max())?;
+        if len == 0 {
+            return Ok(());
+        }
+        assert!(buf.len() >= self.buffer_for(offset, len).total, "a buffer for whole blocks");
+        let epoch = self.unit.write(self.index, span, buf).await?;
+        self.harden(epoch, fua).await
+    }
+
+    /// Makes durable all that was acknowledged when this was called.
+    pub async fn flush(&self) -> Result<(), IoError> {
+        self.unit.counters.flushes.increment();
+        self.unit.flush(self.index).await
+    }
+
+    /// Makes the whole blocks of a span unused: they read as zeros.
+    pub async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), IoError> {
+        self.unit.counters.trims.increment();
+        let span = self.check("a trim", offset, len, u64::MAX)?;
+        let mut newest = None;
+        for piece in self.pieces(span, self.zero_max()) {
+            newest = Some(self.unit.trim(self.index, piece).await?);
+        }
+        self.harden_newest(newest, fua).await
+    }
+
+    /// Makes a span read as zeros. With `no_hole`, it is written as zeros, so that later writes
+    /// there find their place taken already; otherwise whole blocks become unused.
+    pub async fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        fua: bool,
+        no_hole: bool,
+    ) -> Result<(), IoError> {
+        self.unit.counters.zeroes.increment();
+        let span = self.check("a write of zeros", offset, len, u64::MAX)?;
+        let mut newest = None;
+        if no_hole {
+            for piece in self.pieces(span, self.request_max().min(1 << 20)) {
+                let total = self.buffer_for(piece.offset, piece.len).total;
+                let mut buf = self.unit.env.buffers().acquire(total).await;
+                buf.as_mut_slice().fill(0);
+                newest = Some(self.unit.write(self.index, piece, buf).await?);
+            }
+        } else {
+            for piece in self.pieces(span, self.zero_max()) {
+                newest = Some(self.unit.zero(self.index, piece).await?);
+            }
+        }
+        self.harden_newest(newest, fua).await
+    }
+
+    /// Cuts a span at multiples of `max`.
+    fn pieces(&self, span: Span, max: u64) -> impl Iterator<Item = Span> + use<E> {
+        let end = span.offset + span.len;
+        let mut at = span.offset;
+        std::iter::from_fn(move || {
+            (at < end).then(|| {
+                let offset = at;
+                at = end.min((at / max + 1) * max);
+                Span { offset, len: at - offset }
+            })
+        })
+    }
+
+    async fn harden_newest(&self, epoch: Option<u64>, fua: bool) -> Result<(), IoError> {
+        match epoch {
+            Some(epoch) => self.harden(epoch, fua).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn harden(&self, epoch: u64, fua: bool) -> Result<(), IoError> {
+        if fua { self.unit.committed(self.index, epoch).await } else { Ok(()) }
+    }
+}

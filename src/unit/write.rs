@@ -1,0 +1,259 @@
+//! Requests that change a volume: writes, trims, write-zeroes (design section 3).
+
+use std::ops::Range;
+
+use futures_util::future::join_all;
+use smallvec::SmallVec;
+
+use super::Inner;
+use super::admission::{Admitted, Outcome};
+use super::error::IoError;
+use super::request::{Change, Parts, Span, covering, split};
+use crate::env::{Disk, Durability, Env};
+use crate::format::ids::Slot;
+use crate::uring::buffers::Buf;
+
+/// How an admitted request failed.
+enum Failure {
+    /// Before any of it was written: the epoch is as it was.
+    Untouched(IoError),
+    /// When some of it may have been written: the epoch can never be committed ‡.
+    Torn(IoError),
+}
+
+/// A piece of a request on one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// The device's number.
+    pub device: usize,
+    /// The byte on it.
+    pub offset: u64,
+    /// The bytes of the request's buffer.
+    pub range: Range<usize>,
+}
+
+/// The pieces of a request.
+pub(super) type Pieces = SmallVec<[Piece; 2]>;
+
+/// Adds a piece, joined to the last one where both continue it.
+pub(super) fn push_piece(pieces: &mut Pieces, piece: Piece) {
+    if let Some(last) = pieces.last_mut()
+        && last.device == piece.device
+        && last.range.end == piece.range.start
+        && last.offset + last.range.len() as u64 == piece.offset
+    {
+        last.range.end = piece.range.end;
+        return;
+    }
+    pieces.push(piece);
+}
+
+impl<E: Env> Inner<E> {
+    /// Writes `len` bytes that lie in `buf` from `span.offset % block` on. The buffer holds all blocks
+    /// that the span touches, and two more where it does not begin and end at blocks.
+    pub(super) async fn write(
+        &self,
+        volume: usize,
+        span: Span,
+        mut buf: Buf,
+    ) -> Result<u64, IoError> {
+        let parts = split(Change::Write, span, self.geometry);
+        let admitted = self.admit(volume, parts, span.len).await?;
+        let done = self.carry_out(volume, &admitted, span, &mut buf).await;
+        self.counters.writes.increment();
+        self.conclude(admitted, done)
+    }
+
+    /// Makes a span read as zeros: whole blocks become unused, the rest is written.
+    pub(super) async fn zero(&self, volume: usize, span: Span) -> Result<u64, IoError> {
+        let parts = split(Change::Zero, span, self.geometry);
+        let edges = parts.iter().any(|part| !part.write.is_empty());
+        if !edges {
+            let admitted = self.admit(volume, parts, 0).await?;
+            return self.conclude(admitted, Ok(()));
+        }
+        // The edges are written as whole blocks, read-modify-write, from a small buffer.
+        let block = self.geometry.block_size() as usize;
+        let mut buf = self.env.buffers().acquire(2 * block).await;
+        let admitted = self.admit(volume, parts, 0).await?;
+        let done = self.zero_edges(volume, &admitted, span, &mut buf).await;
+        self.conclude(admitted, done)
+    }
+
+    /// Makes the whole blocks of a span unused.
+    pub(super) async fn trim(&self, volume: usize, span: Span) -> Result<u64, IoError> {
+        let admitted = self.admit(volume, split(Change::Trim, span, self.geometry), 0).await?;
+        self.conclude(admitted, Ok(()))
+    }
+
+    fn conclude(
+        &self,
+        admitted: Admitted<'_, E>,
+        done: Result<(), Failure>,
+    ) -> Result<u64, IoError> {
+        let epoch = admitted.epoch;
+        match done {
+            Ok(()) => {
+                admitted.finish(Outcome::Written);
+                Ok(epoch)
+            }
+            Err(Failure::Untouched(error)) => {
+                admitted.finish(Outcome::Nothing);
+                Err(error)
+            }
+            Err(Failure::Torn(error)) => {
+                let reason = error.to_string();
+                tracing::error!(reason, "a write failed");
+                admitted.finish(Outcome::Torn(&reason));
+                Err(error)
+            }
+        }
+    }
+
+    /// The device writes of an admitted write.
+    async fn carry_out(
+        &self,
+        volume: usize,
+        admitted: &Admitted<'_, E>,
+        span: Span,
+        buf: &mut Buf,
+    ) -> Result<(), Failure> {
+        let block = u64::from(self.geometry.block_size());
+        let blocks = covering(span, self.geometry);
+        let (start, end) = (blocks.start * block, blocks.end * block);
+        if start != span.offset || end != span.offset + span.len {
+            self.fill_edges(volume, span, buf).await.map_err(Failure::Untouched)?;
+        }
+        let pieces = self.write_pieces(&admitted.parts, |at| (at - start) as usize);
+        self.write_all(admitted, volume, buf, &pieces).await.map_err(Failure::Torn)
+    }
+
+    /// Reads the blocks that a span covers in part, and puts what it leaves of them beside it.
+    async fn fill_edges(&self, volume: usize, span: Span, buf: &mut Buf) -> Result<(), IoError> {
+        let block = self.geometry.block_size() as usize;
+        let blocks = covering(span, self.geometry);
+        let scratch = (blocks.end - blocks.start) as usize * block;
+        let head = (span.offset % block as u64) as usize;
+        let tail_at = head + span.len as usize;
+        if head > 0 {
+            self.read_block(volume, blocks.start, buf, scratch).await?;
+            buf.as_mut_slice().copy_within(scratch..scratch + head, 0);
+        }
+        if tail_at % block > 0 {
+            self.read_block(volume, blocks.end - 1, buf, scratch + block).await?;
+            let from = scratch + block + tail_at % block;
+            buf.as_mut_slice().copy_within(from..scratch + 2 * block, tail_at);
+        }
+        Ok(())
+    }
+
+    /// Reads one block, which is held, to a place in a buffer.
+    async fn read_block(
+        &self,
+        volume: usize,
+        block: u64,
+        buf: &mut Buf,
+        at: usize,
+    ) -> Result<(), IoError> {
+        let size = self.geometry.block_size() as usize;
+        self.read_blocks(volume, block..block + 1, buf, at..at + size).await
+    }
+
+    /// Zeroes the ends of a span in the blocks that it covers in part.
+    async fn zero_edges(
+        &self,
+        volume: usize,
+        admitted: &Admitted<'_, E>,
+        span: Span,
+        buf: &mut Buf,
+    ) -> Result<(), Failure> {
+        let block = u64::from(self.geometry.block_size());
+        let blocks = covering(span, self.geometry);
+        let last = blocks.end - 1;
+        for (number, at) in [(blocks.start, 0), (last, block as usize)] {
+            let start = number * block;
+            let from = span.offset.clamp(start, start + block);
+            let to = (span.offset + span.len).clamp(start, start + block);
+            let whole = to - from == block;
+            if whole || (number == last && last == blocks.start && at > 0) {
+                continue;
+            }
+            self.read_block(volume, number, buf, at).await.map_err(Failure::Untouched)?;
+            let place = at + (from - start) as usize..at + (to - start) as usize;
+            buf.as_mut_slice()[place].fill(0);
+        }
+        // The first block lies at the start of the buffer, the last one after it.
+        let place = |at: u64| if at / block == blocks.start { 0 } else { block as usize };
+        let pieces = self.write_pieces(&admitted.parts, place);
+        self.write_all(admitted, volume, buf, &pieces).await.map_err(Failure::Torn)
+    }
+
+    /// Where the written blocks of a request go, run by run. `place` says where in the buffer
+    /// the block that begins at a byte of the volume lies.
+    fn write_pieces(&self, parts: &Parts, place: impl Fn(u64) -> usize) -> Pieces {
+        let block = self.geometry.block_size() as usize;
+        let state = self.state.borrow();
+        let mut pieces = Pieces::new();
+        for part in parts {
+            let pair = part.pair.expect("an admitted part has a pair");
+            let binding = state.pairs.binding(pair);
+            let base = u64::from(part.logical.0) * u64::from(self.geometry.extent_size());
+            let mut runs: SmallVec<[(Range<usize>, Slot); 4]> = SmallVec::new();
+            for slot in Slot::BOTH {
+                runs.extend(part.targets[slot.index()].runs().map(|run| (run, slot)));
+            }
+            runs.sort_unstable_by_key(|(run, _)| run.start);
+            for (run, slot) in runs {
+                let extent = binding.extent(slot).expect("admission bound what is written to");
+                let (device, offset) = self.locate(extent, (run.start * block) as u64);
+                let at = place(base + (run.start * block) as u64);
+                let range = at..at + run.len() * block;
+                push_piece(&mut pieces, Piece { device, offset, range });
+            }
+        }
+        pieces
+    }
+
+    async fn write_all(
+        &self,
+        admitted: &Admitted<'_, E>,
+        volume: usize,
+        buf: &mut Buf,
+        pieces: &Pieces,
+    ) -> Result<(), IoError> {
+        {
+            let mut state = self.state.borrow_mut();
+            let epoch = state.domains[volume].epoch_mut(admitted.epoch);
+            for piece in pieces {
+                epoch.devices |= 1 << piece.device;
+            }
+        }
+        let bytes: usize = pieces.iter().map(|piece| piece.range.len()).sum();
+        self.counters.device_bytes_data.add(bytes as u64);
+        let mut start = |piece: &Piece| {
+            let disk = &self.devices[piece.device].disk;
+            (
+                piece.device,
+                disk.write(piece.offset, buf.view(piece.range.clone()), Durability::Volatile),
+            )
+        };
+        let failed = |device: usize, error: std::io::Error| {
+            let what = format!("writing to {} failed: {error}", self.device_name(device));
+            Err(IoError::Latched(what.into()))
+        };
+        if let [piece] = pieces.as_slice() {
+            let (device, write) = start(piece);
+            return write.await.or_else(|error| failed(device, error));
+        }
+        let writes: Vec<_> = pieces.iter().map(start).collect();
+        // All of them are waited for, whatever the first says: the buffer is theirs until then.
+        let (devices, writes): (Vec<_>, Vec<_>) = writes.into_iter().unzip();
+        let results = join_all(writes).await;
+        for (device, result) in devices.into_iter().zip(results) {
+            if let Err(error) = result {
+                return failed(device, error);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,328 @@
+//! The ring and its loop: one entry into the kernel a turn.
+//!
+//! # Contracts
+//!
+//! - **Threads**: a ring, its tasks and its operations stay on one thread; wakers go anywhere.
+//! - **Submission**: operations are queued when their future is first polled and go to the kernel
+//!   together, at the end of the turn, or earlier when the queue is full.
+//! - **Lifetime**: the kernel uses memory that the ring owns. The last handle of a ring waits for
+//!   whatever the kernel has not answered. Tasks own handles: see [`Ring::shutdown`].
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::squeue::Entry;
+use io_uring::{IoUring, opcode, types};
+use nix::libc;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::buffers::BufferPool;
+use super::error::RingError;
+use super::executor::Executor;
+use super::fd::Fd;
+use super::message::Message;
+use super::operation::{Operations, Remains};
+use super::setup;
+use super::timer::{Sleep, Timers};
+
+/// How many polls of tasks there are between two entries into the kernel, at most.
+const POLLS_PER_TURN: usize = 256;
+/// How many messages are kept for the next one who sends.
+const MESSAGES_KEPT: usize = 64;
+/// Answers to these are not those of operations.
+const TOKEN_WAKE: u64 = u64::MAX;
+const TOKEN_CANCEL: u64 = u64::MAX - 1;
+
+/// What a ring is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct RingOptions {
+    /// Operations that can be queued between two entries into the kernel; more need more entries.
+    pub entries: u32,
+    /// Places in the table of registered files; files beyond it work, a little slower.
+    pub files: u32,
+}
+
+impl Default for RingOptions {
+    fn default() -> Self {
+        Self { entries: 256, files: 1024 }
+    }
+}
+
+/// A ring with its executor. Cheap to clone: a handle.
+#[derive(Clone)]
+pub struct Ring(Rc<Core>);
+
+/// What handles, operations and files share. The fields drop in this order: the kernel's end is
+/// closed before the memory that was registered with it is freed.
+pub(super) struct Core {
+    executor: Executor,
+    pub(super) operations: RefCell<Operations>,
+    pub(super) timers: RefCell<Timers>,
+    messages: RefCell<Vec<Message>>,
+    /// Free places of the table of registered files.
+    places: RefCell<Vec<u32>>,
+    /// What ended orphans leave, until it can be dropped.
+    remains: RefCell<Vec<Remains>>,
+    io: RefCell<IoUring>,
+    wake: Arc<EventFd>,
+    /// Whether the kernel watches `wake`.
+    wake_armed: Cell<bool>,
+    /// The pool whose arena is registered.
+    registered: RefCell<Option<BufferPool>>,
+}
+
+impl Ring {
+    /// A ring for this thread.
+    pub fn new(options: &RingOptions) -> Result<Self, RingError> {
+        let io = setup::build(options.entries)?;
+        let places = match io.submitter().register_files_sparse(options.files) {
+            Ok(()) => (0..options.files).rev().collect(),
+            Err(error) => {
+                tracing::info!(%error, "files are not registered with the ring: a little slower");
+                Vec::new()
+            }
+        };
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| RingError::from_setup(errno.into()))?;
+        let wake = Arc::new(wake);
+        let notified = Arc::clone(&wake);
+        let executor = Executor::with_notify(Box::new(move || {
+            // A counter that is full is readable already, which is all that is wanted.
+            let _ = notified.write(1);
+        }));
+        Ok(Self(Rc::new(Core {
+            executor,
+            operations: RefCell::default(),
+            timers: RefCell::default(),
+            messages: RefCell::default(),
+            places: RefCell::new(places),
+            remains: RefCell::default(),
+            io: RefCell::new(io),
+            wake,
+            wake_armed: Cell::new(false),
+            registered: RefCell::new(None),
+        })))
+    }
+
+    /// Adds a task.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.executor.spawn(task);
+    }
+
+    /// Runs tasks and operations until `future` has ended. What else was spawned stays, and goes
+    /// on at the next call.
+    pub fn block_on<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+        let output = Rc::new(Cell::new(None));
+        let result = Rc::clone(&output);
+        self.spawn(async move { result.set(Some(future.await)) });
+        loop {
+            let polled = self.0.executor.run(POLLS_PER_TURN);
+            if let Some(output) = output.take() {
+                return output;
+            }
+            assert!(!self.0.executor.is_empty(), "the task that is waited for was dropped");
+            self.0.turn(polled < POLLS_PER_TURN);
+        }
+    }
+
+    /// Drops all tasks, cancels what may wait for ever, and waits until the kernel has answered
+    /// everything. Needed to take a ring down whose tasks own handles of it.
+    pub fn shutdown(&self) {
+        self.0.executor.drop_all();
+        self.0.drain();
+    }
+
+    /// Ends when at least `duration` has passed since the call.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        Sleep::new(&self.0, duration)
+    }
+
+    /// Nanoseconds of the clock that [`Ring::sleep`] goes by: CLOCK_MONOTONIC.
+    pub fn now_ns(&self) -> u64 {
+        super::timer::now_ns()
+    }
+
+    /// Makes an open file known to the ring. It must not be non-blocking.
+    pub fn register_file(&self, file: impl Into<OwnedFd>) -> Fd {
+        Fd::new(&self.0, file.into())
+    }
+
+    /// Registers the pool's arena, so that file operations on its buffers skip the look-up of
+    /// pages. Where the kernel refuses, it says so in the log, and all works without.
+    pub fn register_buffers(&self, pool: &BufferPool) {
+        assert!(self.0.registered.borrow().is_none(), "a ring registers one pool");
+        let (start, len) = pool.arena();
+        let piece = libc::iovec { iov_base: start.cast_mut().cast(), iov_len: len };
+        // SAFETY: the arena is mapped as long as the pool, which is kept below, in a field that
+        // drops after the ring.
+        match unsafe { self.0.io.borrow().submitter().register_buffers(&[piece]) } {
+            Ok(()) => {
+                pool.set_registered(true);
+                *self.0.registered.borrow_mut() = Some(pool.clone());
+            }
+            Err(error) => {
+                let reason = RingError::from_setup(error);
+                tracing::warn!("buffers are not registered with the ring (slower): {reason}");
+            }
+        }
+    }
+
+    /// How many operations the kernel has not answered.
+    pub fn in_flight(&self) -> usize {
+        self.0.operations.borrow().in_flight()
+    }
+
+    pub(super) fn core(&self) -> &Rc<Core> {
+        &self.0
+    }
+}
+
+impl Core {
+    /// Queues an entry. Its memory and file belong to its operation's slot.
+    pub(super) fn push(&self, entry: &Entry) {
+        loop {
+            // SAFETY: what the entry points to is owned by the slab until the kernel has answered
+            // (`operation`), or is nothing at all (cancel, wake).
+            if unsafe { self.io.borrow_mut().submission().push(entry) }.is_ok() {
+                return;
+            }
+            self.enter(0, None);
+        }
+    }
+
+    /// Asks the kernel to end an operation early. Its slot is freed by its own answer.
+    pub(super) fn cancel(&self, token: u64) {
+        self.push(&opcode::AsyncCancel::new(token).build().user_data(TOKEN_CANCEL));
+    }
+
+    /// One turn: hands over what is queued, waits for an answer or a timer if asked to, takes all
+    /// answers, fires timers.
+    fn turn(&self, wait: bool) {
+        if !self.wake_armed.replace(true) {
+            let fd = types::Fd(self.wake.as_fd().as_raw_fd());
+            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
+            self.push(&entry.user_data(TOKEN_WAKE));
+        }
+        // Queueing may have entered the kernel already, and its answers made tasks ready.
+        let wait = wait && self.executor.ready_len() == 0;
+        let timeout = if wait { self.timers.borrow().first_due_in() } else { None };
+        self.enter(usize::from(wait), timeout);
+        self.timers.borrow_mut().fire();
+    }
+
+    /// One entry into the kernel, then all answers there are.
+    fn enter(&self, want: usize, timeout: Option<Duration>) {
+        let mut io = self.io.borrow_mut();
+        let submission = io.submission();
+        let idle = submission.is_empty() && !submission.taskrun() && !submission.cq_overflow();
+        drop(submission);
+        if want > 0 || !idle {
+            let entered = match timeout {
+                Some(timeout) => {
+                    let timeout = types::Timespec::from(timeout);
+                    let args = types::SubmitArgs::new().timespec(&timeout);
+                    io.submitter().submit_with_args(want, &args)
+                }
+                None => io.submit_and_wait(want),
+            };
+            if let Err(error) = entered {
+                // Interrupted; timed out; too many answers waiting to be taken; out of memory for
+                // the moment: the caller's loop comes again, with the answers taken.
+                let passing = [libc::EINTR, libc::ETIME, libc::EBUSY, libc::EAGAIN];
+                let errno = error.raw_os_error().unwrap_or_default();
+                assert!(passing.contains(&errno), "entering the ring failed: {error}");
+            }
+        }
+        for answer in io.completion() {
+            match answer.user_data() {
+                TOKEN_CANCEL => (),
+                TOKEN_WAKE => {
+                    // The tasks themselves are on the executor's list; this only ended the sleep.
+                    let _ = self.wake.read();
+                    self.wake_armed.set(false);
+                }
+                token => {
+                    let mut operations = self.operations.borrow_mut();
+                    self.remains.borrow_mut().extend(operations.complete(token, answer.result()));
+                }
+            }
+        }
+        drop(io);
+        self.drop_remains();
+    }
+
+    /// Drops what orphans left. It may come back here: dropping a file unregisters it.
+    fn drop_remains(&self) {
+        loop {
+            let Some(remains) = self.remains.borrow_mut().pop() else { break };
+            drop(remains);
+        }
+    }
+
+    /// Cancels what can be, and waits until the kernel has answered everything.
+    fn drain(&self) {
+        let unanswered = self.operations.borrow().unanswered();
+        for token in unanswered {
+            self.cancel(token);
+        }
+        while self.operations.borrow().in_flight() > 0 {
+            self.enter(1, None);
+        }
+    }
+
+    /// Finds a place for a file in the table of registered files.
+    pub(super) fn place_file(&self, file: &OwnedFd) -> Option<u32> {
+        let place = self.places.borrow_mut().pop()?;
+        let io = self.io.borrow();
+        match io.submitter().register_files_update(place, &[file.as_raw_fd()]) {
+            Ok(_) => Some(place),
+            Err(error) => {
+                tracing::info!(%error, "a file is not registered with the ring: a little slower");
+                self.places.borrow_mut().push(place);
+                None
+            }
+        }
+    }
+
+    /// Gives a place of the table back.
+    pub(super) fn release_file(&self, place: u32) {
+        let io = self.io.borrow();
+        match io.submitter().register_files_update(place, &[-1]) {
+            Ok(_) => self.places.borrow_mut().push(place),
+            // The place is lost and the file stays open until the ring ends.
+            Err(error) => tracing::warn!(%error, "a file stays registered with the ring"),
+        }
+    }
+
+    pub(super) fn take_message(&self) -> Message {
+        self.messages.borrow_mut().pop().unwrap_or_else(Message::new)
+    }
+
+    pub(super) fn keep_message(&self, mut message: Message) {
+        message.clear();
+        let mut messages = self.messages.borrow_mut();
+        if messages.len() < MESSAGES_KEPT {
+            messages.push(message);
+        }
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // No future is left, each would own a handle; but their operations may be in flight.
+        self.drain();
+        if let Some(pool) = self.registered.borrow().as_ref() {
+            pool.set_registered(false);
+        }
+    }
+}
+
+/// A refusal of the kernel in words that name the operation.
+pub(super) fn ended_early(what: &str, missing: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("{what} ended {missing} bytes early"))
+}

@@ -1,0 +1,4 @@
+//! What several tests share.
+
+pub mod memory_server;
+pub mod nbd_client;

@@ -1,0 +1,332 @@
+//! A small blocking NBD client: each call by itself, or many requests on the way at once.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// Error numbers of the protocol.
+pub const EIO: u32 = 5;
+pub const EINVAL: u32 = 22;
+pub const ENOSPC: u32 = 28;
+pub const EOVERFLOW: u32 = 75;
+pub const ESHUTDOWN: u32 = 108;
+
+/// Commands.
+pub const READ: u16 = 0;
+pub const WRITE: u16 = 1;
+pub const DISC: u16 = 2;
+pub const FLUSH: u16 = 3;
+pub const TRIM: u16 = 4;
+pub const WRITE_ZEROES: u16 = 6;
+
+/// Flags of commands.
+pub const FUA: u16 = 1;
+pub const NO_HOLE: u16 = 2;
+pub const DF: u16 = 4;
+
+const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
+const OPT_GO: u32 = 7;
+const OPT_STRUCTURED_REPLY: u32 = 8;
+const REP_ACK: u32 = 1;
+const REP_INFO: u32 = 3;
+
+/// A socket of either kind.
+pub trait Stream: Read + Write + Send {
+    /// A bound for every blocking call.
+    fn timeout(&self, timeout: Duration);
+    /// Ends both directions.
+    fn end(&self);
+}
+
+impl Stream for UnixStream {
+    fn timeout(&self, timeout: Duration) {
+        self.set_read_timeout(Some(timeout)).expect("a time");
+        self.set_write_timeout(Some(timeout)).expect("a time");
+    }
+    fn end(&self) {
+        let _ = self.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl Stream for TcpStream {
+    fn timeout(&self, timeout: Duration) {
+        self.set_nodelay(true).expect("a TCP socket");
+        self.set_read_timeout(Some(timeout)).expect("a time");
+        self.set_write_timeout(Some(timeout)).expect("a time");
+    }
+    fn end(&self) {
+        let _ = self.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// What went wrong: the connection, or the request.
+#[derive(Debug)]
+pub enum Error {
+    /// The connection is of no use any more.
+    Connection(io::Error),
+    /// The server answered with this number.
+    Refused(u32),
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl Error {
+    /// The number the server answered with.
+    pub fn errno(&self) -> Option<u32> {
+        if let Self::Refused(errno) = self { Some(*errno) } else { None }
+    }
+}
+
+/// A reply to one of several requests on the way.
+#[derive(Debug)]
+pub struct Reply {
+    /// Which request it answers.
+    pub cookie: u64,
+    /// The data of a read (empty for all else), or the error number.
+    pub result: Result<Vec<u8>, u32>,
+}
+
+/// A connection in transmission.
+pub struct Client {
+    stream: Box<dyn Stream>,
+    structured: bool,
+    size: u64,
+    flags: u16,
+    next_cookie: u64,
+    /// Reads on the way and their lengths.
+    reads: HashMap<u64, u32>,
+}
+
+impl Client {
+    /// Connects to an export behind a unix socket, with structured replies.
+    pub fn unix(path: &Path, export: &str) -> io::Result<Self> {
+        Self::begin(Box::new(UnixStream::connect(path)?), export, true)
+    }
+
+    /// The same with simple replies.
+    pub fn unix_simple(path: &Path, export: &str) -> io::Result<Self> {
+        Self::begin(Box::new(UnixStream::connect(path)?), export, false)
+    }
+
+    /// Connects over TCP, with structured replies.
+    pub fn tcp(port: u16, export: &str) -> io::Result<Self> {
+        Self::begin(Box::new(TcpStream::connect(("127.0.0.1", port))?), export, true)
+    }
+
+    /// Does the handshake on a fresh connection.
+    pub fn begin(mut stream: Box<dyn Stream>, export: &str, structured: bool) -> io::Result<Self> {
+        stream.timeout(Duration::from_secs(100));
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting)?;
+        require(&greeting[..16] == b"NBDMAGICIHAVEOPT", "greeting")?;
+        stream.write_all(&3u32.to_be_bytes())?;
+        if structured {
+            option(&mut *stream, OPT_STRUCTURED_REPLY, &[])?;
+            require(option_reply(&mut *stream)?.0 == REP_ACK, "structured replies")?;
+        }
+        let mut go = (export.len() as u32).to_be_bytes().to_vec();
+        go.extend_from_slice(export.as_bytes());
+        go.extend_from_slice(&[0, 1, 0, 3]);
+        option(&mut *stream, OPT_GO, &go)?;
+        let (mut size, mut flags) = (0, 0);
+        loop {
+            let (kind, data) = option_reply(&mut *stream)?;
+            match kind {
+                REP_INFO if data[..2] == [0, 0] => {
+                    size = u64::from_be_bytes(data[2..10].try_into().expect("8 bytes"));
+                    flags = u16::from_be_bytes(data[10..12].try_into().expect("2 bytes"));
+                }
+                REP_INFO => {}
+                REP_ACK => break,
+                other => return Err(io::Error::other(format!("GO was answered {other:#x}"))),
+            }
+        }
+        Ok(Self { stream, structured, size, flags, next_cookie: 1, reads: HashMap::new() })
+    }
+
+    /// Size of the export in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What the export offers.
+    pub fn flags(&self) -> u16 {
+        self.flags
+    }
+
+    /// The socket, to send what no client should.
+    pub fn raw(&mut self) -> &mut dyn Stream {
+        &mut *self.stream
+    }
+
+    /// Sends a request and does not wait; its cookie.
+    pub fn send(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) -> io::Result<u64> {
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        if command == READ {
+            self.reads.insert(cookie, length);
+        }
+        let mut message = header(command, flags, cookie, offset, length);
+        message.extend_from_slice(payload);
+        self.stream.write_all(&message)?;
+        Ok(cookie)
+    }
+
+    /// The next reply, to whichever request.
+    pub fn receive(&mut self) -> io::Result<Reply> {
+        match self.u32()? {
+            0x6744_6698 => {
+                let error = self.u32()?;
+                let cookie = self.u64()?;
+                let length = self.reads.remove(&cookie);
+                if error != 0 {
+                    return Ok(Reply { cookie, result: Err(error) });
+                }
+                require(length.is_none() || !self.structured, "a simple reply to a read")?;
+                let data = self.bytes(length.unwrap_or(0) as usize)?;
+                Ok(Reply { cookie, result: Ok(data) })
+            }
+            0x668e_33ef => self.chunk(),
+            other => Err(io::Error::other(format!("{other:#x} where a reply begins"))),
+        }
+    }
+
+    /// Sends a request and waits for its reply; for when nothing else is on the way.
+    pub fn call(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        let cookie = self.send(command, flags, offset, length, payload)?;
+        let reply = self.receive()?;
+        require(reply.cookie == cookie, "the reply's cookie")?;
+        reply.result.map_err(Error::Refused)
+    }
+
+    /// Reads.
+    pub fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, Error> {
+        self.call(READ, 0, offset, length, &[])
+    }
+
+    /// Writes.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        self.call(WRITE, 0, offset, data.len() as u32, data).map(drop)
+    }
+
+    /// Writes durably.
+    pub fn write_fua(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        self.call(WRITE, FUA, offset, data.len() as u32, data).map(drop)
+    }
+
+    /// Makes completed writes durable.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.call(FLUSH, 0, 0, 0, &[]).map(drop)
+    }
+
+    /// Gives a range up.
+    pub fn trim(&mut self, offset: u64, length: u32) -> Result<(), Error> {
+        self.call(TRIM, 0, offset, length, &[]).map(drop)
+    }
+
+    /// Zeroes a range.
+    pub fn write_zeroes(&mut self, offset: u64, length: u32, flags: u16) -> Result<(), Error> {
+        self.call(WRITE_ZEROES, flags, offset, length, &[]).map(drop)
+    }
+
+    /// Says farewell and waits for the server to close.
+    pub fn disconnect(mut self) -> io::Result<()> {
+        self.send(DISC, 0, 0, 0, &[])?;
+        require(self.stream.read(&mut [0])? == 0, "nothing after the farewell")
+    }
+
+    fn chunk(&mut self) -> io::Result<Reply> {
+        let word = self.u32()?;
+        require(word >> 16 == 1, "one chunk a reply")?;
+        let cookie = self.u64()?;
+        let length = self.u32()? as usize;
+        let payload = self.bytes(length)?;
+        let wanted = self.reads.remove(&cookie);
+        let result = match word & 0xffff {
+            0 => Ok(Vec::new()),
+            1 => Ok(payload[8..].to_vec()),
+            0x8001 => Err(u32::from_be_bytes(payload[..4].try_into().expect("4 bytes"))),
+            other => return Err(io::Error::other(format!("a chunk of type {other}"))),
+        };
+        if let (Ok(data), Some(wanted)) = (&result, wanted) {
+            require(data.len() == wanted as usize, "as much data as was asked for")?;
+        }
+        Ok(Reply { cookie, result })
+    }
+
+    fn bytes(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn u32(&mut self) -> io::Result<u32> {
+        let mut bytes = [0; 4];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(u32::from_be_bytes(bytes))
+    }
+
+    fn u64(&mut self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+}
+
+/// A request's header.
+pub fn header(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut header = 0x2560_9513u32.to_be_bytes().to_vec();
+    header.extend_from_slice(&flags.to_be_bytes());
+    header.extend_from_slice(&command.to_be_bytes());
+    header.extend_from_slice(&cookie.to_be_bytes());
+    header.extend_from_slice(&offset.to_be_bytes());
+    header.extend_from_slice(&length.to_be_bytes());
+    header
+}
+
+/// Sends an option.
+pub fn option(stream: &mut dyn Stream, option: u32, data: &[u8]) -> io::Result<()> {
+    let mut message = OPTION_MAGIC.to_vec();
+    message.extend_from_slice(&option.to_be_bytes());
+    message.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    message.extend_from_slice(data);
+    stream.write_all(&message)
+}
+
+/// The next reply to an option: its type and data.
+pub fn option_reply(stream: &mut dyn Stream) -> io::Result<(u32, Vec<u8>)> {
+    let mut header = [0; 20];
+    stream.read_exact(&mut header)?;
+    let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("4 bytes"));
+    require(header[..8] == 0x0003_e889_0455_65a9u64.to_be_bytes(), "an option reply")?;
+    let mut data = vec![0; word(16) as usize];
+    stream.read_exact(&mut data)?;
+    Ok((word(12), data))
+}
+
+fn require(holds: bool, what: &str) -> io::Result<()> {
+    if holds { Ok(()) } else { Err(io::Error::other(format!("expected: {what}"))) }
+}
