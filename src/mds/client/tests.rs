@@ -58,6 +58,9 @@ impl Region for Never {
     fn read(&self, _: u64, _: View) -> impl Future<Output = io::Result<()>> + 'static {
         std::future::pending()
     }
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
+        std::future::pending()
+    }
     fn persist(&self, _: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
         std::future::pending()
     }
@@ -105,7 +108,7 @@ impl World {
     fn transmit(&self, arrival: impl Fn() -> Arrival) {
         let bad = |percent: u64| self.draw() % 100 < percent;
         let loss = self.loss_percent.get();
-        for _ in 0..1 + u64::from(bad(loss)) {
+        for _ in 0..=u64::from(bad(loss)) {
             if !bad(loss) {
                 let at = self.now.get() + 1_000_000 + self.draw() % 20_000_000;
                 let number = self.draw();
