@@ -16,5 +16,5 @@ pub struct Args {
 
 /// Make everything written so far durable.
 pub fn run(args: &Args) -> Result<()> {
-    args.control.order(&Request::Commit { volume: args.volume.clone() })
+    args.control.ask(&Request::Commit { volume: args.volume.clone() }).map(drop)
 }

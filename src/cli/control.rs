@@ -1,19 +1,16 @@
 //! The commands' end of the control socket: finding it, and asking.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use serde_json::Value;
 
 use crate::format::ids::PoolId;
-use crate::front::control::{Report, Request, Response};
+use crate::front::control::{Request, call};
 
 /// The end of the names of control sockets.
 const EXTENSION: &str = "control";
-/// The longest answer that is read, in bytes.
-const ANSWER_LEN_MAX: u64 = 16 << 20;
 
 /// Where a command finds its target.
 #[derive(clap::Args)]
@@ -24,42 +21,13 @@ pub struct ControlArgs {
 }
 
 impl ControlArgs {
-    /// Asks for something to be done.
-    pub fn order(&self, request: &Request) -> Result<()> {
-        match self.ask(request)? {
-            Response::Done {} => Ok(()),
-            Response::Failed(reason) => bail!("{reason}"),
-            Response::Status(_) => bail!("the target answered something else"),
-        }
-    }
-
-    /// Asks how things stand.
-    pub fn report(&self) -> Result<Report> {
-        match self.ask(&Request::Status {})? {
-            Response::Status(report) => Ok(*report),
-            Response::Failed(reason) => bail!("{reason}"),
-            Response::Done {} => bail!("the target answered something else"),
-        }
-    }
-
-    fn ask(&self, request: &Request) -> Result<Response> {
+    /// Asks the target, and waits for its answer.
+    pub fn ask(&self, request: &Request) -> Result<Value> {
         let path = match &self.control {
             Some(path) => path.clone(),
             None => only_socket(&runtime_dir()?)?,
         };
-        let no_target = || format!("no target answers at {}", path.display());
-        let mut stream = UnixStream::connect(&path).with_context(no_target)?;
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        stream.write_all(&line).with_context(no_target)?;
-        let mut answer = String::new();
-        BufReader::new(stream.take(ANSWER_LEN_MAX))
-            .read_line(&mut answer)
-            .with_context(no_target)?;
-        if answer.is_empty() {
-            bail!("the target at {} ended before it answered", path.display());
-        }
-        serde_json::from_str(&answer).context("the target's answer is of another version")
+        Ok(call(&path, request)?)
     }
 }
 

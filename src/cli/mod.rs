@@ -10,8 +10,9 @@
 
 mod commit;
 mod control;
+mod device;
+mod format;
 mod inspect;
-mod notify;
 mod plan;
 
 mod settle;
@@ -46,6 +47,8 @@ Exit codes: 0 done, 1 failed, 2 wrong command line.";
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make a pool of volumes on one or more devices; what they hold is lost
+    Format(format::Args),
     /// Show what a running target does
     Status(status::Args),
     /// Make everything written so far durable
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log();
     let done = match cli.command {
+        Command::Format(args) => format::run(args),
         Command::Status(args) => status::run(&args),
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),

@@ -6,6 +6,7 @@ use super::values::{Percent, Size, VolumeSpec};
 use crate::format::ids::{PoolId, UnitId};
 use crate::format::layout::{DeviceFacts, Geometry, plan};
 use crate::format::superblock::{FlagsPlace, PoolDevice, Superblock};
+use crate::unit::limits::REQUEST_MAX;
 
 /// The volume that is made where none is asked for.
 pub const DEFAULT_VOLUME: &str = "vol0";
@@ -48,7 +49,7 @@ impl PoolPlan {
             .collect();
         let pool = PoolId(identity());
         let extents: u64 = list.iter().map(|device| u64::from(device.extents)).sum();
-        let reserve = (extents * u64::from(wish.reserve.0)).div_ceil(100);
+        let reserve = reserve(&wish, extents);
         let superblocks = (0..)
             .zip(layouts.into_iter().zip(devices))
             .map(|(device_index, (layout, facts))| Superblock {
@@ -65,16 +66,24 @@ impl PoolPlan {
                 devices: list.clone(),
             })
             .collect();
-        let volumes = volumes(&wish, extents)?;
+        let volumes = volumes(&wish, extents, reserve)?;
         Ok(Self { superblocks, volumes })
     }
 }
 
+/// The journal reserve, in extents: what is wished for, but at least what the largest request
+/// touches, where that is no more than a fifth of the pool (in smaller pools requests are smaller).
+fn reserve(wish: &Wish<'_>, extents: u64) -> u64 {
+    let wished = (extents * u64::from(wish.reserve.0)).div_ceil(100);
+    let largest_request = wish.geometry.extents_for(REQUEST_MAX) + 1;
+    wished.max(largest_request.min(extents / 5))
+}
+
 /// The volumes that are asked for, checked, or the default one.
-fn volumes(wish: &Wish<'_>, extents: u64) -> Result<Vec<VolumeSpec>> {
+fn volumes(wish: &Wish<'_>, extents: u64, reserve: u64) -> Result<Vec<VolumeSpec>> {
     let extent_size = u64::from(wish.geometry.extent_size());
     if wish.volumes.is_empty() {
-        let size = Size(extents * 4 / 5 * extent_size);
+        let size = Size((extents * 4 / 5).min(extents - reserve) * extent_size);
         return Ok(vec![VolumeSpec { name: DEFAULT_VOLUME.into(), size }]);
     }
     for (i, VolumeSpec { name, size }) in wish.volumes.iter().enumerate() {
@@ -128,6 +137,20 @@ mod tests {
         }
         let extents = first.pool_extents();
         assert!(first.journal_reserve * 10 >= extents && first.journal_reserve < extents);
+    }
+
+    /// Goal: the reserve holds the largest request where the pool is not too small for that.
+    #[test]
+    fn the_reserve_has_a_floor() {
+        let reserve = |size| {
+            let plan = plan(&[], &[DeviceFacts { size, ..DEVICE }]).unwrap();
+            (plan.superblocks[0].pool_extents(), plan.superblocks[0].journal_reserve)
+        };
+        let (extents, small) = reserve(64 << 20);
+        assert_eq!(small, extents / 5);
+        assert_eq!(reserve(300 << 20).1, 33);
+        let (extents, large) = reserve(10 << 30);
+        assert_eq!(large, extents.div_ceil(10));
     }
 
     /// Goal: without a wish there is one volume of four fifths of the space.

@@ -16,5 +16,5 @@ pub struct Args {
 
 /// Give back all journal space that can be.
 pub fn run(args: &Args) -> Result<()> {
-    args.control.order(&Request::Settle { volume: args.volume.clone() })
+    args.control.ask(&Request::Settle { volume: args.volume.clone() }).map(drop)
 }

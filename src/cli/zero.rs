@@ -10,8 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use crate::format::layout::Span;
+use crate::format::layout::{SECTOR_MAX, Span};
 
+/// Alignment of what is zeroed, in bytes: devices zero whole sectors.
+pub const ALIGN: u64 = SECTOR_MAX as u64;
 /// Zeros written at a time where the device must be written to.
 const CHUNK: u64 = 1 << 20;
 

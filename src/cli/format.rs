@@ -1,0 +1,176 @@
+//! `flipside format`: makes a pool of volumes on one or more devices.
+//!
+//! # Contracts
+//!
+//! - **Refusal**: nothing is written before all that can be checked was.
+//! - **Ordering**: what the devices held is made unrecognisable first and the superblocks are
+//!   written last, that of the first device after all others: a format that is cut short leaves no
+//!   pool, neither the old nor half of a new one.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use uuid::Uuid;
+
+use super::device::{self, Claimed};
+use super::inspect::refuse_if_in_use;
+use super::plan::{PoolPlan, Wish};
+use super::values::{Percent, Size, VolumeSpec};
+use super::zero;
+use crate::env::os::OsEnv;
+use crate::env::region::DeviceRegion;
+use crate::env::{Disk as _, Env as _};
+use crate::format::ids::ExtentRun;
+use crate::format::layout::{DeviceFacts, DeviceLayout, Geometry, HEAD_LEN, Regions, Span};
+use crate::format::superblock_io;
+use crate::journal::Journal;
+use crate::mds::backend::RegionBackend;
+use crate::mds::catalog::{Catalog, Fault, PoolSpec};
+use crate::mds::redb_store::RedbStore;
+
+/// Memory for I/O, in bytes.
+const BUFFERS_LEN: usize = 16 << 20;
+
+const EXAMPLES: &str = "\
+Examples:
+  One volume of four fifths of a disk, the rest for journaling:
+    flipside format /dev/sdx
+  Two volumes on two disks:
+    flipside format --volume db=200G --volume logs=20G /dev/sdx /dev/sdy
+  A file, to try it out:
+    truncate -s 1G pool.img && flipside format pool.img
+
+Sizes are powers of two: K, M, G and T stand for KiB, MiB, GiB and TiB. Volumes are thin: together
+they may be larger than the pool.";
+
+/// Flags of `flipside format`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A volume to make; without any, one named vol0 of four fifths of the space
+    #[arg(long = "volume", value_name = "NAME=SIZE")]
+    volumes: Vec<VolumeSpec>,
+    /// The unit of allocation: a power of two from 16K to 16M, 8 to 256 blocks
+    #[arg(long, value_name = "SIZE", default_value = "1M")]
+    extent_size: Size,
+    /// The unit of journaling: a power of two from 512 to 64K, no less than the devices' sector
+    #[arg(long, value_name = "SIZE", default_value = "4K")]
+    block_size: Size,
+    /// Space that volumes cannot fill, so that a full pool can still be overwritten
+    #[arg(long, value_name = "PERCENT", default_value = "10%")]
+    journal_reserve: Percent,
+    /// Format even what holds something already: that is lost
+    #[arg(long)]
+    force: bool,
+    /// The disks, partitions, loop devices or files; the first one holds the metadata
+    #[arg(required = true, value_name = "DEVICE")]
+    devices: Vec<PathBuf>,
+}
+
+/// Makes a pool.
+pub fn run(args: Args) -> Result<()> {
+    let geometry = geometry(&args)?;
+    let (ring, env) = device::environment(BUFFERS_LEN)?;
+    let made = ring.block_on(async move { make(&env, &args, geometry).await });
+    ring.shutdown();
+    let plan = made?;
+    let [first, ..] = plan.superblocks.as_slice() else { unreachable!("a pool has a device") };
+    println!(
+        "pool {} of {} extents of {}",
+        first.pool,
+        first.pool_extents(),
+        Size(u64::from(geometry.extent_size()))
+    );
+    for VolumeSpec { name, size } in &plan.volumes {
+        println!("volume {name} of {size}");
+    }
+    Ok(())
+}
+
+fn geometry(args: &Args) -> Result<Geometry> {
+    let small = |size: Size| u32::try_from(size.0).map_err(|_| anyhow!("{size} is too large"));
+    let block_size = small(args.block_size).context("--block-size")?;
+    let extent_size = small(args.extent_size).context("--extent-size")?;
+    Ok(Geometry::new(block_size, extent_size)?)
+}
+
+async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> {
+    let claimed = device::claim_all(env, &args.devices).await?;
+    let facts: Vec<_> = claimed
+        .iter()
+        .map(|of| DeviceFacts { size: of.disk.len(), sector: of.disk.sector() })
+        .collect();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let wish = Wish {
+        geometry,
+        reserve: args.journal_reserve,
+        volumes: &args.volumes,
+        now_s: now.map_or(0, |since| since.as_secs()),
+    };
+    let plan = PoolPlan::new(wish, &facts, || Uuid::new_v4().into_bytes())?;
+    if !args.force {
+        for of in &claimed {
+            refuse_if_in_use(&of.path, of.disk.len())?;
+        }
+    }
+    write(env, &plan, &claimed).await?;
+    Ok(plan)
+}
+
+/// Writes what was planned, in the order that the module promises.
+async fn write(env: &OsEnv, plan: &PoolPlan, claimed: &[Claimed]) -> Result<()> {
+    let layouts = plan.superblocks.iter().map(|superblock| &superblock.layout);
+    for (of, layout) in claimed.iter().zip(layouts) {
+        zero::zero(&of.path, &ends(layout))?;
+    }
+    let (Some(first), Some(superblock)) = (claimed.first(), plan.superblocks.first()) else {
+        unreachable!("a pool has a device");
+    };
+    let regions = superblock.layout.regions.expect("the first device has the regions");
+    zero::zero(&first.path, &[regions.unit])?;
+    create_store(&first.path, regions, plan)
+        .with_context(|| format!("the metadata cannot be stored on {}", first.path.display()))?;
+    let region = DeviceRegion::new(first.disk.clone(), regions.unit.offset, regions.unit.len);
+    let pairs = superblock.pool_extents();
+    Journal::format(&region, superblock.pool, superblock.unit, pairs, env.buffers()).await?;
+    for (of, superblock) in claimed.iter().zip(&plan.superblocks).rev() {
+        superblock_io::write(&of.disk, env.buffers(), superblock)
+            .await
+            .with_context(|| format!("{} cannot be written", of.path.display()))?;
+    }
+    Ok(())
+}
+
+/// The parts of a device where others look for what they know.
+fn ends(layout: &DeviceLayout) -> [Span; 2] {
+    let start = (layout.size - HEAD_LEN) / zero::ALIGN * zero::ALIGN;
+    [Span { offset: 0, len: HEAD_LEN }, Span { offset: start, len: layout.size - start }]
+}
+
+/// Makes the metadata server's store, with the volumes in it.
+fn create_store(path: &Path, regions: Regions, plan: &PoolPlan) -> Result<()> {
+    let [superblock, ..] = plan.superblocks.as_slice() else {
+        unreachable!("a pool has a device");
+    };
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let Span { offset, len } = regions.store;
+    let store = RedbStore::open(RegionBackend::create(file, offset, len)?)?;
+    let extents = plan.superblocks.iter().map(|superblock| superblock.layout.extents);
+    let spec = PoolSpec {
+        extent_size: superblock.geometry.extent_size(),
+        devices: extents.map(|of| ExtentRun { start: of.first, count: of.count }).collect(),
+        reserve: superblock.journal_reserve,
+    };
+    let mut catalog = Catalog::create(Box::new(store), &spec)?;
+    for VolumeSpec { name, size } in &plan.volumes {
+        let made = catalog.create_volume(name, size.0);
+        made.map_err(|fault| match fault {
+            Fault::Refused(refusal, _) => anyhow!("volume {name}: {refusal}"),
+            Fault::Store(error) => error.into(),
+        })?;
+    }
+    ensure!(catalog.pool().extents == superblock.pool_extents(), "the store counts differently");
+    Ok(catalog.commit()?)
+}
