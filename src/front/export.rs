@@ -28,6 +28,10 @@ pub trait Export: Clone + 'static {
     fn size(&self) -> u64;
     /// The length and alignment of requests that need no read-modify-write: a power of two.
     fn block_size(&self) -> u32;
+    /// The longest payload of one request, in bytes: [`PAYLOAD_MAX`] or less.
+    fn payload_max(&self) -> u32 {
+        PAYLOAD_MAX
+    }
     /// Where the payload of a request lies in its buffer.
     fn placement(&self, offset: u64, length: u32) -> Placement;
 

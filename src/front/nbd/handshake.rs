@@ -38,6 +38,8 @@ pub struct ExportInfo {
     pub size: u64,
     /// The preferred length and alignment of requests.
     pub block_size: u32,
+    /// The longest payload of one request, in bytes.
+    pub payload_max: u32,
 }
 
 /// How a handshake ended.
@@ -291,7 +293,7 @@ impl Handshake {
                 info: info::BLOCK_SIZE.into(),
                 minimum: 1.into(),
                 preferred: export.block_size.into(),
-                maximum: PAYLOAD_MAX.into(),
+                maximum: export.payload_max.into(),
             };
             reply(out, option, option_reply::INFO, &[limits.as_bytes()]);
         }
