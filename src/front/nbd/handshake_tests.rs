@@ -7,7 +7,7 @@ fn exports() -> Vec<ExportInfo> {
         name: name.into(),
         size,
         block_size: 4096,
-        payload_max: PAYLOAD_MAX,
+        payload_max: 32 << 20,
     };
     vec![export("vol0", 1 << 30), export("other", 1 << 20)]
 }

@@ -29,7 +29,7 @@ pub struct Request {
 pub struct Terms {
     /// Size of the export in bytes.
     pub size: u64,
-    /// The longest payload of one request, in bytes; at most [`PAYLOAD_MAX`].
+    /// The longest payload, in bytes.
     pub payload_max: u32,
     /// Whether replies to reads are structured.
     pub structured: bool,
@@ -42,14 +42,14 @@ pub enum Command {
     Read {
         /// First byte.
         offset: u64,
-        /// Bytes; at most [`PAYLOAD_MAX`].
+        /// Bytes; at most [`Terms::payload_max`].
         length: u32,
     },
     /// Take these bytes. They may be none.
     Write {
         /// First byte.
         offset: u64,
-        /// Bytes; at most [`PAYLOAD_MAX`].
+        /// Bytes; at most [`Terms::payload_max`].
         length: u32,
         /// Durable before the reply.
         fua: bool,
