@@ -16,6 +16,9 @@
 //!   is on the medium; the caller must treat the device as failed.
 
 pub mod flags;
+#[cfg(test)]
+mod fake;
+pub mod latch;
 pub mod os;
 pub mod region;
 pub mod sim;

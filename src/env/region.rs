@@ -1,1 +1,104 @@
-//! Placeholder until the room is built.
+//! A part of a disk that stands in for persistent memory.
+//!
+//! # Contracts
+//!
+//! - **Durability**: [`Region::persist`] of one piece is one durable write; of several, writes side
+//!   by side and one flush after the last. Where the disk has no volatile cache a completed write
+//!   is durable already.
+//! - **Failure**: where any piece or the flush fails, any of the pieces may or may not be durable.
+//!   Nothing is repeated.
+
+use std::io;
+
+use futures_util::future::join_all;
+
+use super::{Disk, Durability, Region};
+use crate::uring::buffers::View;
+
+/// A part of a disk, as a region. Cheap to clone: a handle.
+#[derive(Clone)]
+pub struct DeviceRegion<D> {
+    disk: D,
+    start: u64,
+    len: u64,
+}
+
+impl<D: Disk> DeviceRegion<D> {
+    /// The `len` bytes of `disk` from `start`. They must be whole sectors of it.
+    pub fn new(disk: D, start: u64, len: u64) -> Self {
+        let sector = u64::from(disk.sector());
+        assert!(
+            start.is_multiple_of(sector) && len.is_multiple_of(sector),
+            "a region of {len} bytes at {start} is not whole sectors of {sector} bytes"
+        );
+        let end = start.checked_add(len).expect("a region ends within 2^64 bytes");
+        assert!(end <= disk.len(), "a region ends at {end}, {} at {}", disk.name(), disk.len());
+        Self { disk, start, len }
+    }
+
+    /// The whole of `disk`.
+    pub fn whole(disk: D) -> Self {
+        let len = disk.len();
+        Self::new(disk, 0, len)
+    }
+
+    /// The disk that the region is a part of.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    /// Where a piece of the region lies on the disk.
+    fn place(&self, offset: u64, len: usize) -> u64 {
+        let end = offset.checked_add(len as u64).expect("a piece ends within 2^64 bytes");
+        assert!(end <= self.len, "a piece ends at {end}, its region at {}", self.len);
+        let sector = u64::from(self.disk.sector());
+        assert!(
+            offset.is_multiple_of(sector) && (len as u64).is_multiple_of(sector),
+            "a piece of {len} bytes at {offset} is not whole sectors of {sector} bytes"
+        );
+        self.start + offset
+    }
+}
+
+impl<D: Disk> Region for DeviceRegion<D> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn sector(&self) -> u32 {
+        self.disk.sector()
+    }
+
+    fn read(&self, offset: u64, view: View) -> impl Future<Output = io::Result<()>> + 'static {
+        self.disk.read(self.place(offset, view.len()), view)
+    }
+
+    fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
+        let pieces: Vec<_> = pieces
+            .into_iter()
+            .map(|(offset, view)| (self.place(offset, view.len()), view))
+            .collect();
+        let disk = self.disk.clone();
+        async move {
+            let flush = pieces.len() > 1 && disk.volatile_cache();
+            let durability = if pieces.len() == 1 && disk.volatile_cache() {
+                Durability::Durable
+            } else {
+                Durability::Volatile
+            };
+            let writes =
+                pieces.into_iter().map(|(offset, view)| disk.write(offset, view, durability));
+            // All are awaited even where one fails: what returns must be over.
+            join_all(writes).await.into_iter().collect::<io::Result<()>>()?;
+            if flush { disk.flush().await } else { Ok(()) }
+        }
+    }
+
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
+        self.disk.flush()
+    }
+}
+
+#[cfg(test)]
+#[path = "region_tests.rs"]
+mod tests;

@@ -1,0 +1,220 @@
+//! A disk that fails for good with its first failed write or flush.
+//!
+//! # Contracts
+//!
+//! - **Failure**: after a write or a flush has failed, every later write, flush and discard fails
+//!   with the reason of the first, and so does every one under way when it ends. After a failed
+//!   flush nobody knows which earlier writes are durable, and the kernel may report success for a
+//!   repetition: nothing that comes after may be believed. Reads go on, and latch nothing.
+//! - **Scope**: the latch is of the handle and its clones; it does not outlive the process.
+
+use std::cell::OnceCell;
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+
+use super::{Disk, Durability};
+use crate::uring::buffers::View;
+
+/// A disk whose first failed write or flush is its last. Cheap to clone: a handle.
+#[derive(Clone)]
+pub struct Latching<D> {
+    disk: D,
+    latch: Rc<OnceCell<Latched>>,
+}
+
+/// Why a disk takes no more writes. It is the inner error of what later writes fail with.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{disk} takes no more writes since {operation} failed: {cause}")]
+pub struct Latched {
+    /// The disk's name.
+    pub disk: String,
+    /// What failed.
+    pub operation: FailedOperation,
+    /// What the disk said.
+    pub cause: String,
+    /// The kind of the first error.
+    kind: io::ErrorKind,
+}
+
+/// What failed first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailedOperation {
+    /// A write.
+    Write {
+        /// Where it began, in bytes.
+        offset: u64,
+        /// How many bytes it had.
+        len: usize,
+    },
+    /// A flush.
+    Flush,
+}
+
+impl fmt::Display for FailedOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { offset, len } => write!(f, "a write of {len} bytes at {offset}"),
+            Self::Flush => f.write_str("a flush"),
+        }
+    }
+}
+
+impl Latched {
+    fn to_error(&self) -> io::Error {
+        io::Error::new(self.kind, self.clone())
+    }
+}
+
+impl<D: Disk> Latching<D> {
+    /// Watches over `disk`.
+    pub fn new(disk: D) -> Self {
+        Self { disk, latch: Rc::default() }
+    }
+
+    /// Why the disk takes no more writes, where it does not.
+    pub fn latched(&self) -> Option<&Latched> {
+        self.latch.get()
+    }
+
+    /// The disk itself.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.latch.get().map_or(Ok(()), |latched| Err(latched.to_error()))
+    }
+
+    /// Notes how a write or a flush ended, and says how it is to be reported.
+    fn settle(&self, operation: FailedOperation, ended: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = ended
+            && self.latch.get().is_none()
+        {
+            let latched = Latched {
+                disk: self.disk.name().to_owned(),
+                operation,
+                cause: error.to_string(),
+                kind: error.kind(),
+            };
+            tracing::error!("{latched}");
+            let set = self.latch.set(latched);
+            assert!(set.is_ok(), "a latch that was open is set once");
+        }
+        self.check()
+    }
+}
+
+impl<D: Disk> Disk for Latching<D> {
+    fn name(&self) -> &str {
+        self.disk.name()
+    }
+
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn sector(&self) -> u32 {
+        self.disk.sector()
+    }
+
+    fn volatile_cache(&self) -> bool {
+        self.disk.volatile_cache()
+    }
+
+    fn read(&self, offset: u64, view: View) -> impl Future<Output = io::Result<()>> + 'static {
+        self.disk.read(offset, view)
+    }
+
+    fn write(
+        &self,
+        offset: u64,
+        view: View,
+        durability: Durability,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
+        let this = self.clone();
+        async move {
+            this.check()?;
+            let operation = FailedOperation::Write { offset, len: view.len() };
+            let ended = this.disk.write(offset, view, durability).await;
+            this.settle(operation, ended)
+        }
+    }
+
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
+        let this = self.clone();
+        async move {
+            this.check()?;
+            let ended = this.disk.flush().await;
+            this.settle(FailedOperation::Flush, ended)
+        }
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> impl Future<Output = io::Result<()>> + 'static {
+        let this = self.clone();
+        async move {
+            this.check()?;
+            this.disk.discard(offset, length).await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::fake::{FakeDisk, block_on, buffers};
+
+    /// Goal: the first failure is the reason for all that come after; reads go on.
+    #[test]
+    fn the_first_failure_is_final() {
+        let pool = buffers();
+        let mut buf = pool.try_acquire(4096).unwrap();
+        let fake = FakeDisk::new(1 << 20, true);
+        let disk = Latching::new(fake.clone());
+        block_on(disk.write(0, buf.view_all(), Durability::Volatile)).unwrap();
+        fake.fail_next("bad sector");
+        let first = block_on(disk.write(4096, buf.view_all(), Durability::Volatile)).unwrap_err();
+        let text =
+            "fake takes no more writes since a write of 4096 bytes at 4096 failed: bad sector";
+        assert_eq!(first.to_string(), text);
+        for later in [
+            block_on(disk.write(8192, buf.view_all(), Durability::Durable)),
+            block_on(disk.flush()),
+            block_on(disk.clone().discard(0, 4096)),
+        ] {
+            assert_eq!(later.unwrap_err().to_string(), text);
+        }
+        block_on(disk.read(0, buf.view_all())).unwrap();
+        assert_eq!(fake.log(), ["write 0+4096", "write 4096+4096", "read 0+4096"]);
+        assert!(matches!(disk.latched().unwrap().operation, FailedOperation::Write { .. }));
+    }
+
+    /// Goal: a flush that fails latches like a write, a read that fails latches nothing.
+    #[test]
+    fn flushes_latch_and_reads_do_not() {
+        let pool = buffers();
+        let mut buf = pool.try_acquire(4096).unwrap();
+        let fake = FakeDisk::new(1 << 20, true);
+        let disk = Latching::new(fake.clone());
+        fake.fail_next("unreadable");
+        block_on(disk.read(0, buf.view_all())).unwrap_err();
+        assert!(disk.latched().is_none());
+        fake.fail_next("lost");
+        block_on(disk.flush()).unwrap_err();
+        assert_eq!(disk.latched().unwrap().operation, FailedOperation::Flush);
+    }
+
+    /// Goal: what was under way at the failure of another does not report success.
+    #[test]
+    fn what_is_under_way_at_a_failure_fails() {
+        let pool = buffers();
+        let mut buf = pool.try_acquire(4096).unwrap();
+        let fake = FakeDisk::new(1 << 20, true);
+        let disk = Latching::new(fake.clone());
+        let under_way = disk.settle(FailedOperation::Flush, Ok(()));
+        under_way.unwrap();
+        fake.fail_next("lost");
+        block_on(disk.write(0, buf.view_all(), Durability::Volatile)).unwrap_err();
+        disk.settle(FailedOperation::Flush, Ok(())).unwrap_err();
+    }
+}
