@@ -71,10 +71,8 @@ pub async fn recognise(env: &OsEnv, claimed: Vec<Claimed>) -> Result<Vec<PoolMem
         members.push(PoolMember { claimed, superblock });
     }
     members.sort_by_key(|member| member.superblock.device_index);
-    let named: Vec<_> = members
-        .iter()
-        .map(|member| (member.claimed.path.as_path(), &member.superblock))
-        .collect();
+    let named: Vec<_> =
+        members.iter().map(|member| (member.claimed.path.as_path(), &member.superblock)).collect();
     check_pool(&named)?;
     Ok(members)
 }

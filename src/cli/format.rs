@@ -19,9 +19,9 @@ use super::inspect::refuse_if_in_use;
 use super::plan::{PoolPlan, Wish};
 use super::values::{Percent, Size, VolumeSpec};
 use super::zero;
-use crate::env::{Disk as _, Env as _};
 use crate::env::os::OsEnv;
 use crate::env::region::DeviceRegion;
+use crate::env::{Disk as _, Env as _};
 use crate::format::ids::ExtentRun;
 use crate::format::layout::{DeviceFacts, DeviceLayout, Geometry, HEAD_LEN, Regions, Span};
 use crate::format::superblock_io;
@@ -134,7 +134,9 @@ async fn write(env: &OsEnv, plan: &PoolPlan, claimed: &[Claimed]) -> Result<()> 
         .with_context(|| format!("the metadata cannot be stored on {}", first.path.display()))?;
     let region = DeviceRegion::new(first.disk.clone(), regions.unit.offset, regions.unit.len);
     let pairs = superblock.pool_extents();
-    Journal::format(&region, superblock.pool, superblock.unit, pairs, env.buffers()).await?;
+    Journal::format(&region, superblock.pool, superblock.unit, pairs, env.buffers())
+        .await
+        .map_err(|error| anyhow!("{error}"))?;
     for (of, superblock) in claimed.iter().zip(&plan.superblocks).rev() {
         superblock_io::write(&of.disk, env.buffers(), superblock)
             .await

@@ -15,9 +15,9 @@
 //! - **Failure**: nothing is retried here. A failed flush or durable write says nothing about what
 //!   is on the medium; the caller must treat the device as failed.
 
-pub mod flags;
 #[cfg(test)]
 mod fake;
+pub mod flags;
 pub mod latch;
 pub mod os;
 pub mod region;
