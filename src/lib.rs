@@ -11,6 +11,7 @@
 //! | [`journal`] | the nonlinear journal: groups, links, states, replay |
 //! | [`mds`] | the metadata server, its protocol, its client and its store |
 //! | [`observe`] | counters, histograms, status |
+//! | [`sim`] | proof by simulation: oracle, workload, runs of seeds |
 //! | [`mod@format`] | every on-disk struct and its parsing |
 //! | [`env`] | what the engine may touch: disk, NVRAM, network, clock, randomness |
 //! | [`uring`] | the ring, the executor, operations and buffers |
@@ -22,5 +23,6 @@ pub mod front;
 pub mod journal;
 pub mod mds;
 pub mod observe;
+pub mod sim;
 pub mod unit;
 pub mod uring;

@@ -1,13 +1,13 @@
 //! What can go wrong with a unit's region.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Why the journal or the home cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum JournalError {
     /// The region failed; nothing more will be written to it.
     #[error("the journal failed and takes no more writes: {0}")]
-    Failed(Rc<str>),
+    Failed(Arc<str>),
     /// What is stored contradicts itself.
     #[error(
         "the journal is damaged: {0}; run `flipside check`, or restore the volumes from a copy"

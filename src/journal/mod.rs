@@ -25,7 +25,7 @@ mod slots;
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::{Mutex, Notify};
 
@@ -67,7 +67,7 @@ struct Inner {
     slots: Slots,
     /// For the root and for each slot, what was last persisted about the group there.
     status: Vec<Option<StatusEntry>>,
-    failed: Option<Rc<str>>,
+    failed: Option<Arc<str>>,
     transactions: u64,
 }
 
@@ -119,7 +119,7 @@ impl<R: Region> Journal<R> {
     }
 
     /// Why the journal takes no more writes, where it does not.
-    pub fn failure(&self) -> Option<Rc<str>> {
+    pub fn failure(&self) -> Option<Arc<str>> {
         self.inner.borrow().failed.clone()
     }
 
@@ -181,7 +181,7 @@ impl<R: Region> Journal<R> {
             {
                 let mut inner = self.inner.borrow_mut();
                 if let Some(reason) = &inner.failed {
-                    return Err(JournalError::Failed(Rc::clone(reason)));
+                    return Err(JournalError::Failed(Arc::clone(reason)));
                 }
                 let taken = inner.slots.take(count);
                 if taken.is_none() || inner.slots.available() < inner.slots.total() / 2 {
@@ -231,7 +231,7 @@ impl<R: Region> Journal<R> {
             self.room.notify_waiters();
         }
         match &inner.failed {
-            Some(reason) => Err(JournalError::Failed(Rc::clone(reason))),
+            Some(reason) => Err(JournalError::Failed(Arc::clone(reason))),
             None => Ok(()),
         }
     }

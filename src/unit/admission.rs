@@ -14,6 +14,7 @@
 //!   request in it can never be committed.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -152,7 +153,7 @@ impl<E: Env> Inner<E> {
         let state = &mut *guard;
         let domain = &state.domains[volume];
         if let Some(reason) = &domain.failed {
-            return Err(Blocked::Refused(IoError::Latched(Rc::clone(reason))));
+            return Err(Blocked::Refused(IoError::Latched(Arc::clone(reason))));
         }
         if state.stopping {
             return Err(Blocked::Refused(IoError::ShuttingDown));

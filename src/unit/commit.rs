@@ -16,6 +16,7 @@
 //!   tried again.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use futures_util::future::{Either, join_all, select};
 
@@ -36,7 +37,7 @@ impl<E: Env> Inner<E> {
             let state = self.state.borrow();
             let domain = &state.domains[volume];
             if let Some(reason) = &domain.failed {
-                return Err(IoError::Latched(Rc::clone(reason)));
+                return Err(IoError::Latched(Arc::clone(reason)));
             }
             domain.newest_dirty()
         };
@@ -56,7 +57,7 @@ impl<E: Env> Inner<E> {
                     return Ok(());
                 }
                 if let Some(reason) = &domain.failed {
-                    return Err(IoError::Latched(Rc::clone(reason)));
+                    return Err(IoError::Latched(Arc::clone(reason)));
                 }
                 domain.want(epoch);
                 Rc::clone(&domain.decided)

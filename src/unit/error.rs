@@ -1,6 +1,6 @@
 //! Why a request on a volume failed.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::journal::JournalError;
 use crate::mds::error::MdsError;
@@ -25,12 +25,12 @@ pub enum IoError {
     NoSpace,
     /// The device could not read; other requests go on.
     #[error("reading from the device failed: {0}")]
-    DeviceRead(Rc<str>),
+    DeviceRead(Arc<str>),
     /// The volume takes no more writes, because it could no longer keep its promise.
     #[error(
         "the volume takes no more writes, because {0}; restart the target to go back to the last commit"
     )]
-    Latched(Rc<str>),
+    Latched(Arc<str>),
     /// The target is stopping.
     #[error("the target is shutting down")]
     ShuttingDown,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
@@ -197,7 +198,7 @@ pub struct Domain {
     /// The newest epoch that someone wants committed.
     pub wanted: u64,
     /// Why it takes no more writes (promise 6).
-    pub failed: Option<Rc<str>>,
+    pub failed: Option<Arc<str>>,
     /// Wakes the commit task.
     pub wake: Rc<Notify>,
     /// Wakes everyone who waits for an epoch to be decided, or for room in the open one.

@@ -1,0 +1,410 @@
+//! A device's memory: what is durable, what is only in its cache, and what was still on its way.
+//!
+//! # Contracts
+//!
+//! - A write is *under way* from [`Medium::begin`] to [`Medium::complete`]; meanwhile a read may see
+//!   any of its sectors, old or new, and writes under way at once land in the order of completion.
+//! - A completed write is *cached* until a flush whose [`Medium::mark`] was taken after the completion
+//!   is [`Medium::flushed`], or until a later durable write of the same sectors has completed. A
+//!   [`Durability::Durable`] write makes its own sectors durable and nothing else.
+//! - At a loss of power each sector independently keeps any version from its last durable one on,
+//!   those under way included; one under way may instead read as an error until it is rewritten.
+//! - When only the process dies, what has completed stays; each write under way arrives or does not.
+
+use std::collections::BTreeSet;
+
+use super::image::{Image, garbage};
+use super::rng::Rng;
+use crate::env::Durability;
+
+/// Names a write under way.
+pub type WriteId = u64;
+/// A place in the order of completions.
+pub type Mark = u64;
+
+/// How an operating period of the machine ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// Everything volatile is lost.
+    Power,
+    /// The process is killed; devices and their caches live on.
+    Process,
+}
+
+struct Write {
+    id: WriteId,
+    offset: u64,
+    data: Box<[u8]>,
+    durability: Durability,
+}
+
+/// A device's memory.
+pub struct Medium {
+    sector: usize,
+    volatile_cache: bool,
+    /// What reads see.
+    current: Image,
+    /// What is certain to survive, as far as `cached` does not make newer versions durable.
+    durable: Image,
+    /// Completed writes, oldest first; the mark is their place among all completions.
+    cached: Vec<(Mark, Write)>,
+    under_way: Vec<Write>,
+    /// Sectors that read as an error.
+    bad: BTreeSet<u64>,
+    completions: Mark,
+    next_id: WriteId,
+    garbage: u64,
+}
+
+impl Medium {
+    /// A medium never written. Without a garbage seed it reads as zeros.
+    pub fn new(len: u64, sector: u32, volatile_cache: bool, garbage: Option<u64>) -> Self {
+        let image = Image::new(len, garbage);
+        Self {
+            sector: sector as usize,
+            volatile_cache,
+            durable: image.clone(),
+            current: image,
+            cached: Vec::new(),
+            under_way: Vec::new(),
+            bad: BTreeSet::new(),
+            completions: 0,
+            next_id: 0,
+            garbage: garbage.unwrap_or(0),
+        }
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.current.size()
+    }
+
+    /// The unit that is written whole or not at all, in bytes.
+    pub fn sector(&self) -> u32 {
+        self.sector as u32
+    }
+
+    /// Whether completed writes need a flush to be durable.
+    pub fn volatile_cache(&self) -> bool {
+        self.volatile_cache
+    }
+
+    /// A write is on its way.
+    pub fn begin(&mut self, offset: u64, data: Box<[u8]>, durability: Durability) -> WriteId {
+        self.check(offset, data.len());
+        let id = self.next_id;
+        self.next_id += 1;
+        let durability = if self.volatile_cache { durability } else { Durability::Durable };
+        self.under_way.push(Write { id, offset, data, durability });
+        id
+    }
+
+    /// The write has arrived.
+    pub fn complete(&mut self, id: WriteId) {
+        let write = self.take(id);
+        self.land(write);
+    }
+
+    /// The write has failed: each of its sectors is old or new.
+    pub fn fail(&mut self, id: WriteId, rng: &mut Rng) {
+        let mut write = self.take(id);
+        write.durability = Durability::Volatile;
+        let mut old = vec![0; self.sector];
+        for at in (0..write.data.len()).step_by(self.sector) {
+            if rng.chance(500_000) {
+                self.current.read(write.offset + at as u64, &mut old);
+                write.data[at..at + self.sector].copy_from_slice(&old);
+            }
+        }
+        self.land(write);
+    }
+
+    /// What a discard leaves behind: something.
+    pub fn discarded(&mut self, len: usize) -> Box<[u8]> {
+        let mut data = vec![0; len].into_boxed_slice();
+        garbage(self.garbage ^ self.next_id, 0, &mut data);
+        data
+    }
+
+    /// Reads at this instant; every sector that is under way may be old or new. `Err` where a
+    /// sector cannot be read.
+    pub fn read(&self, offset: u64, out: &mut [u8], rng: &mut Rng) -> Result<(), u64> {
+        self.check(offset, out.len());
+        let end = offset + out.len() as u64;
+        if let Some(&bad) = self.bad.range(offset / self.sector as u64..).next()
+            && bad * (self.sector as u64) < end
+        {
+            return Err(bad);
+        }
+        self.current.read(offset, out);
+        for write in &self.under_way {
+            for at in (0..write.data.len()).step_by(self.sector) {
+                let place = write.offset + at as u64;
+                if (offset..end).contains(&place) && rng.chance(500_000) {
+                    let start = (place - offset) as usize;
+                    out[start..start + self.sector]
+                        .copy_from_slice(&write.data[at..at + self.sector]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What reads see while nothing is under way.
+    pub fn image(&self) -> &Image {
+        &self.current
+    }
+
+    /// The order's present place, for a flush that is submitted now.
+    pub fn mark(&self) -> Mark {
+        self.completions
+    }
+
+    /// A flush submitted at `mark` has returned.
+    pub fn flushed(&mut self, mark: Mark) {
+        let covered = self.cached.partition_point(|(at, _)| *at <= mark);
+        for (_, write) in self.cached.drain(..covered) {
+            self.durable.write(write.offset, &write.data);
+        }
+    }
+
+    /// A flush submitted at `mark` has failed, and what it covered may be lost or not, though it
+    /// could be read before.
+    pub fn flush_failed(&mut self, mark: Mark, rng: &mut Rng) {
+        let covered = self.cached.partition_point(|(at, _)| *at <= mark);
+        let lost: Vec<_> = self.cached.drain(..covered).map(|(_, write)| write).collect();
+        let keep = Keep::draw(rng);
+        for write in &lost {
+            apply_some(&mut self.durable, write, self.sector, keep, rng);
+        }
+        for write in &lost {
+            self.current.copy_from(&self.durable, write.offset, write.data.len());
+        }
+        for (_, write) in &self.cached {
+            self.current.write(write.offset, &write.data);
+        }
+    }
+
+    /// The machine stops: resolves everything volatile.
+    pub fn crash(&mut self, crash: Crash, torn_sector_ppm: u32, rng: &mut Rng) {
+        let mut under_way = std::mem::take(&mut self.under_way);
+        for i in (1..under_way.len()).rev() {
+            under_way.swap(i, rng.below(i as u64 + 1) as usize);
+        }
+        if crash == Crash::Process {
+            for write in under_way {
+                if rng.chance(500_000) {
+                    self.land(write);
+                }
+            }
+            return;
+        }
+        let keep = Keep::draw(rng);
+        for (_, write) in std::mem::take(&mut self.cached) {
+            apply_some(&mut self.durable, &write, self.sector, keep, rng);
+        }
+        for mut write in under_way {
+            write.durability = Durability::Volatile;
+            apply_some(&mut self.durable, &write, self.sector, keep, rng);
+            let first = write.offset / self.sector as u64;
+            for sector in first..first + (write.data.len() / self.sector) as u64 {
+                if rng.chance(torn_sector_ppm) {
+                    self.bad.insert(sector);
+                }
+            }
+        }
+        self.current = self.durable.clone();
+    }
+
+    /// How many writes are under way, and how many are cached.
+    pub fn volatile_writes(&self) -> (usize, usize) {
+        (self.under_way.len(), self.cached.len())
+    }
+
+    fn take(&mut self, id: WriteId) -> Write {
+        let at = self.under_way.iter().position(|w| w.id == id);
+        self.under_way.swap_remove(at.expect("a write under way ends once"))
+    }
+
+    fn land(&mut self, write: Write) {
+        self.current.write(write.offset, &write.data);
+        let first = write.offset / self.sector as u64;
+        let end = first + (write.data.len() / self.sector) as u64;
+        while let Some(&bad) = self.bad.range(first..end).next() {
+            self.bad.remove(&bad);
+        }
+        self.completions += 1;
+        let overlaps = |other: &Write| {
+            other.offset < write.offset + write.data.len() as u64
+                && write.offset < other.offset + other.data.len() as u64
+        };
+        let durable = write.durability == Durability::Durable;
+        if durable && !self.cached.iter().any(|(_, other)| overlaps(other)) {
+            self.durable.write(write.offset, &write.data);
+        } else {
+            // A durable write above cached ones keeps its place in the order of versions.
+            self.cached.push((self.completions, write));
+        }
+    }
+
+    fn check(&self, offset: u64, len: usize) {
+        let sector = self.sector as u64;
+        assert!(
+            offset.is_multiple_of(sector) && len.is_multiple_of(self.sector) && len > 0,
+            "{len} bytes at {offset} are not whole sectors of {sector}"
+        );
+    }
+}
+
+/// How much of what is volatile a crash tends to keep, in parts per million.
+#[derive(Clone, Copy)]
+struct Keep {
+    /// Writes kept whole, and writes lost whole; the others are decided sector by sector.
+    whole: u32,
+    none: u32,
+    sector: u32,
+}
+
+impl Keep {
+    fn draw(rng: &mut Rng) -> Self {
+        let whole = rng.pick(&[0, 100_000, 500_000, 1_000_000]);
+        let none = rng.pick(&[0, 100_000, 500_000, 1_000_000]);
+        Self { whole, none, sector: rng.pick(&[50_000, 500_000, 950_000]) }
+    }
+}
+
+/// Lets any of a write's sectors take effect; those of a durable write all do. Called in the order
+/// of versions, so that each sector ends with one of its versions from the last durable one on.
+fn apply_some(image: &mut Image, write: &Write, sector: usize, keep: Keep, rng: &mut Rng) {
+    let durable = write.durability == Durability::Durable;
+    let (none, whole) = (rng.chance(keep.none), rng.chance(keep.whole));
+    // Where a crash is inclined to both, each write draws which it is.
+    let whole = whole && !(none && rng.chance(500_000));
+    if durable || whole {
+        image.write(write.offset, &write.data);
+    } else if !none {
+        for at in (0..write.data.len()).step_by(sector) {
+            if rng.chance(keep.sector) {
+                image.write(write.offset + at as u64, &write.data[at..at + sector]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECTOR: u32 = 512;
+
+    fn medium() -> Medium {
+        Medium::new(1 << 20, SECTOR, true, Some(1))
+    }
+
+    fn write(medium: &mut Medium, offset: u64, byte: u8, durability: Durability) {
+        let id = medium.begin(offset, vec![byte; 1024].into(), durability);
+        medium.complete(id);
+    }
+
+    /// The first byte of a sector.
+    fn byte(medium: &Medium, offset: u64) -> Option<u8> {
+        let mut out = [0; SECTOR as usize];
+        medium.read(offset, &mut out, &mut Rng::new(0)).ok()?;
+        assert!(out.iter().all(|&b| b == out[0]), "a sector is never torn");
+        Some(out[0])
+    }
+
+    /// The values that two sectors have after a crash, over many crashes of the same history.
+    fn outcomes(history: impl Fn(&mut Medium)) -> BTreeSet<(Option<u8>, Option<u8>)> {
+        (0..4000)
+            .map(|seed| {
+                let mut medium = medium();
+                write(&mut medium, 0, 1, Durability::Durable);
+                history(&mut medium);
+                medium.crash(Crash::Power, 0, &mut Rng::new(seed));
+                (byte(&medium, 0), byte(&medium, 512))
+            })
+            .collect()
+    }
+
+    fn all_of(values: &[u8]) -> BTreeSet<(Option<u8>, Option<u8>)> {
+        values.iter().flat_map(|&a| values.iter().map(move |&b| (Some(a), Some(b)))).collect()
+    }
+
+    /// Goal: each sector keeps any version from the last durable one on, independently.
+    #[test]
+    fn a_crash_keeps_any_version() {
+        let any = outcomes(|m| {
+            write(m, 0, 2, Durability::Volatile);
+            write(m, 0, 3, Durability::Volatile);
+            m.begin(0, vec![4; 1024].into(), Durability::Volatile);
+        });
+        assert_eq!(any, all_of(&[1, 2, 3, 4]));
+    }
+
+    /// Goal: a flush covers what completed before it was submitted, and nothing later.
+    #[test]
+    fn a_flush_covers_what_had_completed() {
+        let any = outcomes(|m| {
+            write(m, 0, 2, Durability::Volatile);
+            let mark = m.mark();
+            write(m, 0, 3, Durability::Volatile);
+            m.flushed(mark);
+        });
+        assert_eq!(any, all_of(&[2, 3]));
+    }
+
+    /// Goal: a durable write covers itself, whatever older versions are flushed after it.
+    #[test]
+    fn a_durable_write_covers_itself() {
+        let any = outcomes(|m| {
+            write(m, 0, 2, Durability::Volatile);
+            let mark = m.mark();
+            write(m, 0, 3, Durability::Durable);
+            write(m, 0, 4, Durability::Volatile);
+            m.flushed(mark);
+        });
+        assert_eq!(any, all_of(&[3, 4]));
+    }
+
+    /// Goal: a killed process loses nothing that had completed.
+    #[test]
+    fn a_kill_loses_nothing_completed() {
+        for seed in 0..20 {
+            let mut medium = medium();
+            write(&mut medium, 0, 1, Durability::Volatile);
+            medium.begin(512, vec![2; 512].into(), Durability::Volatile);
+            medium.crash(Crash::Process, 1_000_000, &mut Rng::new(seed));
+            assert_eq!(byte(&medium, 0), Some(1));
+            assert!(matches!(byte(&medium, 512), Some(1 | 2)));
+        }
+    }
+
+    /// Goal: a torn sector reads as an error until it is written again.
+    #[test]
+    fn a_torn_sector_is_an_error_until_rewritten() {
+        let mut medium = medium();
+        medium.begin(0, vec![2; 512].into(), Durability::Durable);
+        medium.crash(Crash::Power, 1_000_000, &mut Rng::new(1));
+        assert_eq!(byte(&medium, 0), None);
+        write(&mut medium, 0, 3, Durability::Volatile);
+        assert_eq!(byte(&medium, 0), Some(3));
+    }
+
+    /// Goal: a failed flush may lose what could be read before, and keeps what came after it.
+    #[test]
+    fn a_failed_flush_drops_data() {
+        let mut seen = BTreeSet::new();
+        for seed in 0..200 {
+            let mut medium = medium();
+            write(&mut medium, 0, 1, Durability::Durable);
+            write(&mut medium, 0, 2, Durability::Volatile);
+            let mark = medium.mark();
+            write(&mut medium, 512, 3, Durability::Volatile);
+            medium.flush_failed(mark, &mut Rng::new(seed));
+            assert_eq!(byte(&medium, 512), Some(3));
+            seen.insert(byte(&medium, 0));
+        }
+        assert_eq!(seen, BTreeSet::from([Some(1), Some(2)]));
+    }
+}

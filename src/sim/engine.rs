@@ -1,0 +1,89 @@
+//! What the harness demands of an engine, so that toys can be tried before and beside the real one.
+
+use std::future::Future;
+
+use crate::env::sim::rng::Rng;
+use crate::env::sim::{Shape, SimEnv, SimStorage};
+
+/// Why an operation failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No room: the volume goes on.
+    NoSpace,
+    /// A device failed, or one had failed before; the text says more.
+    Failed(String),
+}
+
+/// The result of an operation on a volume.
+pub type Outcome<T> = Result<T, Refusal>;
+
+/// A storage system of some geometry and with some policies, drawn from a seed.
+pub trait Engine: Clone + 'static {
+    /// The system, serving.
+    type Running: Running;
+
+    /// Draws geometry and policies.
+    fn draw(rng: &mut Rng) -> Self;
+    /// The machine that it runs on.
+    fn shape(&self) -> Shape;
+    /// The sizes of the volumes, in bytes.
+    fn volumes(&self) -> Vec<u64>;
+    /// The unit of requests' offsets and lengths, in bytes; a divisor of the volumes' sizes.
+    fn granule(&self) -> usize;
+    /// The largest request, in granules.
+    fn request_max(&self) -> u32;
+    /// Whether the volumes may outgrow the pool, so that writes may find no room.
+    fn may_fill(&self) -> bool;
+    /// Makes the volumes on fresh media.
+    fn format(
+        &self,
+        env: SimEnv,
+        storage: SimStorage,
+    ) -> impl Future<Output = Result<(), String>> + 'static;
+    /// Recovers, and starts to serve.
+    fn open(
+        &self,
+        env: SimEnv,
+        storage: SimStorage,
+    ) -> impl Future<Output = Result<Self::Running, String>> + 'static;
+}
+
+/// A system that serves. Cheap to clone: a handle.
+pub trait Running: Clone + 'static {
+    /// A volume of it.
+    type Volume: Volume;
+
+    /// The volumes, in the order of [`Engine::volumes`].
+    fn volumes(&self) -> Vec<Self::Volume>;
+    /// Commits what is open on every volume: a flush of all.
+    fn commit(&self) -> impl Future<Output = Outcome<()>> + 'static;
+    /// Takes back journal space, as a user's command does.
+    fn settle(&self) -> impl Future<Output = Outcome<()>> + 'static;
+    /// Commits, stops every task, gives back every buffer.
+    fn shutdown(&self) -> impl Future<Output = Outcome<()>> + 'static;
+    /// Invariants that hold whenever no operation is under way.
+    fn check(&self) -> Result<(), String>;
+}
+
+/// A volume. Cheap to clone: a handle.
+pub trait Volume: Clone + 'static {
+    /// Reads `len` bytes from `offset`.
+    fn read(&self, offset: u64, len: usize) -> impl Future<Output = Outcome<Vec<u8>>> + 'static;
+    /// Writes `data` at `offset`.
+    fn write(
+        &self,
+        offset: u64,
+        data: Vec<u8>,
+        fua: bool,
+    ) -> impl Future<Output = Outcome<()>> + 'static;
+    /// Makes zeros of a range: by trimming it, or by write-zeroes.
+    fn zero(
+        &self,
+        offset: u64,
+        len: u64,
+        trim: bool,
+        fua: bool,
+    ) -> impl Future<Output = Outcome<()>> + 'static;
+    /// Makes durable what was acknowledged before.
+    fn flush(&self) -> impl Future<Output = Outcome<()>> + 'static;
+}

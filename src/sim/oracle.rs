@@ -1,0 +1,602 @@
+//! The reference model of a volume: which images a crash may leave, and what a read may return.
+//!
+//! The log holds every operation that changes a volume, with the moments at which it was sent and
+//! acknowledged. *Before* means: acknowledged before the other was sent. After a recovery there must
+//! be a **cut**, a set of operations such that (design section 1)
+//!
+//! 1. whatever is before a member is a member;
+//! 2. whatever was acknowledged before the last acknowledged flush was sent is a member;
+//! 3. some order of the members, one that respects *before*, leaves exactly the image that is seen:
+//!    each member whole, and nothing else.
+//!
+//! # How a cut is looked for
+//!
+//! Members are what the image shows and what promise 2 demands, closed under *before*. Nothing is
+//! gained by more members: each only demands to be overwritten wherever it is not seen. The exception
+//! are operations that leave zeros, since zeros do not tell who wrote them: where zeros are seen over
+//! something, the earliest one that may have left them joins. Then the order must exist: at each
+//! granule everyone else comes before the one seen, and there may be no circle.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use super::stamp::{self, Seen, Stamp, ZEROS};
+
+/// An operation that changes a volume.
+#[derive(Clone, Debug)]
+struct Op {
+    stamp: Stamp,
+    granules: Range<u32>,
+    zeros: bool,
+    durable: bool,
+    sent: u64,
+    /// When it was acknowledged; never, where it failed or is under way.
+    acknowledged: Option<u64>,
+    failed: bool,
+}
+
+impl Op {
+    fn is_before(&self, other: &Op) -> bool {
+        self.acknowledged.is_some_and(|at| at < other.sent)
+    }
+
+    fn covers(&self, granule: u32) -> bool {
+        self.granules.contains(&granule)
+    }
+
+    /// What it leaves where it was the last.
+    fn leaves(&self) -> Stamp {
+        if self.zeros { ZEROS } else { self.stamp }
+    }
+}
+
+impl std::fmt::Display for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let what = if self.zeros { "zeros" } else { "write" };
+        write!(f, "{what} #{} of granules {:?}, sent {}", self.stamp, self.granules, self.sent)?;
+        match (self.acknowledged, self.failed) {
+            (Some(at), _) => write!(f, ", acknowledged {at}"),
+            (None, true) => write!(f, ", failed"),
+            (None, false) => write!(f, ", not acknowledged"),
+        }?;
+        if self.durable { write!(f, ", FUA") } else { Ok(()) }
+    }
+}
+
+/// A read or a flush under way.
+#[derive(Clone, Debug)]
+pub struct Sent(u64);
+
+/// A promise that was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+/// The model of one volume.
+pub struct Oracle {
+    volume: u8,
+    granule: usize,
+    clock: u64,
+    /// The image that the last recovery, or the format, left.
+    base: Vec<Stamp>,
+    ops: Vec<Op>,
+    /// When the last flush that was acknowledged had been sent.
+    flushed: u64,
+}
+
+impl Oracle {
+    /// A volume of `granules` granules, never written.
+    pub fn new(volume: u8, granule: usize, granules: u32) -> Self {
+        let base = vec![ZEROS; granules as usize];
+        Self { volume, granule, clock: 0, base, ops: Vec::new(), flushed: 0 }
+    }
+
+    /// Number of granules.
+    pub fn granules(&self) -> u32 {
+        self.base.len() as u32
+    }
+
+    /// A write, or what leaves zeros, is sent.
+    pub fn send(&mut self, stamp: Stamp, granules: Range<u32>, zeros: bool, durable: bool) {
+        let sent = self.tick();
+        self.ops.push(Op {
+            stamp,
+            granules,
+            zeros,
+            durable,
+            sent,
+            acknowledged: None,
+            failed: false,
+        });
+    }
+
+    /// It has ended.
+    pub fn end(&mut self, stamp: Stamp, success: bool) {
+        let now = self.tick();
+        let op = self.ops.iter_mut().rev().find(|op| op.stamp == stamp);
+        let op = op.expect("what ends was sent");
+        if success {
+            op.acknowledged = Some(now);
+            if op.durable {
+                self.flushed = self.flushed.max(op.sent);
+            }
+        } else {
+            op.failed = true;
+        }
+    }
+
+    /// A flush or a read is sent.
+    pub fn send_other(&mut self) -> Sent {
+        Sent(self.tick())
+    }
+
+    /// The flush is acknowledged.
+    pub fn end_flush(&mut self, flush: &Sent) {
+        self.tick();
+        self.flushed = self.flushed.max(flush.0);
+    }
+
+    /// The read has returned `bytes`, from granule `first` on.
+    pub fn end_read(&mut self, read: &Sent, first: u32, bytes: &[u8]) -> Result<(), Violation> {
+        self.tick();
+        let range = first..first + (bytes.len() / self.granule) as u32;
+        let near = |op: &&Op| op.granules.start < range.end && range.start < op.granules.end;
+        let ops: Vec<&Op> = self.ops.iter().filter(near).collect();
+        for (number, bytes) in range.clone().zip(bytes.chunks_exact(self.granule)) {
+            let seen = self.seen(number, bytes)?;
+            let over: Vec<&Op> = ops.iter().copied().filter(|op| op.covers(number)).collect();
+            // What an operation left is gone once another came after it and ended before the read.
+            let gone = |op: Option<&Op>| {
+                over.iter().find(|o| {
+                    o.acknowledged.is_some_and(|at| at < read.0)
+                        && op.is_none_or(|op| op.is_before(o))
+                })
+            };
+            let from_base = self.base[number as usize] == seen && gone(None).is_none();
+            let mut origins = over.iter().filter(|op| op.leaves() == seen);
+            if !from_base && !origins.any(|op| gone(Some(op)).is_none()) {
+                let why = gone(over.iter().copied().find(|op| op.leaves() == seen));
+                return Err(self.violation(
+                    5,
+                    number,
+                    seen,
+                    &format!(
+                        "a read sent at {} returned what is not there any more, or never was: {}",
+                        read.0,
+                        why.map_or(String::from("nobody wrote that"), |op| format!(
+                            "{op} replaced it"
+                        )),
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is under way or failed, for the report of a run that hangs.
+    pub fn pending(&self) -> impl Iterator<Item = String> {
+        self.ops.iter().filter(|op| op.acknowledged.is_none() && !op.failed).map(Op::to_string)
+    }
+
+    /// Nothing is under way: all that was acknowledged is what the next recovery must find.
+    pub fn settled(&mut self) {
+        self.flushed = self.tick();
+    }
+
+    /// The volume was recovered and its image read: checks it, and takes it as the new base.
+    pub fn recovered(&mut self, image: &[u8]) -> Result<(), Violation> {
+        assert!(image.len() == self.base.len() * self.granule, "an image of another size");
+        let mut seen = Vec::with_capacity(self.base.len());
+        for (number, bytes) in (0..).zip(image.chunks_exact(self.granule)) {
+            seen.push(self.seen(number, bytes)?);
+        }
+        Cut::find(self, &seen)?;
+        self.base = seen;
+        self.ops.clear();
+        self.flushed = 0;
+        Ok(())
+    }
+
+    fn seen(&self, number: u32, bytes: &[u8]) -> Result<Stamp, Violation> {
+        match stamp::read(bytes, self.volume, number) {
+            Seen::Write(stamp) => Ok(stamp),
+            other => Err(Violation(format!(
+                "promise 5: granule {number} of volume {} holds {other:x?}: {:x?}",
+                self.volume,
+                &bytes[..bytes.len().min(32)]
+            ))),
+        }
+    }
+
+    fn violation(&self, promise: u8, granule: u32, seen: Stamp, what: &str) -> Violation {
+        let volume = self.volume;
+        let base = self.base[granule as usize];
+        let mut text = format!(
+            "promise {promise}: volume {volume}, granule {granule} ({} bytes each) shows #{seen}, \
+             was #{base} before, last flush sent {}: {what}",
+            self.granule, self.flushed
+        );
+        for op in self.ops.iter().filter(|op| op.covers(granule)) {
+            let _ = write!(text, "\n    {op}");
+        }
+        Violation(text)
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+}
+
+/// The search for a cut.
+struct Cut<'a> {
+    oracle: &'a Oracle,
+    ops: &'a [Op],
+    seen: &'a [Stamp],
+    /// Who covers each granule, by index into `ops`.
+    over: Vec<Vec<u32>>,
+    /// Who is seen at each granule; nobody where the base is.
+    by_stamp: BTreeMap<Stamp, u32>,
+    member: Vec<bool>,
+    /// Granule and reason where an operation cannot be a member.
+    barred: Vec<Option<u32>>,
+}
+
+impl<'a> Cut<'a> {
+    fn find(oracle: &'a Oracle, seen: &'a [Stamp]) -> Result<(), Violation> {
+        let ops = &oracle.ops[..];
+        let mut over = vec![Vec::new(); seen.len()];
+        for (op, index) in ops.iter().zip(0..) {
+            op.granules.clone().for_each(|granule| over[granule as usize].push(index));
+        }
+        let by_stamp =
+            ops.iter().zip(0..).filter(|(op, _)| !op.zeros).map(|(op, i)| (op.stamp, i)).collect();
+        let must = |op: &Op| op.acknowledged.is_some_and(|at| op.durable || at < oracle.flushed);
+        let member = ops.iter().map(must).collect();
+        let barred = vec![None; ops.len()];
+        let mut cut = Cut { oracle, ops, seen, over, by_stamp, member, barred };
+        cut.take_what_is_seen()?;
+        cut.close();
+        while cut.explain_zeros()? {
+            cut.close();
+        }
+        cut.check_members()?;
+        cut.check_order()
+    }
+
+    fn op(&self, index: u32) -> &'a Op {
+        &self.ops[index as usize]
+    }
+
+    fn is_member(&self, index: u32) -> bool {
+        self.member[index as usize]
+    }
+
+    /// The index of the write seen at a granule.
+    fn writer(&self, granule: u32) -> Option<u32> {
+        self.by_stamp.get(&self.seen[granule as usize]).copied()
+    }
+
+    /// Every write that is seen is a member; whoever would have replaced what is seen is not.
+    fn take_what_is_seen(&mut self) -> Result<(), Violation> {
+        for granule in 0..self.seen.len() as u32 {
+            let seen = self.seen[granule as usize];
+            let writer = self.writer(granule);
+            if let Some(writer) = writer {
+                assert!(self.op(writer).covers(granule), "a stamp says where it belongs");
+                self.member[writer as usize] = true;
+            } else if seen != ZEROS && seen != self.oracle.base[granule as usize] {
+                let what = "it is neither the base nor written since: it was replaced long ago";
+                return Err(self.oracle.violation(5, granule, seen, what));
+            }
+            for &other in &self.over[granule as usize] {
+                let replaces = match writer {
+                    Some(writer) => self.op(writer).is_before(self.op(other)),
+                    None => seen != ZEROS,
+                };
+                if replaces {
+                    self.barred[other as usize].get_or_insert(granule);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever is before a member is a member.
+    fn close(&mut self) {
+        let members = self.ops.iter().zip(&self.member).filter(|(_, member)| **member);
+        let Some(last) = members.map(|(op, _)| op.sent).max() else { return };
+        for (op, member) in self.ops.iter().zip(&mut self.member) {
+            *member |= op.acknowledged.is_some_and(|at| at < last);
+        }
+    }
+
+    /// The members that might have been the last at a granule of zeros which needs one, without
+    /// those that are before another; or, where there is no member, the earliest that may join.
+    fn zeroing(&self, granule: u32) -> Option<Vec<u32>> {
+        if self.seen[granule as usize] != ZEROS {
+            return None;
+        }
+        let over = &self.over[granule as usize];
+        let writes: Vec<u32> =
+            over.iter().copied().filter(|&i| self.is_member(i) && !self.op(i).zeros).collect();
+        if writes.is_empty() && self.oracle.base[granule as usize] == ZEROS {
+            return None;
+        }
+        let fits = |i: &u32| {
+            let op = self.op(*i);
+            op.zeros
+                && self.barred[*i as usize].is_none()
+                && !writes.iter().any(|&w| op.is_before(self.op(w)))
+        };
+        let all: Vec<u32> = over.iter().copied().filter(fits).collect();
+        let members: Vec<u32> = all.iter().copied().filter(|&i| self.is_member(i)).collect();
+        if members.is_empty() {
+            return Some(all.into_iter().min_by_key(|&i| self.op(i).sent).into_iter().collect());
+        }
+        let last = |i: &u32| !members.iter().any(|&o| self.op(*i).is_before(self.op(o)));
+        Some(members.iter().copied().filter(last).collect())
+    }
+
+    /// Lets those join that zeros need; true if someone did.
+    fn explain_zeros(&mut self) -> Result<bool, Violation> {
+        for granule in 0..self.seen.len() as u32 {
+            let Some(zeroing) = self.zeroing(granule) else { continue };
+            match zeroing.first() {
+                None => {
+                    let what = "what was there is lost, and nobody left zeros";
+                    return Err(self.oracle.violation(2, granule, ZEROS, what));
+                }
+                Some(&one) if !self.is_member(one) => {
+                    self.member[one as usize] = true;
+                    return Ok(true);
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(false)
+    }
+
+    fn check_members(&self) -> Result<(), Violation> {
+        for (index, barred) in self.barred.iter().enumerate() {
+            if let (Some(granule), true) = (*barred, self.member[index]) {
+                let op = &self.ops[index];
+                let why = if op.acknowledged.is_some_and(|at| at < self.oracle.flushed) {
+                    "was acknowledged before a flush was sent (promise 2)"
+                } else if op.durable && op.acknowledged.is_some() {
+                    "was acknowledged with FUA (promise 2)"
+                } else {
+                    "is seen elsewhere (promise 3), or was acknowledged before something seen was \
+                     sent (promise 1)"
+                };
+                let what = format!("{op} {why}, and should have replaced this");
+                let seen = self.seen[granule as usize];
+                return Err(self.oracle.violation(1, granule, seen, &what));
+            }
+        }
+        Ok(())
+    }
+
+    /// At each granule, every member but the one seen comes before it: is there such an order?
+    fn check_order(&self) -> Result<(), Violation> {
+        let mut fixed = vec![Vec::new(); self.ops.len()];
+        let mut choices: BTreeMap<(Vec<u32>, Vec<u32>), u32> = BTreeMap::new();
+        for granule in 0..self.seen.len() as u32 {
+            let over = self.over[granule as usize].iter().copied().filter(|&i| self.is_member(i));
+            if let Some(writer) = self.writer(granule) {
+                let others = over.filter(|&other| other != writer);
+                fixed[writer as usize].extend(others);
+            } else if let Some(zeroing) = self.zeroing(granule) {
+                let writes = over.filter(|&i| !self.op(i).zeros).collect();
+                choices.insert((zeroing, writes), granule);
+            }
+        }
+        for after in &mut fixed {
+            after.sort_unstable();
+            after.dedup();
+        }
+        let choices: Vec<_> = choices.into_keys().collect();
+        let mut picks = vec![0; choices.len()];
+        loop {
+            let mut earlier = fixed.clone();
+            for ((zeroing, writes), pick) in choices.iter().zip(&picks) {
+                earlier[zeroing[*pick] as usize].extend(writes);
+            }
+            let Err(circle) = self.order(&earlier) else { return Ok(()) };
+            if !advance(&mut picks, &choices) {
+                let granule = circle.granules.start;
+                let what = format!("{circle} is in the cut in part only (promise 3)");
+                let seen = self.seen[granule as usize];
+                return Err(self.oracle.violation(3, granule, seen, &what));
+            }
+        }
+    }
+
+    /// Takes members away as long as there is one before which nobody that is left must come;
+    /// fails with one of those in a circle.
+    fn order(&self, earlier: &[Vec<u32>]) -> Result<(), &'a Op> {
+        let mut left: Vec<u32> =
+            (0..self.ops.len() as u32).filter(|&i| self.is_member(i)).collect();
+        while !left.is_empty() {
+            let mut gone = vec![false; self.ops.len()];
+            let first_end = left.iter().filter_map(|&i| self.op(i).acknowledged).min();
+            let waiting: Vec<bool> = {
+                let mut waiting = vec![false; self.ops.len()];
+                for &i in &left {
+                    waiting[i as usize] = true;
+                }
+                waiting
+            };
+            for &i in &left {
+                // Nobody that is left ended before this one was sent, and nobody left must precede.
+                let free = first_end.is_none_or(|at| self.op(i).sent < at)
+                    && !earlier[i as usize].iter().any(|&e| waiting[e as usize]);
+                gone[i as usize] = free;
+            }
+            let before = left.len();
+            left.retain(|&i| !gone[i as usize]);
+            if left.len() == before {
+                return Err(self.op(left[0]));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The most combinations that are tried of who left which zeros.
+const COMBINATIONS_MAX: usize = 4096;
+
+/// The next combination of picks; false after the last.
+fn advance(picks: &mut [usize], choices: &[(Vec<u32>, Vec<u32>)]) -> bool {
+    let combinations =
+        choices.iter().fold(1usize, |n, (zeroing, _)| n.saturating_mul(zeroing.len()));
+    assert!(combinations <= COMBINATIONS_MAX, "too many zeros at once to tell who left them");
+    for (pick, (zeroing, _)) in picks.iter_mut().zip(choices) {
+        *pick += 1;
+        if *pick < zeroing.len() {
+            return true;
+        }
+        *pick = 0;
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRANULE: usize = 16;
+    const GRANULES: u32 = 4;
+
+    fn oracle() -> Oracle {
+        Oracle::new(0, GRANULE, GRANULES)
+    }
+
+    fn image(stamps: [Stamp; GRANULES as usize]) -> Vec<u8> {
+        let mut bytes = vec![0; GRANULE * stamps.len()];
+        for ((granule, stamp), number) in bytes.chunks_mut(GRANULE).zip(stamps).zip(0..) {
+            if stamp != ZEROS {
+                stamp::fill(granule, GRANULE, 0, number, stamp);
+            }
+        }
+        bytes
+    }
+
+    fn write(oracle: &mut Oracle, stamp: Stamp, granules: Range<u32>) {
+        oracle.send(stamp, granules, false, false);
+        oracle.end(stamp, true);
+    }
+
+    fn zero(oracle: &mut Oracle, stamp: Stamp, granules: Range<u32>) {
+        oracle.send(stamp, granules, true, false);
+        oracle.end(stamp, true);
+    }
+
+    /// The images of all those tried that a history allows.
+    fn allowed(history: impl Fn(&mut Oracle), tried: &[[Stamp; 4]]) -> Vec<[Stamp; 4]> {
+        let recovers = |stamps: &&[Stamp; 4]| {
+            let mut oracle = oracle();
+            history(&mut oracle);
+            oracle.recovered(&image(**stamps)).is_ok()
+        };
+        tried.iter().filter(recovers).copied().collect()
+    }
+
+    /// Goal: what was acknowledged before something in the cut was sent is in the cut.
+    #[test]
+    fn the_cut_is_a_prefix() {
+        let history = |o: &mut Oracle| {
+            write(o, 1, 0..1);
+            write(o, 2, 1..2);
+            write(o, 3, 0..1);
+        };
+        let good = [[0, 0, 0, 0], [1, 0, 0, 0], [1, 2, 0, 0], [3, 2, 0, 0]];
+        let bad = [[0, 2, 0, 0], [3, 0, 0, 0]];
+        assert_eq!(allowed(history, &[good.as_slice(), &bad].concat()), good);
+    }
+
+    /// Goal: a flush demands what was acknowledged before it was sent, and nothing else.
+    #[test]
+    fn a_flush_is_a_floor() {
+        let history = |o: &mut Oracle| {
+            write(o, 1, 0..1);
+            let flush = o.send_other();
+            write(o, 2, 1..2);
+            o.end_flush(&flush);
+        };
+        let good = [[1, 0, 0, 0], [1, 2, 0, 0]];
+        assert_eq!(allowed(history, &[[0, 0, 0, 0], good[0], good[1], [0, 2, 0, 0]]), good);
+        let durable = |o: &mut Oracle| {
+            write(o, 1, 0..1);
+            o.send(2, 1..2, false, true);
+            o.end(2, true);
+        };
+        assert_eq!(allowed(durable, &[[0, 0, 0, 0], good[0], good[1]]), [good[1]]);
+    }
+
+    /// Goal: a write is in the cut whole or not at all; of writes at once either may be the last,
+    /// but the same one everywhere.
+    #[test]
+    fn writes_are_whole() {
+        let history = |o: &mut Oracle| {
+            o.send(1, 0..2, false, false);
+            o.send(2, 0..2, false, false);
+            o.end(1, true);
+            o.end(2, true);
+            o.settled();
+        };
+        let good = [[1, 1, 0, 0], [2, 2, 0, 0]];
+        let bad = [[1, 2, 0, 0], [2, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]];
+        assert_eq!(allowed(history, &[good.as_slice(), &bad].concat()), good);
+    }
+
+    /// Goal: zeros are explained by whoever may have left them, and by nobody else.
+    #[test]
+    fn zeros_need_someone_to_have_left_them() {
+        let history = |o: &mut Oracle| {
+            write(o, 1, 0..2);
+            o.settled();
+            zero(o, 2, 0..1);
+            write(o, 3, 2..3);
+        };
+        let good = [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 3, 0]];
+        let bad = [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 3, 0]];
+        assert_eq!(allowed(history, &[good.as_slice(), &bad].concat()), good);
+        let at_once = |o: &mut Oracle| {
+            o.send(1, 0..2, false, false);
+            o.send(2, 0..2, true, false);
+            o.end(1, true);
+            o.end(2, true);
+            o.settled();
+        };
+        let good = [[0, 0, 0, 0], [1, 1, 0, 0]];
+        assert_eq!(allowed(at_once, &[good[0], good[1], [0, 1, 0, 0], [1, 0, 0, 0]]), good);
+    }
+
+    /// Goal: a later recovery shows what the earlier one showed, not what that one had dropped.
+    #[test]
+    fn a_recovered_image_is_the_new_base() {
+        let mut oracle = oracle();
+        write(&mut oracle, 1, 0..1);
+        write(&mut oracle, 2, 0..1);
+        oracle.recovered(&image([1, 0, 0, 0])).unwrap();
+        assert!(oracle.recovered(&image([2, 0, 0, 0])).is_err());
+        assert!(oracle.recovered(&image([0, 0, 0, 0])).is_err());
+        assert!(oracle.recovered(&image([1, 0, 0, 0])).is_ok());
+    }
+
+    /// Goal: a read returns the newest of what ended before it, or something sent since.
+    #[test]
+    fn reads_are_current() {
+        let reads = |stamp: Stamp| {
+            let mut o = oracle();
+            write(&mut o, 1, 0..1);
+            write(&mut o, 2, 0..1);
+            o.send(3, 0..1, false, false);
+            let read = o.send_other();
+            o.end(3, true);
+            o.end_read(&read, 0, &image([stamp, 0, 0, 0])[..GRANULE]).is_ok()
+        };
+        assert_eq!([0, 1, 2, 3].map(reads), [false, false, true, true]);
+    }
+}

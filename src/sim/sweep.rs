@@ -1,0 +1,112 @@
+//! Many seeds on all cores, until the first failure.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::engine::Engine;
+use super::run::{Failure, Report, run_seed};
+
+/// Which seeds to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Sweep {
+    /// The first seed.
+    pub base: u64,
+    /// How many.
+    pub count: u64,
+    /// How many threads.
+    pub threads: usize,
+    /// Prints every call of the environment.
+    pub loud: bool,
+    /// Every so many seeds, one runs twice and must do the same again; 0 is never.
+    pub twice_every: u64,
+}
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Seeds that passed.
+    pub seeds: u64,
+    /// Operations that clients saw end.
+    pub operations: u64,
+    /// Calls of the environment.
+    pub calls: u64,
+    /// Crashes, those during recovery included.
+    pub crashes: u64,
+    /// Images checked after a recovery.
+    pub images: u64,
+}
+
+impl Totals {
+    fn add(&mut self, report: &Report) {
+        self.seeds += 1;
+        self.operations += report.operations;
+        self.calls += report.calls;
+        self.crashes += report.crashes;
+        self.images += report.images;
+    }
+}
+
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} seeds, {} operations, {} calls of the environment, {} crashes, {} images checked",
+            self.seeds, self.operations, self.calls, self.crashes, self.images
+        )
+    }
+}
+
+/// Runs the seeds, reporting progress every `interval`; ends at the first failure.
+pub fn sweep<E: Engine>(
+    sweep: Sweep,
+    interval: Duration,
+    progress: impl Fn(&Totals) + Sync,
+) -> Result<Totals, Failure> {
+    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let totals = Mutex::new((Totals::default(), Instant::now()));
+    let failure = Mutex::new(None);
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= sweep.count {
+                break;
+            }
+            let seed = sweep.base + index;
+            let twice = sweep.twice_every > 0 && index.is_multiple_of(sweep.twice_every);
+            match run::<E>(seed, sweep.loud, twice) {
+                Ok(report) => {
+                    let mut totals = totals.lock().expect("no thread panics with the lock held");
+                    totals.0.add(&report);
+                    if totals.1.elapsed() >= interval {
+                        totals.1 = Instant::now();
+                        progress(&totals.0);
+                    }
+                }
+                Err(what) => {
+                    stop.store(true, Ordering::Relaxed);
+                    let mut failure = failure.lock().expect("no thread panics with the lock held");
+                    failure.get_or_insert(what);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..sweep.threads {
+            scope.spawn(work);
+        }
+    });
+    match failure.into_inner().expect("no thread panicked") {
+        Some(failure) => Err(failure),
+        None => Ok(totals.into_inner().expect("no thread panicked").0),
+    }
+}
+
+fn run<E: Engine>(seed: u64, loud: bool, twice: bool) -> Result<Report, Failure> {
+    let report = run_seed::<E>(seed, loud)?;
+    if twice && run_seed::<E>(seed, loud)?.trace != report.trace {
+        let what = String::from("the same seed ran differently the second time");
+        return Err(Failure { seed, what });
+    }
+    Ok(report)
+}

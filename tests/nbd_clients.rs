@@ -1,0 +1,142 @@
+//! The clients that people use, against an export in memory. `make setup` installs them.
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use flipside::front::nbd::Limits;
+use support::memory_server::{MemoryServer, SIZE};
+use support::nbd_client::Client;
+
+/// Runs a tool and gives its standard output; it must succeed.
+fn run(tool: &str, arguments: &[&str]) -> String {
+    let Output { status, stdout, stderr } = Command::new(tool)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{tool}: {error}; `make setup` installs it"));
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{tool} {arguments:?}: {status}\n{stdout}{stderr}");
+    stdout.into_owned()
+}
+
+/// Goal: libnbd's nbdinfo sees both exports and what they offer.
+#[test]
+fn nbdinfo() {
+    let server = MemoryServer::start(Limits::default());
+    let info: serde_json::Value =
+        serde_json::from_str(&run("nbdinfo", &["--json", &server.uri("vol1")])).unwrap();
+    assert_eq!(info["protocol"], "newstyle-fixed");
+    assert_eq!(info["structured"], true);
+    let export = &info["exports"][0];
+    assert_eq!(export["export-name"], "vol1");
+    assert_eq!(export["export-size"], SIZE);
+    for can in ["can_df", "can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"] {
+        assert_eq!(export[can], true, "{can}");
+    }
+    let limits = (
+        &export["block_size_minimum"],
+        &export["block_size_preferred"],
+        &export["block_size_maximum"],
+    );
+    assert_eq!(limits, (&1.into(), &4096.into(), &(32 << 20).into()));
+    let list = run("nbdinfo", &["--list", &server.uri("")]);
+    assert!(list.contains("export=\"vol0\"") && list.contains("export=\"vol1\""), "{list}");
+}
+
+/// Goal: nbdcopy copies in over several connections and qemu-img copies out again, without a
+/// changed byte.
+#[test]
+fn nbdcopy_and_qemu_img() {
+    let server = MemoryServer::start(Limits::default());
+    let dir = tempfile::tempdir().unwrap();
+    let (source, back) = (dir.path().join("source"), dir.path().join("back"));
+    let bytes: Vec<u8> = (0..SIZE as u32 / 8)
+        .flat_map(|index| u64::from(index / 4096).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes())
+        .collect();
+    // The last blocks of the export fail.
+    let good = SIZE as usize - 12288;
+    fs::write(&source, &bytes[..good]).unwrap();
+    run("nbdcopy", &["--flush", source.to_str().unwrap(), &server.uri("vol0")]);
+    let uri = server.uri("vol0");
+    let length = format!("{good}");
+    let back_path = back.to_str().unwrap();
+    let image = format!(
+        "driver=raw,size={length},file.driver=nbd,file.export=vol0,file.server.type=unix,file.server.path={}",
+        server.socket().display()
+    );
+    run("qemu-img", &["convert", "--image-opts", &image, "-O", "raw", back_path]);
+    assert!(fs::read(&back).unwrap() == bytes[..good], "{uri}");
+    let mut client = Client::unix(&server.socket(), "vol0").unwrap();
+    assert!(client.read(0, 1 << 20).unwrap() == bytes[..1 << 20]);
+}
+
+/// Goal: QEMU's client agrees about patterns, zeroes, discards and errors.
+#[test]
+fn qemu_io() {
+    let server = MemoryServer::start(Limits::default());
+    let uri = server.uri("vol0");
+    let commands = [
+        "write -P 0x5a 0 1M",
+        "write -f -P 0xa5 1000 777",
+        "read -P 0xa5 1000 777",
+        "read -P 0x5a 1777 100000",
+        "write -z 4096 8192",
+        "read -P 0 4096 8192",
+        "discard 65536 65536",
+        "read -P 0 65536 65536",
+        "aio_write -P 1 2M 1M",
+        "aio_write -P 2 3M 1M",
+        "aio_flush",
+        "read -P 1 2M 1M",
+        "read -P 2 3M 1M",
+        "flush",
+    ];
+    let mut arguments = vec!["-f", "raw", "-t", "writeback"];
+    arguments.extend(commands.iter().flat_map(|command| ["-c", command]));
+    arguments.push(&uri);
+    let output = run("qemu-io", &arguments);
+    assert!(!output.contains("failed") && !output.contains("Pattern verification"), "{output}");
+    let bad = format!("read {} 512", SIZE - 8192);
+    let failed = Command::new("qemu-io").args(["-f", "raw", "-c", &bad, &uri]).output().unwrap();
+    let said = [failed.stdout, failed.stderr].concat();
+    assert!(String::from_utf8_lossy(&said).contains("Input/output error"));
+}
+
+/// Goal: fio verifies what it wrote, random sizes and offsets, several jobs.
+#[test]
+fn fio_verifies() {
+    let server = MemoryServer::start(Limits::default());
+    let uri = format!("--uri={}", server.uri("vol1"));
+    let dir = tempfile::tempdir().unwrap();
+    let aux = format!("--aux-path={}", dir.path().display());
+    run(
+        "fio",
+        &[
+            "--name=verify",
+            "--ioengine=nbd",
+            &uri,
+            &aux,
+            "--rw=randwrite",
+            "--bsrange=512-128k",
+            "--blocksize_unaligned=1",
+            "--iodepth=16",
+            "--numjobs=3",
+            "--size=16m",
+            "--offset_increment=20m",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--fsync=16",
+        ],
+    );
+    assert!(server.status("flushes_done") > 100);
+    assert_eq!(server.status("connections_dropped"), 0);
+}
+
+/// Goal: the kernel client's own tool lists our exports.
+#[test]
+fn nbd_client_lists() {
+    let server = MemoryServer::start(Limits::default());
+    let list = run("nbd-client", &["-l", "127.0.0.1", &server.port.to_string()]);
+    assert!(list.contains("vol0") && list.contains("vol1"), "{list}");
+}
