@@ -41,7 +41,7 @@ const DATA_OFFSET: u64 = 2 * HEADER_BYTES;
 /// The smallest region that a new store fits in.
 pub const CAPACITY_MIN: u64 = 4 << 20;
 /// Zeros written at a time.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 const MAGIC: [u8; 8] = *b"FSmdsReg";
 const VERSION: u32 = 1;
 

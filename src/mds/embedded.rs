@@ -68,3 +68,42 @@ fn run(mut server: Server<()>, requests: &Receiver<Vec<u8>>, replies: &Unbounded
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::IntoBytes;
+    use zerocopy::little_endian::U32;
+
+    use super::super::raw::RawAttach;
+    use super::super::testing;
+    use super::super::wire::{Header, Kind, Operation, PAYLOAD_MIN, encode, parse};
+    use super::*;
+
+    /// Goal: the thread answers, ends when its requests end, and leaves a store that opens.
+    #[test]
+    fn answers_and_ends() {
+        let (memory, catalog) = testing::create(10, 1);
+        let mut embedded = start(Server::new(catalog).unwrap()).unwrap();
+        let attach = RawAttach {
+            unit: U32::new(0),
+            incarnation: U32::new(1),
+            payload_max: U32::new(PAYLOAD_MIN as u32),
+        };
+        let header = Header {
+            kind: Kind::Request,
+            operation: Operation::Attach,
+            session: 1,
+            sequence: 0,
+            detail: 0,
+        };
+        embedded.requests.send(b"garbage".to_vec()).unwrap();
+        for datagram in encode(&header, attach.as_bytes(), PAYLOAD_MIN) {
+            embedded.requests.send(datagram).unwrap();
+        }
+        let reply = embedded.replies.blocking_recv().unwrap();
+        assert_eq!(parse(&reply).unwrap().header.kind, Kind::Reply(Ok(())));
+        drop(embedded.requests);
+        embedded.thread.join().unwrap();
+        assert_eq!(testing::open(&memory).pool().extents, 10);
+    }
+}

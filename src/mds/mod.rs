@@ -35,4 +35,6 @@ pub mod runs;
 pub mod server;
 pub mod session;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod wire;

@@ -346,7 +346,7 @@ mod tests {
             reply: bool,
         ) {
             let kind = if reply { Kind::Reply(Err(Refusal::NameTaken)) } else { Kind::Request };
-            let header = Header { sequence, detail, session, ..header(kind) };
+            let header = Header { session, sequence, detail, ..header(kind) };
             let datagrams = encode(&header, &body, payload);
             let mut joined = Vec::new();
             for (i, bytes) in datagrams.iter().enumerate() {

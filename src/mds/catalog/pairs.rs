@@ -36,7 +36,9 @@ impl Catalog {
         for change in staged.values() {
             self.put_pair(unit, change);
         }
-        counted.into_iter().for_each(|applied| self.count(applied));
+        for applied in counted {
+            self.count(applied);
+        }
         self.counters.transactions += 1;
         Ok(())
     }
@@ -102,7 +104,6 @@ impl Catalog {
     }
 
     /// Which extents leave their pairs and which are in pairs afterwards, if all of it may be.
-    #[expect(clippy::type_complexity, reason = "two results of one pass, used at one place")]
     fn check_extents(
         &self,
         unit: UnitId,

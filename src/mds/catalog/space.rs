@@ -39,9 +39,10 @@ impl Catalog {
             Use::Data => {
                 known.data_quota += given;
                 self.counters.data_allocations += 1;
-                self.put_unit(unit);
             }
         }
+        // Also where only runs changed: grants are those of units that have a row.
+        self.put_unit(unit);
         runs
     }
 

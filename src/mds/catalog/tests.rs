@@ -1,1 +1,248 @@
+use proptest::prelude::*;
 
+use super::space::Use;
+use super::*;
+use crate::format::ids::{LogicalExtent, Slot};
+use crate::mds::records::{PairRecord, Primitive};
+use crate::mds::testing::{EXTENT_SIZE, create, open, pair};
+
+const UNIT: UnitId = UnitId(1);
+const OTHER: UnitId = UnitId(2);
+
+fn run(start: u32, count: u32) -> ExtentRun {
+    ExtentRun { start: ExtentId(start), count }
+}
+
+fn granted(catalog: &Catalog, unit: UnitId) -> (u64, Vec<ExtentRun>) {
+    catalog.grants(unit, 0, 100)
+}
+
+/// A pool of 100 extents with one volume, and extents 0..20 granted to the unit.
+fn prepared() -> (crate::mds::testing::Memory, Catalog) {
+    let (memory, mut catalog) = create(100, 10);
+    catalog.create_volume("vol0", 50 * u64::from(EXTENT_SIZE)).unwrap();
+    assert_eq!(catalog.allocate(UNIT, Use::Journal, 20), [run(0, 20)]);
+    catalog.commit().unwrap();
+    (memory, catalog)
+}
+
+fn refusal(result: Result<(), Fault>) -> (Refusal, u64) {
+    match result {
+        Err(Fault::Refused(refusal, detail)) => (refusal, detail),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// Goal: data grants stop at the reserve, journal grants at the pool's end, and what is given back
+/// can be granted again.
+#[test]
+fn quota_and_reserve() {
+    let (_, mut catalog) = create(100, 10);
+    assert_eq!(catalog.allocate(UNIT, Use::Data, 60), [run(0, 60)]);
+    assert_eq!(catalog.allocate(OTHER, Use::Data, 60), [run(60, 30)]);
+    assert_eq!(catalog.allocate(UNIT, Use::Data, 1), []);
+    assert_eq!(catalog.allocate(UNIT, Use::Journal, 60), [run(90, 10)]);
+    assert_eq!(granted(&catalog, UNIT), (60, vec![run(0, 60), run(90, 10)]));
+    catalog.give_back(UNIT, &[run(10, 5)], 3).unwrap();
+    assert_eq!(catalog.allocate(OTHER, Use::Data, 60), [run(10, 3)]);
+    assert_eq!(refusal(catalog.give_back(UNIT, &[run(0, 1), run(60, 1)], 0)).1, 1);
+    assert_eq!(refusal(catalog.give_back(UNIT, &[run(0, 1)], 61)).0, Refusal::OutOfRange);
+    assert_eq!(refusal(catalog.give_back(UNIT, &[run(0, 2), run(1, 2)], 0)).0, Refusal::NotGranted);
+}
+
+/// Goal: a life of a pair by the primitives; older generations change nothing.
+#[test]
+fn generations() {
+    let (memory, mut catalog) = prepared();
+    let bound = pair(3, 1, [Some(5), None], Slot::Zero);
+    let both = pair(3, 2, [Some(5), Some(6)], Slot::Zero);
+    let swapped = pair(3, 3, [Some(5), Some(6)], Slot::One);
+    let alone = pair(3, 4, [None, Some(6)], Slot::One);
+    let life = [
+        Primitive::BindData(bound),
+        Primitive::AssociateDataJournal(both),
+        Primitive::SwapDataJournal(swapped),
+        Primitive::DisassociateJournalExtent(alone),
+    ];
+    catalog.transact(UNIT, &life).unwrap();
+    catalog.transact(UNIT, &life).unwrap();
+    catalog.commit().unwrap();
+    let counters = catalog.counters();
+    assert_eq!((counters.stale, counters.swaps, counters.transactions), (4, 1, 2));
+    let expected = vec![(UNIT, alone)];
+    assert_eq!(catalog.layout(VolumeId(0), LogicalExtent(0), 10).unwrap(), expected);
+    drop(catalog);
+    let mut catalog = open(&memory);
+    assert_eq!(catalog.layout(VolumeId(0), LogicalExtent(0), 10).unwrap(), expected);
+    let released = pair(3, 9, [None, None], Slot::Zero);
+    catalog.transact(UNIT, &[Primitive::ReleasePair(released)]).unwrap();
+    catalog.transact(UNIT, &[Primitive::BindData(bound)]).unwrap();
+    catalog.commit().unwrap();
+    assert_eq!(catalog.layout(VolumeId(0), LogicalExtent(0), 10).unwrap(), []);
+    catalog.give_back(UNIT, &[run(0, 20)], 0).unwrap();
+}
+
+/// Goal: a batch with one record that may not be changes nothing at all, and the record is named.
+#[test]
+fn refused_whole() {
+    let (_, mut catalog) = prepared();
+    let good = Primitive::BindData(pair(0, 1, [Some(5), None], Slot::Zero));
+    let far = PairRecord { logical: LogicalExtent(50), ..pair(1, 1, [Some(6), None], Slot::Zero) };
+    let lost = PairRecord { volume: VolumeId(9), ..pair(1, 1, [Some(6), None], Slot::Zero) };
+    let bad = [
+        (Primitive::BindData(pair(1, 1, [Some(20), None], Slot::Zero)), Refusal::NotGranted),
+        (Primitive::BindData(pair(1, 1, [Some(5), None], Slot::Zero)), Refusal::ExtentInUse),
+        (Primitive::BindData(far), Refusal::OutOfRange),
+        (Primitive::BindData(lost), Refusal::UnknownVolume),
+        (
+            Primitive::AssociateDataJournal(pair(1, 1, [Some(6), None], Slot::Zero)),
+            Refusal::Malformed,
+        ),
+        (Primitive::ReleasePair(pair(1, 1, [Some(6), None], Slot::Zero)), Refusal::Malformed),
+        (
+            Primitive::HardenExtentFlags(pair(1, 1, [Some(6), None], Slot::Zero)),
+            Refusal::Unsupported,
+        ),
+    ];
+    for (bad, reason) in bad {
+        assert_eq!(refusal(catalog.transact(UNIT, &[good, bad])), (reason, 1));
+    }
+    assert_eq!(catalog.counters().transactions, 0);
+    catalog.commit().unwrap();
+    assert_eq!(catalog.layout(VolumeId(0), LogicalExtent(0), 10).unwrap(), []);
+    catalog.transact(UNIT, &[good]).unwrap();
+    let other = Primitive::BindData(pair(0, 1, [Some(5), None], Slot::Zero));
+    assert_eq!(refusal(catalog.transact(OTHER, &[other])).0, Refusal::NotGranted);
+    assert_eq!(refusal(catalog.give_back(UNIT, &[run(4, 2)], 0)), (Refusal::ExtentInUse, 0));
+}
+
+/// Goal: an extent may go from one pair to another within one batch, in any order of the records.
+#[test]
+fn extents_move_within_a_batch() {
+    let (memory, mut catalog) = prepared();
+    let both = pair(0, 1, [Some(5), Some(6)], Slot::Zero);
+    catalog.transact(UNIT, &[Primitive::BindData(both)]).unwrap();
+    let moved = [
+        Primitive::BindData(pair(1, 1, [Some(6), None], Slot::Zero)),
+        Primitive::DisassociateJournalExtent(pair(0, 2, [Some(5), None], Slot::Zero)),
+    ];
+    catalog.transact(UNIT, &moved).unwrap();
+    catalog.commit().unwrap();
+    drop(catalog);
+    assert_eq!(open(&memory).holder(ExtentId(6)), Some((UNIT, PairId(1))));
+}
+
+/// Goal: volumes keep to names and bounds, and neither shrink nor go under bound extents.
+#[test]
+fn volumes() {
+    let (memory, mut catalog) = prepared();
+    let size = u64::from(EXTENT_SIZE);
+    for name in ["", "a b", "a/b", "-a", "a=b", &"v".repeat(129)] {
+        let result = catalog.create_volume(name, size).map(drop);
+        assert_eq!(refusal(result).0, Refusal::NameInvalid, "{name}");
+    }
+    assert_eq!(refusal(catalog.create_volume("vol0", size).map(drop)).0, Refusal::NameTaken);
+    assert_eq!(refusal(catalog.create_volume("v", 0).map(drop)).0, Refusal::OutOfRange);
+    let bind = Primitive::BindData(pair(9, 1, [Some(5), None], Slot::Zero));
+    catalog.transact(UNIT, &[bind]).unwrap();
+    let vol0 = VolumeId(0);
+    assert_eq!(refusal(catalog.resize_volume(vol0, 9 * size)).0, Refusal::VolumeBusy);
+    catalog.resize_volume(vol0, 9 * size + 1).unwrap();
+    assert_eq!(refusal(catalog.delete_volume(vol0)).0, Refusal::VolumeBusy);
+    let released = Primitive::ReleasePair(pair(9, 2, [None, None], Slot::Zero));
+    catalog.transact(UNIT, &[released]).unwrap();
+    catalog.delete_volume(vol0).unwrap();
+    assert_eq!(refusal(catalog.delete_volume(vol0)).0, Refusal::UnknownVolume);
+    catalog.commit().unwrap();
+    drop(catalog);
+    let mut catalog = open(&memory);
+    assert_eq!(catalog.create_volume("vol0", size).unwrap().id, VolumeId(1));
+}
+
+/// Goal: pages of a layout, put together, are the layout.
+#[test]
+fn layout_pages() {
+    let (_, mut catalog) = prepared();
+    let pairs: Vec<PairRecord> =
+        (0..20).map(|i| pair(i, 1, [Some(19 - i), None], Slot::Zero)).collect();
+    let binds: Vec<Primitive> = pairs.iter().map(|pair| Primitive::BindData(*pair)).collect();
+    catalog.transact(UNIT, &binds).unwrap();
+    catalog.commit().unwrap();
+    let mut all = Vec::new();
+    let mut from = 0;
+    loop {
+        let page = catalog.layout(VolumeId(0), LogicalExtent(from), 7).unwrap();
+        all.extend(page.iter().map(|(_, pair)| *pair));
+        match page.last() {
+            Some((_, last)) => from = last.logical.0 + 1,
+            None => break,
+        }
+    }
+    assert_eq!(all, pairs);
+}
+
+/// Goal: an older or equal incarnation is refused and told the last one; a newer one ends the
+/// session of the older.
+#[test]
+fn incarnations() {
+    let (memory, mut catalog) = create(10, 1);
+    assert_eq!(catalog.attach(UNIT, Incarnation(4), 77), Ok(None));
+    for stale in [3, 4] {
+        let result = catalog.attach(UNIT, Incarnation(stale), 78).map(drop);
+        assert_eq!(refusal(result), (Refusal::StaleIncarnation, 4));
+    }
+    catalog.put_session(77, Some(b"row".to_vec()));
+    catalog.commit().unwrap();
+    drop(catalog);
+    let mut catalog = open(&memory);
+    assert_eq!(catalog.sessions().unwrap(), [(77, b"row".to_vec())]);
+    assert_eq!(catalog.attach(UNIT, Incarnation(5), 79), Ok(Some(77)));
+    catalog.commit().unwrap();
+    assert_eq!(catalog.sessions().unwrap(), []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Goal: whatever two units ask in whatever order, free and granted extents add up, no extent
+    /// is in two pairs (opening checks both), and what was refused has left no trace.
+    #[test]
+    fn any_history_keeps_the_invariants(
+        steps in proptest::collection::vec((0..6u8, 0..2u32, 0..12u32, 0..40u32, 0..40u32), 1..60)
+    ) {
+        let (memory, mut catalog) = create(40, 6);
+        catalog.create_volume("v", 10 * u64::from(EXTENT_SIZE)).unwrap();
+        for (generation, (what, unit, line, a, b)) in steps.into_iter().enumerate() {
+            let unit = UnitId(unit);
+            let generation = generation as u32 + 1;
+            let batch = match what {
+                0 => {
+                    catalog.allocate(unit, if a % 2 == 0 { Use::Data } else { Use::Journal }, b % 9);
+                    continue;
+                }
+                1 => {
+                    let _ = catalog.give_back(unit, &[run(a, b % 4 + 1)], b % 3);
+                    continue;
+                }
+                2 => Primitive::ReleasePair(pair(line, generation, [None, None], Slot::Zero)),
+                3 if a != b => {
+                    let slots = [Some(a), Some(b)];
+                    Primitive::AssociateDataJournal(pair(line, generation, slots, Slot::One))
+                }
+                _ => Primitive::BindData(pair(line, generation, [Some(a), None], Slot::Zero)),
+            };
+            let _ = catalog.transact(unit, &[batch]);
+            if b % 3 == 0 {
+                catalog.commit().unwrap();
+            }
+        }
+        catalog.commit().unwrap();
+        prop_assert!(catalog.data_quota() <= 34);
+        let again = open(&memory.snapshot());
+        prop_assert_eq!(&again.holders, &catalog.holders);
+        prop_assert_eq!(&again.free, &catalog.free);
+        for unit in [UnitId(0), UnitId(1)] {
+            prop_assert_eq!(granted(&again, unit), granted(&catalog, unit));
+        }
+    }
+}

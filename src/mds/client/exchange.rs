@@ -97,7 +97,7 @@ impl State {
 
 impl<E: Env> Exchange<E> {
     /// A new session over `link`, with its tasks.
-    pub(super) fn start(env: E, link: E::Link) -> Rc<Self> {
+    pub(super) fn start(env: &E, link: E::Link) -> Rc<Self> {
         let lane = || Lane { gate: Semaphore::new(1), room: Notify::new() };
         let shared = Rc::new(Shared {
             session: env.random().max(1),
@@ -196,7 +196,9 @@ impl<E: Env> Shared<E> {
         state.requests.insert((id, sequence), request);
         state.status.requests += 1;
         drop(state);
-        datagrams.into_iter().for_each(|datagram| self.link.send(datagram));
+        for datagram in datagrams {
+            self.link.send(datagram);
+        }
         self.due.notify_one();
         Ok(answer)
     }
@@ -242,15 +244,14 @@ impl<E: Env> Shared<E> {
         if request.operation != datagram.header.operation {
             return false;
         }
-        let outcome = match verdict {
-            Err(refusal) => Err((refusal, datagram.header.detail)),
-            Ok(()) => {
-                let answer = request.answer.get_or_insert_with(|| Assembly::new(datagram));
-                match answer.add(datagram) {
-                    Added::Whole(body) => Ok(body),
-                    Added::Waiting => return true,
-                    Added::Useless => return false,
-                }
+        let outcome = if let Err(refusal) = verdict {
+            Err((refusal, datagram.header.detail))
+        } else {
+            let answer = request.answer.get_or_insert_with(|| Assembly::new(datagram));
+            match answer.add(datagram) {
+                Added::Whole(body) => Ok(body),
+                Added::Waiting => return true,
+                Added::Useless => return false,
             }
         };
         let request = state.requests.remove(&key).expect("found a moment ago");
@@ -304,7 +305,9 @@ impl<E: Env> Shared<E> {
             datagrams.extend(request.datagrams.iter().cloned());
         }
         drop(state);
-        datagrams.into_iter().for_each(|datagram| self.link.send(datagram));
+        for datagram in datagrams {
+            self.link.send(datagram);
+        }
     }
 }
 

@@ -86,7 +86,7 @@ impl<E: Env> Client<E> {
             incarnation: U32::new(incarnation.0),
             payload_max: U32::new(link.payload_max().min(wire::PAYLOAD_MAX) as u32),
         };
-        let exchange = Exchange::start(env, link);
+        let exchange = Exchange::start(&env, link);
         let reply = exchange.call(Operation::Attach, attach.as_bytes()).await?;
         let pool = parsed(Operation::Attach, raw::one::<RawPool>(&reply))?;
         Ok(Client { exchange, pool: pool.into() })

@@ -13,24 +13,27 @@
 //! - **Garbage**: dropped and counted. A refusal is a header without a body, and so never larger
 //!   than what it refuses.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
-use super::catalog::{Catalog, Fault, space::Use};
-use super::error::Refusal;
-use super::raw::{
+use crate::format::ids::{ExtentRun, LogicalExtent, UnitId, VolumeId};
+use crate::mds::catalog::{Catalog, Fault, space::Use};
+use crate::mds::error::Refusal;
+use crate::mds::raw::{
     self, Malformed, RawAttach, RawOwned, RawPage, RawPair, RawPool, RawPrimitive, RawRun,
     RawVolume,
 };
-use super::records::{
+use crate::mds::records::{
     Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, VolumeInfo,
 };
-use super::session::{Admitted, Answer, Session};
-use super::store::StoreError;
-use super::wire::{self, Datagram, Header, Kind, Operation, PAYLOAD_MAX, PAYLOAD_MIN};
-use crate::format::ids::{ExtentRun, LogicalExtent, UnitId, VolumeId};
+use crate::mds::session::{Admitted, Answer, Session};
+use crate::mds::store::StoreError;
+use crate::mds::wire::{self, Datagram, Header, Kind, Operation, PAYLOAD_MAX, PAYLOAD_MIN};
 
 /// Memory for parts and requests that wait for their turn, over all sessions, in bytes.
 pub const BUFFERED_BYTES_MAX: usize = 64 << 20;
