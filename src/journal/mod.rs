@@ -128,6 +128,11 @@ impl<R: Region> Journal<R> {
         self.crowded.notified().await;
     }
 
+    /// Lets [`Journal::crowded`] return, so that who waits there can look whether it should end.
+    pub fn wake_crowded(&self) {
+        self.crowded.notify_one();
+    }
+
     /// The identity of a new transaction that this unit decides alone.
     pub fn local_transaction(&self) -> TransactionId {
         let mut inner = self.inner.borrow_mut();

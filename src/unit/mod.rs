@@ -253,6 +253,7 @@ impl<E: Env> Inner<E> {
         self.stopped.set(true);
         self.settle_wanted.notify_one();
         self.news.notify_one();
+        self.journal.wake_crowded();
         self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
     }
 
