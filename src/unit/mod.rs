@@ -122,6 +122,8 @@ struct Inner<E: Env> {
     settle_wanted: Notify,
     /// One settle at a time.
     settle_lock: Mutex<copy::CopyBuffers>,
+    /// One checkpoint at a time.
+    checkpoint_lock: Mutex<()>,
     /// Wakes the task that tells the metadata server.
     news: Notify,
     /// The background tasks end when this is set and they are woken.
@@ -230,7 +232,11 @@ impl<E: Env> Unit<E> {
     /// Commits everything, brings the home and the metadata server up to date, and takes no more
     /// requests.
     pub async fn shut_down(&self) -> Result<(), IoError> {
-        self.0.state.borrow_mut().stopping = true;
+        {
+            let mut state = self.0.state.borrow_mut();
+            state.stopping = true;
+            self.0.wake_everyone(&mut state);
+        }
         let committed = self.commit(None).await;
         if committed.is_ok() {
             let _one_settle_at_a_time = self.0.settle_lock.lock().await;
@@ -253,6 +259,7 @@ impl<E: Env> Inner<E> {
         self.stopped.set(true);
         self.settle_wanted.notify_one();
         self.news.notify_one();
+        self.journal.look_again();
         self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
     }
 
