@@ -58,6 +58,8 @@ use crate::format::ids::{ExtentId, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::Journal;
 use crate::mds::client::Client;
+use crate::mds::error::MdsError;
+use crate::mds::records::ServerStatus;
 use crate::observe::Counters;
 use crate::observe::{Gauges, VolumeGauges};
 use limits::Limits;
@@ -206,6 +208,11 @@ impl<E: Env> Unit<E> {
     /// Bytes of metadata written to the unit's region.
     pub fn metadata_bytes(&self) -> u64 {
         self.0.journal.bytes_written()
+    }
+
+    /// What the metadata server counts. Waits for as long as it does not answer.
+    pub async fn server_status(&self) -> Result<ServerStatus, MdsError> {
+        self.0.mds.server_status().await
     }
 
     /// Commits all volumes, or one: when this returns, all that was acknowledged before the call is
