@@ -25,7 +25,7 @@ fn impatient() -> Limits {
 }
 
 fn connect(server: &MemoryServer) -> UnixStream {
-    let stream = UnixStream::connect(server.socket()).unwrap();
+    let stream = UnixStream::connect(server.socket()).expect("the server listens");
     Stream::timeout(&stream, Duration::from_secs(20));
     stream
 }

@@ -62,7 +62,7 @@ impl Bench {
         seed: u64,
     ) {
         let mut rng = Rng::new(seed);
-        let words = (0..u64::from(length) / 8).flat_map(|_| rng.next().to_le_bytes());
+        let words = (0..u64::from(length) / 8).flat_map(|_| rng.bits().to_le_bytes());
         let payload: Vec<u8> = words.collect();
         let mut under_way = 0;
         for (number, offset) in (1..).zip(offsets) {

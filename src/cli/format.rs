@@ -134,7 +134,9 @@ async fn write(env: &OsEnv, plan: &PoolPlan, claimed: &[Claimed]) -> Result<()> 
         .with_context(|| format!("the metadata cannot be stored on {}", first.path.display()))?;
     let region = DeviceRegion::new(first.disk.clone(), regions.unit.offset, regions.unit.len);
     let pairs = superblock.pool_extents();
-    Journal::format(&region, superblock.pool, superblock.unit, pairs, env.buffers()).await?;
+    Journal::format(&region, superblock.pool, superblock.unit, pairs, env.buffers())
+        .await
+        .map_err(|error| anyhow!("{error}"))?;
     for (of, superblock) in claimed.iter().zip(&plan.superblocks).rev() {
         superblock_io::write(&of.disk, env.buffers(), superblock)
             .await

@@ -13,7 +13,9 @@ mod control;
 mod device;
 mod format;
 mod inspect;
+mod operator;
 mod plan;
+mod serve;
 
 mod settle;
 mod status;
@@ -49,6 +51,8 @@ Exit codes: 0 done, 1 failed, 2 wrong command line.";
 enum Command {
     /// Make a pool of volumes on one or more devices; what they hold is lost
     Format(format::Args),
+    /// Serve the volumes of a pool until told to stop
+    Serve(serve::Args),
     /// Show what a running target does
     Status(status::Args),
     /// Make everything written so far durable
@@ -63,6 +67,7 @@ pub fn main() -> ExitCode {
     start_log();
     let done = match cli.command {
         Command::Format(args) => format::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Status(args) => status::run(&args),
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),

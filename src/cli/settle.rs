@@ -1,6 +1,7 @@
 //! `flipside settle`: gives back the journal space of areas by swapping or copying, now.
 
 use anyhow::Result;
+use serde_json::Value;
 
 use super::control::ControlArgs;
 use crate::front::control::Request;
@@ -16,5 +17,14 @@ pub struct Args {
 
 /// Give back all journal space that can be.
 pub fn run(args: &Args) -> Result<()> {
-    args.control.ask(&Request::Settle { volume: args.volume.clone() }).map(drop)
+    let done = args.control.ask(&Request::Settle { volume: args.volume.clone() })?;
+    let count = |name: &str| done.get(name).and_then(Value::as_u64).unwrap_or(0);
+    println!(
+        "{} areas swapped, {} committed, {} released; {} blocks copied",
+        count("swaps"),
+        count("area_commits"),
+        count("released"),
+        count("blocks_copied")
+    );
+    Ok(())
 }

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::control::ControlArgs;
 use super::values::Size;
@@ -37,6 +38,8 @@ pub struct Report {
     pub devices: Vec<String>,
     /// Where its exports can be found.
     pub exports: Vec<String>,
+    /// What the metadata server counts, where it answered in time.
+    pub metadata_server: Option<Value>,
     /// What it has counted and timed.
     #[serde(flatten)]
     pub snapshot: Snapshot,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::mds::records::NAME_BYTES_MAX;
+use crate::unit::SettlePolicy;
 
 /// Why a value on the command line is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -164,6 +165,16 @@ pub enum Settle {
     Idle,
     /// After every commit.
     Always,
+}
+
+impl From<Settle> for SettlePolicy {
+    fn from(settle: Settle) -> Self {
+        match settle {
+            Settle::Pressure => SettlePolicy::Pressure,
+            Settle::Idle => SettlePolicy::Idle,
+            Settle::Always => SettlePolicy::Always,
+        }
+    }
 }
 
 #[cfg(test)]

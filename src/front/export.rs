@@ -5,7 +5,7 @@
 //! # Contracts
 //!
 //! - **Range**: a front end never passes a range outside of the export or an empty one, and no
-//!   payload longer than [`PAYLOAD_MAX`]. Offsets and lengths need no alignment.
+//!   payload longer than [`Export::payload_max`]. Offsets and lengths need no alignment.
 //! - **Completeness**: [`Export::write`] gets a payload that has arrived in full.
 //! - **Ownership**: an operation owns its buffer; a read gives it back filled.
 //! - **Flush**: covers every write that was complete when it was called, whoever sent it, so that
@@ -28,6 +28,9 @@ pub trait Export: Clone + 'static {
     fn size(&self) -> u64;
     /// The length and alignment of requests that need no read-modify-write: a power of two.
     fn block_size(&self) -> u32;
+    /// The longest payload of a request, in bytes: at least the block size, and no more than
+    /// [`PAYLOAD_MAX`].
+    fn payload_max(&self) -> u32;
     /// Where the payload of a request lies in its buffer.
     fn placement(&self, offset: u64, length: u32) -> Placement;
 

@@ -13,7 +13,8 @@
 //! - **Failure**: the first failed persist latches: every later call fails with its reason, and
 //!   what was being appended is neither acknowledged nor retried.
 //! - **Space**: an append that finds no room waits for an unlink; [`Journal::crowded`] tells the unit
-//!   in time that one is wanted. The caller keeps groups within [`Journal::group_bytes_max`], of
+//!   in time that one is wanted. Half of the journal holds any two groups, so that an append that
+//!   waits always waits for a group that can be unlinked. The caller keeps groups within [`Journal::group_bytes_max`], of
 //!   which two fit at least.
 
 mod error;
@@ -123,9 +124,19 @@ impl<R: Region> Journal<R> {
         self.inner.borrow().failed.clone()
     }
 
-    /// Returns when more than half of the journal is taken, or something waits for room.
+    /// Whether more than half of the journal is taken.
+    pub fn is_crowded(&self) -> bool {
+        self.inner.borrow().is_crowded()
+    }
+
+    /// Returns when the journal may have become crowded, or [`Journal::look_again`] was called.
     pub async fn crowded(&self) {
         self.crowded.notified().await;
+    }
+
+    /// Makes [`Journal::crowded`] return.
+    pub fn look_again(&self) {
+        self.crowded.notify_one();
     }
 
     /// The identity of a new transaction that this unit decides alone.
@@ -183,11 +194,7 @@ impl<R: Region> Journal<R> {
                 if let Some(reason) = &inner.failed {
                     return Err(JournalError::Failed(Arc::clone(reason)));
                 }
-                let taken = inner.slots.take(count);
-                if taken.is_none() || inner.slots.available() < inner.slots.total() / 2 {
-                    self.crowded.notify_one();
-                }
-                if let Some(taken) = taken {
+                if let Some(taken) = inner.slots.take(count) {
                     return Ok(taken);
                 }
             }
@@ -238,7 +245,12 @@ impl<R: Region> Journal<R> {
 
     /// Notes that a group's effect is in the unit's maps.
     pub fn publish(&self, sequence: Sequence) {
-        self.inner.borrow_mut().list.publish(sequence);
+        let mut inner = self.inner.borrow_mut();
+        inner.list.publish(sequence);
+        // Only now can a checkpoint unlink the group, so this is when to look.
+        if inner.is_crowded() {
+            self.crowded.notify_one();
+        }
     }
 
     /// The oldest groups, as far as all of them are published.
@@ -326,6 +338,10 @@ impl<R: Region> Journal<R> {
 }
 
 impl Inner {
+    fn is_crowded(&self) -> bool {
+        self.slots.available() < self.slots.total() / 2
+    }
+
     fn status_index(&self, of: Sequence) -> usize {
         if of == ROOT { 0 } else { self.list.head_slot(of) as usize + 1 }
     }

@@ -1,6 +1,7 @@
 //! What the harness demands of an engine, so that toys can be tried before and beside the real one.
 
 use std::future::Future;
+use std::ops::Range;
 
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{Shape, SimEnv, SimStorage};
@@ -12,6 +13,17 @@ pub enum Refusal {
     NoSpace,
     /// A device failed, or one had failed before; the text says more.
     Failed(String),
+}
+
+/// The ways to make zeros of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// Trim: whole blocks become unused.
+    Trim,
+    /// Write-zeroes that may free space.
+    Hole,
+    /// Write-zeroes that may not.
+    NoHole,
 }
 
 /// The result of an operation on a volume.
@@ -30,8 +42,6 @@ pub trait Engine: Clone + 'static {
     fn volumes(&self) -> Vec<u64>;
     /// The unit of requests' offsets and lengths, in bytes; a divisor of the volumes' sizes.
     fn granule(&self) -> usize;
-    /// The largest request, in granules.
-    fn request_max(&self) -> u32;
     /// Whether the volumes may outgrow the pool, so that writes may find no room.
     fn may_fill(&self) -> bool;
     /// Makes the volumes on fresh media.
@@ -67,6 +77,8 @@ pub trait Running: Clone + 'static {
 
 /// A volume. Cheap to clone: a handle.
 pub trait Volume: Clone + 'static {
+    /// The largest write, and read, in bytes.
+    fn request_max(&self) -> u64;
     /// Reads `len` bytes from `offset`.
     fn read(&self, offset: u64, len: usize) -> impl Future<Output = Outcome<Vec<u8>>> + 'static;
     /// Writes `data` at `offset`.
@@ -76,12 +88,14 @@ pub trait Volume: Clone + 'static {
         data: Vec<u8>,
         fua: bool,
     ) -> impl Future<Output = Outcome<()>> + 'static;
-    /// Makes zeros of a range: by trimming it, or by write-zeroes.
+    /// The parts of a range of which [`Volume::zero`] makes zeros, each of them atomically.
+    fn zeroed(&self, offset: u64, len: u64, how: Zeroing) -> Vec<Range<u64>>;
+    /// Makes zeros of a range.
     fn zero(
         &self,
         offset: u64,
         len: u64,
-        trim: bool,
+        how: Zeroing,
         fua: bool,
     ) -> impl Future<Output = Outcome<()>> + 'static;
     /// Makes durable what was acknowledged before.

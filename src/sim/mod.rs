@@ -12,6 +12,8 @@
 //! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made.
 
 pub mod engine;
+pub mod flipside;
+pub mod metadata;
 pub mod oracle;
 pub mod run;
 pub mod stamp;

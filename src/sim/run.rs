@@ -96,7 +96,7 @@ impl<E: Engine> Run<E> {
         let engine = E::draw(&mut rng.fork());
         let mut machine = Machine::new(rng.bits(), &engine.shape());
         machine.loud(loud);
-        let models = Models::new(&engine.volumes(), engine.granule(), engine.request_max());
+        let models = Models::new(&engine.volumes(), engine.granule());
         let faults = if rng.chance(750_000) {
             Faults::draw_recoverable(&mut rng)
         } else {

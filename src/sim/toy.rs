@@ -5,12 +5,13 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::engine::{Engine, Outcome, Refusal, Running, Volume};
+use super::engine::{Engine, Outcome, Refusal, Running, Volume, Zeroing};
 use super::run::{Failure, run_seed};
 use super::sweep::{Sweep, Totals, sweep};
 use crate::env::sim::rng::{Rng, mix};
@@ -83,10 +84,6 @@ impl<const FAULT: u8> Engine for Toy<FAULT> {
 
     fn granule(&self) -> usize {
         512
-    }
-
-    fn request_max(&self) -> u32 {
-        (SIZE / 512) as u32
     }
 
     fn may_fill(&self) -> bool {
@@ -225,6 +222,14 @@ impl<const FAULT: u8> Running for Serving<FAULT> {
 }
 
 impl<const FAULT: u8> Volume for Serving<FAULT> {
+    fn request_max(&self) -> u64 {
+        SIZE as u64
+    }
+
+    fn zeroed(&self, offset: u64, len: u64, _: Zeroing) -> Vec<Range<u64>> {
+        std::iter::once(offset..offset + len).collect()
+    }
+
     fn read(&self, offset: u64, len: usize) -> impl Future<Output = Outcome<Vec<u8>>> + 'static {
         let image = if FAULT == fault::STALE_READ { &self.stale } else { &self.image };
         let start = offset as usize;
@@ -245,7 +250,7 @@ impl<const FAULT: u8> Volume for Serving<FAULT> {
         &self,
         offset: u64,
         len: u64,
-        _: bool,
+        _: Zeroing,
         fua: bool,
     ) -> impl Future<Output = Outcome<()>> + 'static {
         self.write(offset, vec![0; len as usize], fua)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::engine::{Outcome, Refusal, Running, Volume};
+use super::engine::{Outcome, Refusal, Running, Volume, Zeroing};
 use super::oracle::{Oracle, Violation};
 use super::stamp::{self, Stamp};
 use crate::env::Env;
@@ -93,8 +93,6 @@ pub struct Models {
     pub oracles: Vec<RefCell<Oracle>>,
     /// The unit of offsets and lengths, in bytes.
     pub granule: usize,
-    /// The largest request, in granules.
-    pub request_max: u32,
     last_stamp: Cell<Stamp>,
     /// Operations that ended.
     pub ended: Cell<u64>,
@@ -102,13 +100,13 @@ pub struct Models {
 
 impl Models {
     /// Volumes of these sizes, never written.
-    pub fn new(volumes: &[u64], granule: usize, request_max: u32) -> Self {
+    pub fn new(volumes: &[u64], granule: usize) -> Self {
         let oracle = |(size, number): (&u64, u8)| {
             RefCell::new(Oracle::new(number, granule, (size / granule as u64) as u32))
         };
         let oracles = volumes.iter().zip(0..).map(oracle).collect();
         let (last_stamp, ended) = (Cell::new(0), Cell::new(0));
-        Self { oracles, granule, request_max, last_stamp, ended }
+        Self { oracles, granule, last_stamp, ended }
     }
 
     fn next_stamp(&self) -> Stamp {
@@ -121,8 +119,9 @@ impl Models {
         for ((volume, model), number) in volumes.iter().zip(&self.oracles).zip(0..) {
             let granules = model.borrow().granules();
             let mut image = Vec::with_capacity(granules as usize * self.granule);
-            for start in (0..granules).step_by(self.request_max as usize) {
-                let count = self.request_max.min(granules - start) as usize;
+            let most = (volume.request_max() / self.granule as u64) as u32;
+            for start in (0..granules).step_by(most as usize) {
+                let count = most.min(granules - start) as usize;
                 let offset = u64::from(start) * self.granule as u64;
                 let bytes = volume.read(offset, count * self.granule).await;
                 let bytes = bytes.map_err(|why| {
@@ -241,7 +240,8 @@ impl<R: Running> Clients<R> {
     fn range(&self, volume: usize, rng: &mut Rng) -> Range<u32> {
         let habits = &self.habits;
         let total = u64::from(self.models.oracles[volume].borrow().granules());
-        let most = u64::from(self.models.request_max).min(total);
+        let most = self.volumes[volume].request_max() / self.models.granule as u64;
+        let most = most.min(total);
         let len = if rng.chance(habits.large_ppm) {
             rng.between(1, most)
         } else {
@@ -279,15 +279,24 @@ impl<R: Running> Clients<R> {
 
     async fn zero(&self, volume: usize, rng: &mut Rng) -> Outcome<()> {
         let range = self.range(volume, rng);
-        let (trim, fua) = (rng.chance(500_000), rng.chance(self.habits.fua_ppm));
-        let stamp = self.models.next_stamp();
-        let (offset, len) = (self.offset(&range), range.len() * self.models.granule);
+        let fua = rng.chance(self.habits.fua_ppm);
+        let how = rng.pick(&[Zeroing::Trim, Zeroing::Trim, Zeroing::Hole, Zeroing::NoHole]);
+        let granule = self.models.granule as u64;
+        let (offset, len) = (self.offset(&range), range.len() as u64 * granule);
         let model = &self.models.oracles[volume];
-        self.env.note("client zero", offset, len as u64);
-        model.borrow_mut().send(stamp, range, true, fua);
-        let result = self.volumes[volume].zero(offset, len as u64, trim, fua).await;
-        model.borrow_mut().end(stamp, result.is_ok());
-        self.env.note("client zero end", u64::from(stamp), u64::from(result.is_ok()));
+        self.env.note("client zero", offset, len);
+        let mut stamps = Vec::new();
+        for piece in self.volumes[volume].zeroed(offset, len, how) {
+            let stamp = self.models.next_stamp();
+            let granules = (piece.start / granule) as u32..(piece.end / granule) as u32;
+            model.borrow_mut().send(stamp, granules, true, fua);
+            stamps.push(stamp);
+        }
+        let result = self.volumes[volume].zero(offset, len, how, fua).await;
+        for stamp in stamps {
+            model.borrow_mut().end(stamp, result.is_ok());
+            self.env.note("client zero end", u64::from(stamp), u64::from(result.is_ok()));
+        }
         result
     }
 

@@ -69,7 +69,7 @@ mod tests {
         let limits = Limits::new(geometry, 1 << 20, 40).unwrap();
         assert_eq!(limits.request_bytes, REQUEST_MAX);
         assert!(limits.zero_bytes > REQUEST_MAX);
-        assert_eq!(Limits::new(geometry, 1 << 20, 5).unwrap().request_bytes, 2 << 20);
+        assert_eq!(Limits::new(geometry, 1 << 20, 5).unwrap().request_bytes, 4 << 20);
         assert_eq!(Limits::new(geometry, 1 << 20, 2).unwrap().request_bytes, 1 << 20);
         assert_eq!(Limits::new(geometry, 1 << 20, 1), None);
         assert!(Limits::new(geometry, 10_000, 40).unwrap().request_bytes < 2 << 20);

@@ -58,6 +58,8 @@ use crate::format::ids::{ExtentId, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::Journal;
 use crate::mds::client::Client;
+use crate::mds::error::MdsError;
+use crate::mds::records::ServerStatus;
 use crate::observe::Counters;
 use crate::observe::{Gauges, VolumeGauges};
 use limits::Limits;
@@ -122,6 +124,8 @@ struct Inner<E: Env> {
     settle_wanted: Notify,
     /// One settle at a time.
     settle_lock: Mutex<copy::CopyBuffers>,
+    /// One checkpoint at a time.
+    checkpoint_lock: Mutex<()>,
     /// Wakes the task that tells the metadata server.
     news: Notify,
     /// The background tasks end when this is set and they are woken.
@@ -206,6 +210,11 @@ impl<E: Env> Unit<E> {
         self.0.journal.bytes_written()
     }
 
+    /// What the metadata server counts. Waits for as long as it does not answer.
+    pub async fn server_status(&self) -> Result<ServerStatus, MdsError> {
+        self.0.mds.server_status().await
+    }
+
     /// Commits all volumes, or one: when this returns, all that was acknowledged before the call is
     /// durable.
     pub async fn commit(&self, volume: Option<VolumeId>) -> Result<(), IoError> {
@@ -230,7 +239,11 @@ impl<E: Env> Unit<E> {
     /// Commits everything, brings the home and the metadata server up to date, and takes no more
     /// requests.
     pub async fn shut_down(&self) -> Result<(), IoError> {
-        self.0.state.borrow_mut().stopping = true;
+        {
+            let mut state = self.0.state.borrow_mut();
+            state.stopping = true;
+            self.0.wake_everyone(&mut state);
+        }
         let committed = self.commit(None).await;
         if committed.is_ok() {
             let _one_settle_at_a_time = self.0.settle_lock.lock().await;
@@ -253,6 +266,7 @@ impl<E: Env> Inner<E> {
         self.stopped.set(true);
         self.settle_wanted.notify_one();
         self.news.notify_one();
+        self.journal.look_again();
         self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
     }
 

@@ -363,6 +363,7 @@ async fn assemble<E: Env>(
         state: RefCell::new(state),
         settle_wanted: Notify::new(),
         settle_lock: Mutex::new(buffers),
+        checkpoint_lock: Mutex::new(()),
         news: Notify::new(),
         stopped: Cell::new(false),
     })))

@@ -19,6 +19,9 @@ impl<E: Env> Inner<E> {
             if self.stopped.get() {
                 return;
             }
+            if !self.journal.is_crowded() {
+                continue;
+            }
             if let Err(error) = self.checkpoint().await {
                 self.fail_all(&error.to_string());
                 return;
@@ -30,6 +33,7 @@ impl<E: Env> Inner<E> {
     ///
     /// A page may get newer contents than those groups': lines hold nothing but what is hardened.
     pub(super) async fn checkpoint(&self) -> Result<(), JournalError> {
+        let _one_at_a_time = self.checkpoint_lock.lock().await;
         let groups = self.journal.published_prefix();
         if groups.is_empty() {
             return Ok(());

@@ -1,9 +1,11 @@
 //! An NBD server over exports in memory, on a ring in a thread of its own.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use flipside::front::control::{self, Operator, Request};
 use flipside::front::listen::Address;
 use flipside::front::nbd::{Limits, PAYLOADS_MIN, Server};
-use flipside::front::{ErrorKind, Export, ExportError, Placement};
+use flipside::front::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement};
 use flipside::observe::{Counters, Gauges, Latencies, Snapshot};
 use flipside::uring::buffers::{ARENA_BLOCK, Buf, BufferPool};
 use flipside::uring::{Ring, RingOptions};
@@ -22,11 +24,11 @@ use serde_json::Value;
 /// Size of each export.
 pub const SIZE: u64 = 64 << 20;
 /// Reads and writes here fail as a device does.
-pub const BAD: std::ops::Range<u64> = SIZE - 8192..SIZE - 4096;
+pub const BAD: Range<u64> = SIZE - 8192..SIZE - 4096;
 /// Writes here find no space.
-pub const FULL: std::ops::Range<u64> = SIZE - 4096..SIZE;
+pub const FULL: Range<u64> = SIZE - 4096..SIZE;
 /// Operations here take a tenth of a second.
-pub const SLOW: std::ops::Range<u64> = SIZE - 12288..SIZE - 8192;
+pub const SLOW: Range<u64> = SIZE - 12288..SIZE - 8192;
 
 const BLOCK: u64 = 4096;
 
@@ -39,19 +41,19 @@ struct Memory {
     ring: Ring,
 }
 
-impl Memory {
-    fn check(&self, offset: u64, length: u64, writes: bool) -> Result<(), ExportError> {
-        let touches =
-            |range: &std::ops::Range<u64>| offset < range.end && range.start < offset + length;
-        if touches(&BAD) {
-            return Err(ExportError::new(ErrorKind::Device, "the device failed"));
-        }
-        if writes && touches(&FULL) {
-            return Err(ExportError::new(ErrorKind::NoSpace, "no space is left"));
-        }
-        Ok(())
+/// Fails where the range touches a bad part.
+fn check(offset: u64, length: u64, writes: bool) -> Result<(), ExportError> {
+    let touches = |range: &Range<u64>| offset < range.end && range.start < offset + length;
+    if touches(&BAD) {
+        return Err(ExportError::new(ErrorKind::Device, "the device failed"));
     }
+    if writes && touches(&FULL) {
+        return Err(ExportError::new(ErrorKind::NoSpace, "no space is left"));
+    }
+    Ok(())
+}
 
+impl Memory {
     async fn pause(&self, offset: u64) {
         if SLOW.contains(&offset) {
             self.ring.sleep(Duration::from_millis(100)).await;
@@ -59,7 +61,7 @@ impl Memory {
     }
 
     fn fill(&self, offset: u64, length: u64, byte: u8) -> Result<(), ExportError> {
-        self.check(offset, length, true)?;
+        check(offset, length, true)?;
         let range = offset as usize..(offset + length) as usize;
         self.bytes.borrow_mut()[range].fill(byte);
         Ok(())
@@ -79,6 +81,10 @@ impl Export for Memory {
         BLOCK as u32
     }
 
+    fn payload_max(&self) -> u32 {
+        PAYLOAD_MAX
+    }
+
     fn placement(&self, offset: u64, length: u32) -> Placement {
         let lead = offset % BLOCK;
         let total = (lead + u64::from(length)).next_multiple_of(BLOCK);
@@ -94,7 +100,7 @@ impl Export for Memory {
         let this = self.clone();
         async move {
             this.pause(offset).await;
-            this.check(offset, length.into(), false)?;
+            check(offset, length.into(), false)?;
             let Placement { lead, total } = this.placement(offset, length);
             assert_eq!(buffer.len(), total);
             let range = offset as usize..offset as usize + length as usize;
@@ -115,7 +121,7 @@ impl Export for Memory {
         let this = self.clone();
         async move {
             this.pause(offset).await;
-            this.check(offset, length.into(), true)?;
+            check(offset, length.into(), true)?;
             let Placement { lead, total } = this.placement(offset, length);
             assert_eq!(buffer.len(), total);
             let range = offset as usize..offset as usize + length as usize;

@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use calls::Calls;
 pub use disk::{SimDisk, SimNvram};
 pub use faults::Faults;
 pub use link::{Peer, Server, SimLink};
@@ -172,6 +173,11 @@ impl SimEnv {
     /// How many environment calls there were in this period.
     pub fn calls(&self) -> u64 {
         self.0.world.borrow().calls.made()
+    }
+
+    /// The counter of environment calls, for what makes some besides the environment.
+    pub fn call_counter(&self) -> Calls {
+        self.0.world.borrow().calls.clone()
     }
 
     /// From now on these faults are injected.

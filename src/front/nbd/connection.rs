@@ -98,7 +98,7 @@ async fn talk<X: Export>(
     let places_max = server.0.limits.requests_per_connection;
     let line = Rc::new(Line {
         server: server.clone(),
-        terms: Terms { size: export.size(), structured },
+        terms: Terms { size: export.size(), payload_max: export.payload_max(), structured },
         export,
         socket,
         progress,

@@ -17,7 +17,6 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::wire::{self, OptionHeader, handshake_flags, info, option, option_reply};
-use crate::front::export::PAYLOAD_MAX;
 
 /// The longest option data that is looked at, in bytes: a name of the longest legal length (4096)
 /// and more requests for information than there are kinds of it.
@@ -38,6 +37,8 @@ pub struct ExportInfo {
     pub size: u64,
     /// The preferred length and alignment of requests.
     pub block_size: u32,
+    /// The longest payload of a request.
+    pub payload_max: u32,
 }
 
 /// How a handshake ended.
@@ -291,7 +292,7 @@ impl Handshake {
                 info: info::BLOCK_SIZE.into(),
                 minimum: 1.into(),
                 preferred: export.block_size.into(),
-                maximum: PAYLOAD_MAX.into(),
+                maximum: export.payload_max.into(),
             };
             reply(out, option, option_reply::INFO, &[limits.as_bytes()]);
         }

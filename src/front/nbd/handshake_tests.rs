@@ -3,7 +3,12 @@ use proptest::prelude::*;
 use super::*;
 
 fn exports() -> Vec<ExportInfo> {
-    let export = |name: &str, size| ExportInfo { name: name.into(), size, block_size: 4096 };
+    let export = |name: &str, size| ExportInfo {
+        name: name.into(),
+        size,
+        block_size: 4096,
+        payload_max: 32 << 20,
+    };
     vec![export("vol0", 1 << 30), export("other", 1 << 20)]
 }
 

@@ -13,7 +13,7 @@ use crate::uring::buffers::{Buf, View};
 
 /// A request with all that it needs.
 pub(super) enum Work {
-    Read { offset: u64, length: u32, buf: Buf },
+    Read { offset: u64, length: u32, lead: usize, buf: Buf },
     Write { offset: u64, length: u32, buf: Buf, fua: bool },
     Flush,
     Trim { offset: u64, length: u32, fua: bool },
@@ -61,33 +61,25 @@ async fn run<X: Export>(
     let counters = &line.server.0.counters;
     let export = &line.export;
     match work {
-        Work::Read { offset, length, buf } => {
-            counters.reads.increment();
-            let lead = export.placement(offset, length).lead;
+        Work::Read { offset, length, lead, buf } => {
             let mut buf = export.read(offset, length, buf).await?;
             counters.client_bytes_read.add(u64::from(length));
             let data = buf.view(lead..lead + length as usize);
             return Ok((Outcome::Data { offset, length }, Some(data)));
         }
         Work::Write { offset, length, buf, fua } => {
-            counters.writes.increment();
             line.wrote.set(true);
             export.write(offset, length, buf, fua).await?;
             counters.client_bytes_written.add(u64::from(length));
         }
-        Work::Flush => {
-            counters.flushes.increment();
-            export.flush().await?;
-        }
+        Work::Flush => export.flush().await?,
         Work::Trim { offset, length, fua } => {
-            counters.trims.increment();
             if length > 0 {
                 line.wrote.set(true);
                 export.trim(offset, u64::from(length), fua).await?;
             }
         }
         Work::WriteZeroes { offset, length, fua, no_hole } => {
-            counters.zeroes.increment();
             if length > 0 {
                 line.wrote.set(true);
                 export.write_zeroes(offset, u64::from(length), fua, no_hole).await?;

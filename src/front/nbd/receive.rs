@@ -14,7 +14,7 @@ use super::progress::Phase;
 use super::reply::Outcome;
 use super::request::{Command, Refusal, Request, SKIP_MAX};
 use super::wire::{Errno, REQUEST_HEADER};
-use crate::front::export::Export;
+use crate::front::export::{Export, Placement};
 use crate::uring::buffers::Buf;
 
 /// Longer payloads are received straight into their own buffer, in bytes.
@@ -75,10 +75,10 @@ async fn take<X: Export>(
             return Ok(());
         }
         Ok(Command::Read { offset, length }) => {
-            let total = line.export.placement(offset, length).total;
+            let Placement { lead, total } = line.export.placement(offset, length);
             let (buf, bulk) = line.server.0.payloads.acquire(total).await;
             places.bulk = bulk;
-            Work::Read { offset, length, buf }
+            Work::Read { offset, length, lead, buf }
         }
         Ok(Command::Write { offset, length, fua }) => {
             let (buf, bulk) = payload(line, inbox, offset, length).await?;

@@ -29,6 +29,8 @@ pub struct Request {
 pub struct Terms {
     /// Size of the export in bytes.
     pub size: u64,
+    /// The longest payload, in bytes.
+    pub payload_max: u32,
     /// Whether replies to reads are structured.
     pub structured: bool,
 }
@@ -40,14 +42,14 @@ pub enum Command {
     Read {
         /// First byte.
         offset: u64,
-        /// Bytes; at most [`PAYLOAD_MAX`].
+        /// Bytes; at most [`Terms::payload_max`].
         length: u32,
     },
     /// Take these bytes. They may be none.
     Write {
         /// First byte.
         offset: u64,
-        /// Bytes; at most [`PAYLOAD_MAX`].
+        /// Bytes; at most [`Terms::payload_max`].
         length: u32,
         /// Durable before the reply.
         fua: bool,
@@ -140,12 +142,12 @@ impl Request {
         }
         match self.command {
             wire::command::READ => {
-                self.check_payload(Errno::Overflow)?;
+                self.check_payload(terms, Errno::Overflow)?;
                 self.check_range(terms, Errno::Invalid)?;
                 Ok(Command::Read { offset, length })
             }
             wire::command::WRITE => {
-                self.check_payload(Errno::Invalid)?;
+                self.check_payload(terms, Errno::Invalid)?;
                 self.check_range(terms, Errno::NoSpace)?;
                 Ok(Command::Write { offset, length, fua })
             }
@@ -167,8 +169,8 @@ impl Request {
         }
     }
 
-    fn check_payload(&self, errno: Errno) -> Result<(), Refusal> {
-        if self.length > PAYLOAD_MAX {
+    fn check_payload(&self, terms: Terms, errno: Errno) -> Result<(), Refusal> {
+        if self.length > terms.payload_max {
             return refuse(errno, "longer than the largest payload");
         }
         Ok(())
@@ -192,7 +194,7 @@ mod tests {
     use proptest::prelude::*;
     use zerocopy::IntoBytes;
 
-    const TERMS: Terms = Terms { size: 1 << 30, structured: true };
+    const TERMS: Terms = Terms { size: 1 << 30, payload_max: PAYLOAD_MAX, structured: true };
 
     fn request(command: u16, flags: u16, offset: u64, length: u32) -> Request {
         let header = RequestHeader {

@@ -191,6 +191,7 @@ impl<X: Export> Server<X> {
             name: export.name(),
             size: export.size(),
             block_size: export.block_size(),
+            payload_max: export.payload_max(),
         };
         exports.iter().map(info).collect()
     }

@@ -1,0 +1,127 @@
+//! A running target as its control socket sees it.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use serde_json::Value;
+
+use super::device::PoolMember;
+use super::status::Report;
+use crate::env::os::OsEnv;
+use crate::env::{Env as _, Moment};
+use crate::format::ids::VolumeId;
+use crate::front::control::{Operator, Request};
+use crate::front::nbd::Server;
+use crate::mds::records::ServerStatus;
+use crate::observe::{Latencies, Snapshot};
+use crate::unit::{Unit, Volume};
+
+/// How long a report waits for the metadata server; without it, it is shown without.
+const METADATA_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// A running target. Cheap to clone: a handle.
+#[derive(Clone)]
+pub struct Target(Rc<Inner>);
+
+struct Inner {
+    env: OsEnv,
+    unit: Unit<OsEnv>,
+    server: Server<Volume<OsEnv>>,
+    latencies: Rc<Latencies>,
+    /// What does not change: the pool, its devices and exports.
+    fixed: Report,
+    started: Moment,
+}
+
+impl Target {
+    /// A target that serves from now on.
+    pub fn new(
+        env: &OsEnv,
+        unit: Unit<OsEnv>,
+        server: Server<Volume<OsEnv>>,
+        latencies: Rc<Latencies>,
+        members: &[PoolMember],
+        exports: &[String],
+    ) -> Self {
+        let devices = members.iter().map(|member| member.claimed.path.display().to_string());
+        let pool = members.first().map(|member| member.superblock.pool.to_string());
+        let fixed = Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pool: pool.unwrap_or_default(),
+            pid: std::process::id(),
+            devices: devices.collect(),
+            exports: exports.to_vec(),
+            ..Report::default()
+        };
+        let (env, started) = (env.clone(), env.now());
+        Self(Rc::new(Inner { env, unit, server, latencies, fixed, started }))
+    }
+
+    async fn report(&self) -> Report {
+        let Inner { env, unit, server, latencies, fixed, started } = &*self.0;
+        let metadata_server = self.metadata_server().await;
+        let counters = unit.counters();
+        // What the journal and the store count themselves joins the other metadata here.
+        let store = metadata_server.map_or(0, |status| status.store_bytes_written);
+        let written = unit.metadata_bytes() + store;
+        let known = counters.device_bytes_metadata.get();
+        counters.device_bytes_metadata.add(written.saturating_sub(known));
+        let mut gauges = unit.gauges();
+        gauges.connections_open = server.connections_open();
+        Report {
+            uptime_s: env.now().since(*started).as_secs(),
+            metadata_server: metadata_server.and_then(|of| serde_json::to_value(of).ok()),
+            snapshot: Snapshot::take(&counters, latencies, gauges),
+            ..fixed.clone()
+        }
+    }
+
+    /// What the metadata server counts, where it answers.
+    async fn metadata_server(&self) -> Option<ServerStatus> {
+        let asked = Box::pin(self.0.unit.server_status());
+        match select(asked, Box::pin(self.0.env.sleep(METADATA_TIME_MAX))).await {
+            Either::Left((answer, _)) => answer.ok(),
+            Either::Right(_) => None,
+        }
+    }
+
+    /// The number of a volume, where one is named.
+    fn find(&self, name: Option<&str>) -> Result<Option<VolumeId>, String> {
+        let Some(name) = name else { return Ok(None) };
+        let volume =
+            self.0.unit.volume(name).ok_or_else(|| format!("no volume is named {name}"))?;
+        Ok(Some(volume.id()))
+    }
+
+    async fn carry_out(&self, request: Request) -> Result<Value, String> {
+        match request {
+            Request::Status => {
+                serde_json::to_value(self.report().await).map_err(|error| error.to_string())
+            }
+            Request::Commit { volume } => {
+                let volume = self.find(volume.as_deref())?;
+                let done = self.0.unit.commit(volume).await;
+                done.map(|()| Value::Null).map_err(|error| error.to_string())
+            }
+            Request::Settle { volume } => {
+                let volume = self.find(volume.as_deref())?;
+                let report = self.0.unit.settle(volume).await.map_err(|error| error.to_string())?;
+                Ok(serde_json::json!({
+                    "swaps": report.swaps,
+                    "area_commits": report.commits,
+                    "released": report.released,
+                    "blocks_copied": report.blocks_copied,
+                }))
+            }
+        }
+    }
+}
+
+impl Operator for Target {
+    fn operate(&self, request: Request) -> impl Future<Output = Result<Value, String>> + 'static {
+        let target = self.clone();
+        async move { target.carry_out(request).await }
+    }
+}

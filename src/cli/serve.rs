@@ -1,0 +1,253 @@
+//! `flipside serve`: serves the volumes of a pool until told to stop.
+//!
+//! # Contracts
+//!
+//! - **Ready**: a line `ready URI` for each export and address, once it can be used; then the
+//!   service manager is told.
+//! - **Stop**: SIGTERM or SIGINT: no more requests are taken, those under way are answered, all is
+//!   committed, and the exit code is 0. A second signal does not wait for clients.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures_util::future::{Either, select};
+use tracing::{info, warn};
+
+use super::control::{make_runtime_dir, socket_path};
+use super::device::{self, PoolMember};
+use super::operator::Target;
+use super::values::{CommitInterval, Mode, Settle};
+use crate::env::Env as _;
+use crate::env::flags::FlagsRegion;
+use crate::env::latch::Latching;
+use crate::env::os::notify::notify;
+use crate::env::os::{OsEnv, OsLink, Signals, notify_ready};
+use crate::env::region::DeviceRegion;
+use crate::format::ids::PoolId;
+use crate::front::control;
+use crate::front::listen::{Address, Bound, raise_file_limit};
+use crate::front::nbd::{Limits, Server};
+use crate::mds::backend::RegionBackend;
+use crate::mds::catalog::Catalog;
+use crate::mds::redb_store::RedbStore;
+use crate::mds::{embedded, server, wire};
+use crate::observe::{Counters, Latencies};
+use crate::unit::{Config, Member, Unit, UnitParts, Volume};
+
+/// Memory for all I/O, in bytes.
+const BUFFERS_LEN: usize = 512 << 20;
+/// How long clients are waited for when the target stops.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long the metadata server may take to close its store.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
+const CLOSE_PAUSE: Duration = Duration::from_millis(5);
+
+const EXAMPLES: &str = "\
+Examples:
+  On a unix socket of its own (its path is printed):
+    flipside serve /dev/sdx
+  On a socket that a group may use, and on the loopback's port 10809:
+    flipside serve --listen unix:/run/vm.sock --socket-mode 660 --listen tcp:10809 /dev/sdx
+  To attach a volume:
+    nbd-client -unix /run/vm.sock -N vol0 /dev/nbd0
+
+The target prints 'ready nbd+unix:///vol0?socket=PATH' or 'ready nbd://HOST:PORT/vol0' for each
+volume once it can be used. SIGTERM or SIGINT commits everything and ends it with exit code 0.
+Without --listen and --control, sockets are in /run/flipside (root) or $XDG_RUNTIME_DIR/flipside.";
+
+/// Flags of `flipside serve`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Where to listen for NBD clients: unix:PATH, or tcp:[HOST:]PORT, by default the loopback
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<Address>,
+    /// Permissions of unix sockets for clients
+    #[arg(long, value_name = "OCTAL", default_value = "600")]
+    socket_mode: Mode,
+    /// How long written data stays uncommitted at most, unless a client flushes
+    #[arg(long, value_name = "TIME|never", default_value = "5s")]
+    commit_interval: CommitInterval,
+    /// When journal space is given back
+    #[arg(long, value_enum, default_value = "pressure")]
+    settle: Settle,
+    /// The socket for status, commit and settle
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// All devices of the pool, in any order
+    #[arg(required = true, value_name = "DEVICE")]
+    devices: Vec<PathBuf>,
+}
+
+/// Serves a pool.
+pub fn run(args: Args) -> Result<()> {
+    let (ring, env) = device::environment(BUFFERS_LEN)?;
+    // Before any other thread is started, so that the signals come to this one alone.
+    let signals = Signals::new(&ring)?;
+    match raise_file_limit() {
+        Ok(limit) => info!(limit, "open files"),
+        Err(error) => warn!("the limit of open files stays as it is: {error}"),
+    }
+    let served = ring.block_on(serve(env, args, signals));
+    // Tasks hold the link to the metadata server, which ends when the last of them is gone.
+    ring.shutdown();
+    let (ended, metadata_server) = served?;
+    await_end(&metadata_server);
+    ended
+}
+
+/// Serves until told to stop; how that went, and the thread that is left.
+async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, JoinHandle<()>)> {
+    let claimed = device::claim_all(&env, &args.devices).await?;
+    let members = device::recognise(&env, claimed).await?;
+    let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
+    let pool = first.superblock.pool;
+    let (clients, operators) = bind(&args, pool)?;
+    let (link, metadata_server) = start_metadata_server(first)
+        .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
+    let counters = Rc::new(Counters::default());
+    let parts = parts(&env, &args, &members, link, &counters);
+    let (unit, report) = Unit::recover(parts).await?;
+    info!(
+        %pool,
+        groups = report.groups,
+        pairs = report.pairs,
+        told = report.told,
+        took_ms = report.took.as_millis(),
+        "recovered"
+    );
+    let latencies = Rc::new(Latencies::default());
+    let (ring, buffers) = (env.ring(), env.buffers());
+    let server: Server<Volume<OsEnv>> =
+        Server::new(ring, buffers, Limits::default(), Rc::clone(&counters), Rc::clone(&latencies))?;
+    let volumes = unit.volumes();
+    let uri = |bound: &Bound, volume: &Volume<OsEnv>| bound.uri(volume.name());
+    let exports: Vec<_> = clients
+        .iter()
+        .flat_map(|bound| volumes.iter().map(move |volume| uri(bound, volume)))
+        .collect();
+    volumes.into_iter().for_each(|volume| server.add_export(volume));
+    for bound in clients {
+        server.listen(bound)?;
+    }
+    let target = Target::new(&env, unit.clone(), server.clone(), latencies, &members, &exports);
+    control::serve(ring, operators, target)?;
+    say_ready(&exports);
+    let signal = signals.next().await?;
+    info!(?signal, "stopping");
+    let ended = stop(&env, &unit, &server, &signals).await;
+    Ok((ended, metadata_server))
+}
+
+/// Listens for clients and operators, before anything is recovered: who comes early waits.
+fn bind(args: &Args, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
+    let control = match &args.control {
+        Some(path) => path.clone(),
+        None => socket_path(&make_runtime_dir()?, pool),
+    };
+    let operators = Address::Unix(control).bind(crate::front::listen::SOCKET_MODE_DEFAULT)?;
+    let own = if args.listen.is_empty() {
+        vec![Address::Unix(make_runtime_dir()?.join(format!("{pool}.nbd")))]
+    } else {
+        Vec::new()
+    };
+    let addresses = args.listen.iter().chain(&own);
+    let clients = addresses.map(|address| address.bind(args.socket_mode.0));
+    Ok((clients.collect::<Result<_, _>>()?, operators))
+}
+
+/// Opens the store on the first device and starts the server on its thread.
+fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)> {
+    let file = OpenOptions::new().read(true).write(true).open(&first.claimed.path)?;
+    let regions = first.superblock.layout.regions.expect("the first device has the regions");
+    let backend = RegionBackend::open(file, regions.store.offset, regions.store.len)?;
+    let catalog = Catalog::open(Box::new(RedbStore::open(backend)?))?;
+    let embedded = embedded::start(server::Server::new(catalog)?)?;
+    let link = OsLink::new(wire::PAYLOAD_MAX, embedded.requests, embedded.replies);
+    Ok((link, embedded.thread))
+}
+
+/// What the unit is made of.
+fn parts(
+    env: &OsEnv,
+    args: &Args,
+    members: &[PoolMember],
+    link: OsLink,
+    counters: &Rc<Counters>,
+) -> UnitParts<OsEnv> {
+    let [first, ..] = members else { unreachable!("a pool has a device") };
+    let devices: Vec<_> = members
+        .iter()
+        .map(|member| Member {
+            disk: Latching::new(member.claimed.disk.clone()),
+            extents: member.superblock.layout.extents,
+        })
+        .collect();
+    let [Member { disk, .. }, ..] = devices.as_slice() else { unreachable!("as many") };
+    let region = first.superblock.layout.regions.expect("the first device has the regions").unit;
+    UnitParts {
+        env: env.clone(),
+        pool: first.superblock.pool,
+        unit: first.superblock.unit,
+        geometry: first.superblock.geometry,
+        reserve: first.superblock.journal_reserve,
+        region: FlagsRegion::Device(DeviceRegion::new(disk.clone(), region.offset, region.len)),
+        devices,
+        link,
+        config: Config {
+            commit_interval: args.commit_interval.0,
+            settle: args.settle.into(),
+            ..Config::default()
+        },
+        counters: Rc::clone(counters),
+    }
+}
+
+/// Tells whoever started the target that it can be used.
+fn say_ready(exports: &[String]) {
+    let mut out = std::io::stdout().lock();
+    let lines = exports.iter().try_for_each(|uri| writeln!(out, "ready {uri}"));
+    if let Err(error) = lines.and_then(|()| out.flush()) {
+        warn!("nobody reads that the target is ready: {error}");
+    }
+    if let Err(error) = notify_ready() {
+        warn!("the service manager was not told that the target is ready: {error}");
+    }
+}
+
+/// Answers what is under way, commits everything, and takes no more requests.
+async fn stop(
+    env: &OsEnv,
+    unit: &Unit<OsEnv>,
+    server: &Server<Volume<OsEnv>>,
+    signals: &Signals,
+) -> Result<()> {
+    // The manager waits for the end in any case.
+    let _ = notify("STOPPING=1");
+    let drained = Box::pin(server.drain());
+    let enough = select(Box::pin(signals.next()), Box::pin(env.sleep(DRAIN_TIME_MAX)));
+    if let Either::Right(_) = select(drained, enough).await {
+        warn!("{} clients are left behind", server.connections_open());
+    }
+    unit.shut_down().await.context("not everything could be committed")?;
+    info!("everything is committed");
+    Ok(())
+}
+
+/// Waits until the metadata server has closed its store.
+fn await_end(thread: &JoinHandle<()>) {
+    let mut waited = Duration::ZERO;
+    while !thread.is_finished() {
+        if waited >= CLOSE_TIME_MAX {
+            warn!("the metadata server has not ended; its store is as after a crash");
+            return;
+        }
+        std::thread::sleep(CLOSE_PAUSE);
+        waited += CLOSE_PAUSE;
+    }
+}

@@ -1,0 +1,374 @@
+//! The real engine under simulation: a pool drawn from the seed, small enough that journal space is
+//! always short.
+//!
+//! The disks hold no superblocks here (those are tried by their own tests): what a superblock would
+//! say is part of the engine's drawn configuration.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::engine::{Engine, Outcome, Refusal, Running, Volume, Zeroing};
+use super::metadata::Tables;
+use crate::env::flags::FlagsRegion;
+use crate::env::latch::Latching;
+use crate::env::region::DeviceRegion;
+use crate::env::sim::calls::Calls;
+use crate::env::sim::rng::Rng;
+use crate::env::sim::{DiskShape, Shape, SimEnv, SimStorage};
+use crate::env::{Disk, Durability, Env, Region};
+use crate::format::ids::{ExtentId, ExtentRun, PoolId, UnitId};
+use crate::format::layout::{DeviceExtents, Geometry};
+use crate::journal::Journal;
+use crate::mds::catalog::{Catalog, PoolSpec};
+use crate::mds::server::Server;
+use crate::observe::Counters;
+use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
+
+const POOL: PoolId = PoolId(*b"simulated pool!!");
+const UNIT: UnitId = UnitId(1);
+/// What the region has besides journal slots, in bytes: more than any pool here needs.
+const REGION_BASE: u64 = 64 << 10;
+const SLOT: u64 = 4096;
+
+/// A pool, and how it is served.
+#[derive(Clone)]
+pub struct Flipside {
+    geometry: Geometry,
+    sector: u32,
+    volatile_cache: bool,
+    nvram: bool,
+    region_len: u64,
+    /// Extents on each disk.
+    disks: Vec<u32>,
+    reserve: u32,
+    volumes: Vec<u64>,
+    granule: usize,
+    config: Config,
+    /// The metadata store's tables, which outlive every crash.
+    tables: Tables,
+}
+
+impl Flipside {
+    fn extents(&self) -> u32 {
+        self.disks.iter().sum()
+    }
+
+    /// Where extents begin on a disk, in bytes.
+    fn head(&self, disk: usize) -> u64 {
+        let head = if disk == 0 && !self.nvram { self.region_len } else { 0 };
+        head.next_multiple_of(u64::from(self.geometry.extent_size()))
+    }
+
+    fn disk_extents(&self, disk: usize) -> DeviceExtents {
+        let first = ExtentId(self.disks.iter().take(disk).sum());
+        DeviceExtents { offset: self.head(disk), first, count: self.disks[disk] }
+    }
+
+    async fn make(self, env: SimEnv) -> Result<(), String> {
+        let wrong = |error: &dyn std::fmt::Debug| format!("{error:?}");
+        let starts = (0..self.disks.len()).map(|disk| self.disk_extents(disk));
+        let pool = PoolSpec {
+            extent_size: self.geometry.extent_size(),
+            devices: starts.map(|on| ExtentRun { start: on.first, count: on.count }).collect(),
+            reserve: self.reserve,
+        };
+        let store = Box::new(self.tables.open(Calls::new(None), false));
+        let mut catalog = Catalog::create(store, &pool).map_err(|e| wrong(&e))?;
+        for (number, size) in self.volumes.iter().enumerate() {
+            catalog.create_volume(&format!("vol{number}"), *size).map_err(|e| wrong(&e))?;
+        }
+        catalog.commit().map_err(|e| wrong(&e))?;
+        match env.nvram().filter(|_| self.nvram) {
+            Some(nvram) => self.make_region(&env, nvram).await,
+            None => {
+                let region = DeviceRegion::new(env.disk(0), 0, self.region_len);
+                self.make_region(&env, region).await
+            }
+        }
+    }
+
+    /// The region: zeros, then an empty journal.
+    async fn make_region(&self, env: &SimEnv, region: impl Region) -> Result<(), String> {
+        let mut zeros = env.buffers().acquire(SLOT as usize).await;
+        zeros.as_mut_slice().fill(0);
+        for at in (0..self.region_len).step_by(SLOT as usize) {
+            let piece = vec![(at, zeros.view_all())];
+            region.persist(piece).await.map_err(|error| error.to_string())?;
+        }
+        Journal::format(&region, POOL, UNIT, self.extents(), env.buffers())
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    async fn start(self, env: SimEnv) -> Result<Serving, String> {
+        let store = self.tables.open(env.call_counter(), env.random().is_multiple_of(2));
+        let catalog = Catalog::open(Box::new(store)).map_err(|error| error.to_string())?;
+        let server = Server::new(catalog).map_err(|error| error.to_string())?;
+        env.serve(Box::new(server));
+        let disks: Vec<_> = env.disks().into_iter().map(Latching::new).collect();
+        let region = match env.nvram().filter(|_| self.nvram) {
+            Some(nvram) => FlagsRegion::Nvram(nvram),
+            None => FlagsRegion::Device(DeviceRegion::new(disks[0].clone(), 0, self.region_len)),
+        };
+        let devices = disks.into_iter().enumerate();
+        let devices = devices
+            .map(|(number, disk)| Member { disk, extents: self.disk_extents(number) })
+            .collect();
+        let link = env.link(0);
+        let parts = UnitParts {
+            env: env.clone(),
+            pool: POOL,
+            unit: UNIT,
+            geometry: self.geometry,
+            reserve: self.reserve,
+            devices,
+            region,
+            link,
+            config: self.config,
+            counters: Rc::new(Counters::default()),
+        };
+        let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
+        Ok(Serving { env, unit })
+    }
+}
+
+impl Engine for Flipside {
+    type Running = Serving;
+
+    fn draw(rng: &mut Rng) -> Self {
+        let block_shift = rng.pick(&[9u32, 9, 10, 12]);
+        let ratio = rng.between(3, 6) as u32;
+        let extent_shift = (block_shift + ratio).max(14);
+        let geometry = Geometry::new(1 << block_shift, 1 << extent_shift).expect("sound sizes");
+        let sector = if block_shift == 12 { rng.pick(&[512, 4096]) } else { 512 };
+        let nvram = rng.chance(200_000);
+        let extents = rng.between(20, 60) as u32;
+        let disks = if rng.chance(250_000) {
+            let first = rng.between(4, u64::from(extents) - 4) as u32;
+            vec![first, extents - first]
+        } else {
+            vec![extents]
+        };
+        let reserve = rng.between(2, u64::from(extents / 3)) as u32;
+        let config = Config {
+            commit_interval: rng
+                .pick(&[None, Some(1), Some(50), Some(5_000)])
+                .map(Duration::from_millis),
+            settle: rng.pick(&[
+                SettlePolicy::Pressure,
+                SettlePolicy::Pressure,
+                SettlePolicy::Idle,
+                SettlePolicy::Always,
+            ]),
+            settle_batch: rng.pick(&[1, 2, 8, 100]),
+            tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
+        };
+        let room = extents - reserve;
+        let volumes = draw_volumes(rng, geometry, room);
+        Self {
+            geometry,
+            sector,
+            volatile_cache: rng.chance(900_000),
+            nvram,
+            region_len: REGION_BASE + rng.between(64, 200) * SLOT,
+            disks,
+            reserve,
+            volumes,
+            granule: rng.pick(&[512, 512, 128]),
+            config,
+            tables: Tables::default(),
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let disks = (0..self.disks.len()).map(|disk| DiskShape {
+            len: self.head(disk) + self.disk_extents(disk).len_bytes(self.geometry),
+            sector: self.sector,
+            volatile_cache: self.volatile_cache,
+        });
+        Shape {
+            disks: disks.collect(),
+            nvram: self.nvram.then_some((self.region_len, 512)),
+            storage_max: 0,
+            buffers_max: 16 << 20,
+        }
+    }
+
+    fn volumes(&self) -> Vec<u64> {
+        self.volumes.clone()
+    }
+
+    fn granule(&self) -> usize {
+        self.granule
+    }
+
+    fn may_fill(&self) -> bool {
+        let extents: u64 = self.volumes.iter().map(|size| self.geometry.extents_for(*size)).sum();
+        extents > u64::from(self.extents() - self.reserve)
+    }
+
+    fn format(
+        &self,
+        env: SimEnv,
+        _: SimStorage,
+    ) -> impl Future<Output = Result<(), String>> + 'static {
+        self.clone().make(env)
+    }
+
+    fn open(
+        &self,
+        env: SimEnv,
+        _: SimStorage,
+    ) -> impl Future<Output = Result<Serving, String>> + 'static {
+        self.clone().start(env)
+    }
+}
+
+/// One or two volumes, most often of all the room there is.
+fn draw_volumes(rng: &mut Rng, geometry: Geometry, room: u32) -> Vec<u64> {
+    let extent = u64::from(geometry.extent_size());
+    let mut total = u64::from(room);
+    if rng.chance(150_000) {
+        total += total / 2;
+    } else if rng.chance(300_000) {
+        total = rng.between(2, total);
+    }
+    let mut sizes = vec![total * extent];
+    if total > 2 && rng.chance(400_000) {
+        let first = rng.between(1, total - 1);
+        sizes = vec![first * extent, (total - first) * extent];
+    }
+    // A volume may end in the middle of an extent.
+    if rng.chance(300_000) && sizes[0] > extent {
+        sizes[0] -= u64::from(geometry.block_size());
+    }
+    sizes
+}
+
+/// A unit that serves.
+#[derive(Clone)]
+pub struct Serving {
+    env: SimEnv,
+    unit: Unit<SimEnv>,
+}
+
+/// A volume of it.
+#[derive(Clone)]
+pub struct Served {
+    env: SimEnv,
+    volume: unit::Volume<SimEnv>,
+}
+
+fn refused(error: IoError) -> Refusal {
+    match error {
+        IoError::NoSpace => Refusal::NoSpace,
+        other => Refusal::Failed(other.to_string()),
+    }
+}
+
+impl Running for Serving {
+    type Volume = Served;
+
+    fn volumes(&self) -> Vec<Served> {
+        let volumes = self.unit.volumes().into_iter();
+        volumes.map(|volume| Served { env: self.env.clone(), volume }).collect()
+    }
+
+    fn commit(&self) -> impl Future<Output = Outcome<()>> + 'static {
+        let unit = self.unit.clone();
+        async move { unit.commit(None).await.map_err(refused) }
+    }
+
+    fn settle(&self) -> impl Future<Output = Outcome<()>> + 'static {
+        let unit = self.unit.clone();
+        async move { unit.settle(None).await.map(drop).map_err(refused) }
+    }
+
+    fn shutdown(&self) -> impl Future<Output = Outcome<()>> + 'static {
+        let unit = self.unit.clone();
+        async move { unit.shut_down().await.map_err(refused) }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.unit.check_invariants()
+    }
+}
+
+impl Volume for Served {
+    fn request_max(&self) -> u64 {
+        self.volume.request_max()
+    }
+
+    fn read(&self, offset: u64, len: usize) -> impl Future<Output = Outcome<Vec<u8>>> + 'static {
+        let served = self.clone();
+        async move {
+            let room = served.volume.buffer_for(offset, len as u64);
+            let buf = served.env.buffers().acquire(room.total).await;
+            let read = served.volume.read(offset, len as u64, buf).await;
+            let buf = read.map_err(refused)?;
+            Ok(buf.as_slice()[room.place].to_vec())
+        }
+    }
+
+    fn write(
+        &self,
+        offset: u64,
+        data: Vec<u8>,
+        fua: bool,
+    ) -> impl Future<Output = Outcome<()>> + 'static {
+        let served = self.clone();
+        async move {
+            let room = served.volume.buffer_for(offset, data.len() as u64);
+            let mut buf = served.env.buffers().acquire(room.total).await;
+            buf.as_mut_slice()[room.place].copy_from_slice(&data);
+            served.volume.write(offset, data.len() as u64, buf, fua).await.map_err(refused)
+        }
+    }
+
+    fn zeroed(&self, offset: u64, len: u64, how: Zeroing) -> Vec<Range<u64>> {
+        let block = u64::from(self.volume.block_size());
+        let end = offset + len;
+        let max = match how {
+            Zeroing::Trim | Zeroing::Hole => self.volume.zero_max(),
+            Zeroing::NoHole => self.volume.request_max().min(1 << 20),
+        };
+        let cuts = (offset / max + 1..=(end - 1) / max).map(|piece| piece * max);
+        let mut from = offset;
+        let mut pieces = Vec::new();
+        for to in cuts.chain([end]) {
+            let piece = match how {
+                Zeroing::Trim => from.next_multiple_of(block)..to / block * block,
+                Zeroing::Hole | Zeroing::NoHole => from..to,
+            };
+            if !piece.is_empty() {
+                pieces.push(piece);
+            }
+            from = to;
+        }
+        pieces
+    }
+
+    fn zero(
+        &self,
+        offset: u64,
+        len: u64,
+        how: Zeroing,
+        fua: bool,
+    ) -> impl Future<Output = Outcome<()>> + 'static {
+        let volume = self.volume.clone();
+        async move {
+            let result = match how {
+                Zeroing::Trim => volume.trim(offset, len, fua).await,
+                Zeroing::Hole => volume.write_zeroes(offset, len, fua, false).await,
+                Zeroing::NoHole => volume.write_zeroes(offset, len, fua, true).await,
+            };
+            result.map_err(refused)
+        }
+    }
+
+    fn flush(&self) -> impl Future<Output = Outcome<()>> + 'static {
+        let volume = self.volume.clone();
+        async move { volume.flush().await.map_err(refused) }
+    }
+}

@@ -1,0 +1,158 @@
+//! The metadata server in the simulated machine, over a store that costs little.
+//!
+//! The store keeps its tables in memory that outlives the crash; a commit that the crash strikes
+//! was applied or was not, as chance has it when the store is opened again. The real store is tried
+//! on a simulated medium by [`crate::env::sim::storage`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::env::sim::calls::{Calls, Fate};
+use crate::env::sim::{Peer, Server};
+use crate::mds::server;
+use crate::mds::store::{Changes, Row, Store, StoreError, Table};
+
+impl Server for server::Server<Peer> {
+    fn turn(&mut self, arrived: Vec<(Peer, Vec<u8>)>) -> Vec<(Peer, Vec<u8>)> {
+        self.handle(arrived)
+    }
+}
+
+/// What outlives a crash. Cheap to clone: a handle.
+#[derive(Clone, Default)]
+pub struct Tables(Arc<Mutex<Rows>>);
+
+#[derive(Default)]
+struct Rows {
+    rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+    /// The commit that was on its way when the crash struck.
+    struck: Option<Changes>,
+}
+
+/// The store in one operating period.
+pub struct SimStore {
+    tables: Tables,
+    calls: Calls,
+}
+
+impl Rows {
+    fn apply(&mut self, changes: &Changes) {
+        for (key, value) in changes {
+            match value {
+                Some(value) => drop(self.rows.insert(key.clone(), value.clone())),
+                None => drop(self.rows.remove(key)),
+            }
+        }
+    }
+}
+
+impl Tables {
+    /// Opens the store; a commit that the last crash struck has `arrived`, or not.
+    pub fn open(&self, calls: Calls, arrived: bool) -> SimStore {
+        let mut rows = self.rows();
+        if let Some(changes) = rows.struck.take()
+            && arrived
+        {
+            rows.apply(&changes);
+        }
+        SimStore { tables: self.clone(), calls }
+    }
+
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for SimStore {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.tables.rows().rows.get(&(table, key.to_vec())).cloned())
+    }
+
+    fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<Row>, StoreError> {
+        let rows = self.tables.rows();
+        let of_table = rows.rows.range((table, from.to_vec())..).take_while(|(k, _)| k.0 == table);
+        Ok(of_table.take(limit).map(|((_, key), value)| (key.clone(), value.clone())).collect())
+    }
+
+    fn commit(&mut self, changes: &Changes) -> Result<(), StoreError> {
+        let mut rows = self.tables.rows();
+        match self.calls.call() {
+            Fate::Live => {
+                rows.apply(changes);
+                return Ok(());
+            }
+            Fate::Struck => rows.struck = Some(changes.clone()),
+            Fate::Dead => {}
+        }
+        Err(StoreError::Failed(String::from("the machine has crashed")))
+    }
+
+    fn bytes_written(&self) -> u64 {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::env::Env;
+    use crate::env::sim::{DiskShape, Faults, Limit, Machine, Rng, Shape, SimEnv};
+    use crate::format::ids::{ExtentId, ExtentRun, Incarnation, UnitId};
+    use crate::mds::catalog::{Catalog, PoolSpec};
+    use crate::mds::client::Client;
+
+    const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 1_000_000 };
+
+    fn serve(env: &SimEnv, tables: &Tables) {
+        let store = tables.open(env.call_counter(), env.random().is_multiple_of(2));
+        let catalog = Catalog::open(Box::new(store)).unwrap();
+        env.serve(Box::new(server::Server::new(catalog).unwrap()));
+    }
+
+    /// Goal: the client gets everything done over a bad network, and what was answered survives
+    /// crashes of the machine.
+    #[test]
+    fn a_grant_survives_loss_and_crashes() {
+        for seed in 0..60 {
+            let mut rng = Rng::new(seed);
+            let disk = DiskShape { len: 1 << 20, sector: 512, volatile_cache: true };
+            let shape =
+                Shape { disks: vec![disk], nvram: None, storage_max: 0, buffers_max: 4 << 20 };
+            let mut machine = Machine::new(seed, &shape);
+            let tables = Tables::default();
+            let pool = PoolSpec {
+                extent_size: 1 << 20,
+                devices: vec![ExtentRun { start: ExtentId(0), count: 100 }],
+                reserve: 10,
+            };
+            let store = tables.open(Calls::new(None), false);
+            Catalog::create(Box::new(store), &pool).unwrap();
+            let mut granted = 0;
+            for incarnation in 1..=5 {
+                let env = machine.boot(Faults::draw_recoverable(&mut rng));
+                serve(&env, &tables);
+                env.crash_in((incarnation < 5).then(|| rng.between(1, 60)));
+                let main = env.clone();
+                let result = env.run(LIMIT, async move {
+                    let link = main.link(0);
+                    let (unit, incarnation) = (UnitId(1), Incarnation(incarnation));
+                    let client = Client::attach(main.clone(), link, unit, incarnation).await?;
+                    for _ in 0..4 {
+                        main.sleep(Duration::from_millis(1)).await;
+                        client.allocate_journal_space(2).await?;
+                    }
+                    client.grants().await
+                });
+                if let Ok(grants) = result {
+                    let count = grants.unwrap().runs.iter().map(|run| run.count).sum::<u32>();
+                    assert!(count >= granted + 8, "{count} after {granted}");
+                    granted = count;
+                }
+                machine.halt(&env, rng.pick(&[crate::env::sim::Crash::Power]));
+            }
+            assert!(granted >= 8, "seed {seed}");
+        }
+    }
+}
