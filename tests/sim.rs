@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `FLIPSIDE_SEED` | the first seed | 1 |
 //! | `FLIPSIDE_SEEDS` | how many | 2000 |
+//! | `FLIPSIDE_FAILURES` | stop after so many failures | 1 |
 //! | `FLIPSIDE_TRACE` | `1` prints every call of the environment, on one thread | |
 
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ fn seeds_keep_every_promise() {
         count: number("FLIPSIDE_SEEDS").unwrap_or(SEEDS),
         threads: if loud { 1 } else { cores },
         loud,
+        failures_max: number("FLIPSIDE_FAILURES").unwrap_or(1) as usize,
         twice_every: if loud { 0 } else { TWICE_EVERY },
     };
     let started = Instant::now();
@@ -40,10 +42,15 @@ fn seeds_keep_every_promise() {
     });
     match result {
         Ok(totals) => eprintln!("{totals} in {:.1} s", started.elapsed().as_secs_f64()),
-        Err(failure) => panic!(
-            "{failure}\n\nreplay with: FLIPSIDE_SEED={} FLIPSIDE_SEEDS=1 FLIPSIDE_TRACE=1 \
-             cargo test --test sim -- --nocapture",
-            failure.seed
-        ),
+        Err(failures) => {
+            for failure in &failures {
+                eprintln!(
+                    "\n{failure}\nreplay with: FLIPSIDE_SEED={} FLIPSIDE_SEEDS=1 FLIPSIDE_TRACE=1 \
+                     cargo test --test sim -- --nocapture",
+                    failure.seed
+                );
+            }
+            panic!("{} seeds failed", failures.len());
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::Once;
+use std::time::Duration;
 
 use super::engine::{Engine, Running};
 use super::workload::{self, Habits, Models};
@@ -46,6 +47,9 @@ impl fmt::Display for Failure {
 const DEPTH_MAX: u32 = 3;
 /// What a boot, or a round of work, may take: far more than any does that is not stuck.
 const LIMIT: Limit = Limit { time_ns: 4 * 3600 * 1_000_000_000, steps: 3_000_000 };
+
+/// How long after a shutdown everything must have been given back.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
 
 /// Runs one seed. `loud` prints every call of the environment.
 pub fn run_seed<E: Engine>(seed: u64, loud: bool) -> Result<Report, Failure> {
@@ -226,13 +230,24 @@ impl<E: Engine> Run<E> {
 
     /// An orderly shutdown: what was acknowledged is durable, and nothing is left over.
     fn stop(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
-        let result = env.run(LIMIT, async move { running.shutdown().await });
+        let handle = env.clone();
+        let result = env.run(LIMIT, async move {
+            let result = running.shutdown().await;
+            drop(running);
+            // The tasks that were told to stop do so.
+            handle.sleep(SHUTDOWN_TIME).await;
+            result
+        });
         match result {
             Ok(Ok(())) => {
                 self.models.oracles.iter().for_each(|model| model.borrow_mut().settled());
                 let (free, all) = (env.buffers().available(), env.buffers().capacity());
                 if free != all {
-                    return Err(format!("{} bytes of buffers are lost at shutdown", all - free));
+                    return Err(format!(
+                        "{} bytes of buffers are lost at shutdown, {} tasks are left",
+                        all - free,
+                        env.tasks()
+                    ));
                 }
             }
             Ok(Err(_)) if self.devices_fail() => {}

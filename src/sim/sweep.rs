@@ -20,6 +20,8 @@ pub struct Sweep {
     pub loud: bool,
     /// Every so many seeds, one runs twice and must do the same again; 0 is never.
     pub twice_every: u64,
+    /// After so many failures no more seeds are run.
+    pub failures_max: usize,
 }
 
 /// What a sweep did.
@@ -57,15 +59,15 @@ impl std::fmt::Display for Totals {
     }
 }
 
-/// Runs the seeds, reporting progress every `interval`; ends at the first failure.
+/// Runs the seeds, reporting progress every `interval`. Returns the failures where there are any.
 pub fn sweep<E: Engine>(
     sweep: Sweep,
     interval: Duration,
     progress: impl Fn(&Totals) + Sync,
-) -> Result<Totals, Failure> {
+) -> Result<Totals, Vec<Failure>> {
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let totals = Mutex::new((Totals::default(), Instant::now()));
-    let failure = Mutex::new(None);
+    let failures = Mutex::new(Vec::new());
     let work = || {
         while !stop.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
@@ -84,9 +86,11 @@ pub fn sweep<E: Engine>(
                     }
                 }
                 Err(what) => {
-                    stop.store(true, Ordering::Relaxed);
-                    let mut failure = failure.lock().expect("no thread panics with the lock held");
-                    failure.get_or_insert(what);
+                    let mut failures = failures.lock().expect("no thread panics with it held");
+                    failures.push(what);
+                    if failures.len() >= sweep.failures_max {
+                        stop.store(true, Ordering::Relaxed);
+                    }
                 }
             }
         }
@@ -96,9 +100,11 @@ pub fn sweep<E: Engine>(
             scope.spawn(work);
         }
     });
-    match failure.into_inner().expect("no thread panicked") {
-        Some(failure) => Err(failure),
-        None => Ok(totals.into_inner().expect("no thread panicked").0),
+    let failures = failures.into_inner().expect("no thread panicked");
+    if failures.is_empty() {
+        Ok(totals.into_inner().expect("no thread panicked").0)
+    } else {
+        Err(failures)
     }
 }
 

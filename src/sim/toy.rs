@@ -307,7 +307,8 @@ fn broken_toys_are_caught() {
 /// Goal: a sweep runs every seed once, on several threads, and finds what one run finds.
 #[test]
 fn a_sweep_runs_all_seeds() {
-    let seeds = Sweep { base: 100, count: 40, threads: 2, loud: false, twice_every: 10 };
+    let seeds =
+        Sweep { base: 100, count: 40, threads: 2, loud: false, twice_every: 10, failures_max: 1 };
     let quiet = |_: &Totals| ();
     let totals = sweep::<Toy<{ fault::NONE }>>(seeds, Duration::ZERO, quiet).unwrap();
     assert_eq!(totals.seeds, 40);
