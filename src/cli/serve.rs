@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::future::{Either, select};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<()> {
     // Before any other thread is started, so that the signals come to this one alone.
     let signals = Signals::new(&ring)?;
     match raise_file_limit() {
-        Ok(limit) => info!(limit, "open files"),
+        Ok(limit) => debug!(limit, "open files"),
         Err(error) => warn!("the limit of open files stays as it is: {error}"),
     }
     let served = ring.block_on(serve(env, args, signals));
@@ -131,7 +131,9 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
         .iter()
         .flat_map(|bound| volumes.iter().map(move |volume| uri(bound, volume)))
         .collect();
-    volumes.into_iter().for_each(|volume| server.add_export(volume));
+    for volume in volumes {
+        server.add_export(volume);
+    }
     for bound in clients {
         server.listen(bound)?;
     }
