@@ -16,7 +16,7 @@ use crate::env::region::DeviceRegion;
 use crate::env::sim::calls::Calls;
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{DiskShape, Shape, SimEnv, SimStorage};
-use crate::env::{Disk, Durability, Env, Region};
+use crate::env::{Env, Region};
 use crate::format::ids::{ExtentId, ExtentRun, PoolId, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::Journal;

@@ -101,9 +101,6 @@ impl<E: Env> Inner<E> {
             }
             let mut parts = parts.clone();
             let ticket = place.as_ref().map_or(u64::MAX, |place| place.ticket);
-            if let Some(place) = &mut place {
-                place.leave_pairs();
-            }
             let blocked = match self.try_admit(volume, &mut parts, bytes, ticket) {
                 Ok(epoch) => {
                     return Ok(Admitted { unit: self, volume, epoch, parts, finished: false });
@@ -397,15 +394,23 @@ impl<'a, E: Env> Place<'a, E> {
     }
 
     /// Waits with every pair of the request, so that later requests for the same blocks come later.
+    /// Whoever waits there again wakes nobody: two that wait for a third would wake each other for
+    /// ever.
     fn enter_pairs(&mut self, volume: usize, parts: &Parts) {
         let mut state = self.unit.state.borrow_mut();
+        let mut entered = SmallVec::new();
         for part in parts {
             let Some(pair) = state.volumes[volume].pair(part.logical) else { continue };
+            let waiters = &mut state.pairs.work_mut(pair).waiters;
+            waiters.retain(|waiter| waiter.ticket != self.ticket);
             let wake = Rc::clone(&self.wake);
-            let waiter = Waiter { ticket: self.ticket, blocks: part.blocks(), wake };
-            state.pairs.work_mut(pair).waiters.push(waiter);
-            self.pairs.push(pair);
+            waiters.push(Waiter { ticket: self.ticket, blocks: part.blocks(), wake });
+            entered.push(pair);
         }
+        drop(state);
+        self.pairs.retain(|pair| !entered.contains(pair));
+        self.leave_pairs();
+        self.pairs = entered;
     }
 
     /// Stops waiting with pairs; those who came later look again.
