@@ -5,6 +5,7 @@ mod support;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use assert_cmd::Command;
 use support::device::attach;
@@ -220,6 +221,39 @@ fn pools_of_several_devices() {
     let other = file(dir.path(), "other", SIZE);
     flipside(&["format", &other]).assert().success();
     refused(&["serve", a, &other], "different pools");
+}
+
+/// Goal: a format that is killed leaves the old pool, no pool, or the new one, and never a part.
+#[test]
+fn a_format_cut_short_leaves_no_half_pool() {
+    let dir = directory();
+    let (a, b) = (file(dir.path(), "a", SIZE), file(dir.path(), "b", SIZE));
+    let mut service = Service::new(dir.path(), Path::new(&a));
+    service.devices.push(PathBuf::from(&b));
+    let arguments = ["format", "--force", "--volume", "new=8M", &a, &b];
+    let mut outcomes = [0; 2];
+    for delay_ms in (0..150).step_by(6) {
+        flipside(&["format", "--force", "--volume", "old=8M", &a, &b]).assert().success();
+        let mut format = std::process::Command::new(env!("CARGO_BIN_EXE_flipside"))
+            .args(arguments)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        format.kill().unwrap();
+        format.wait().unwrap();
+        let mut target = service.start();
+        if target.ready_or_ended() {
+            outcomes[0] += 1;
+            let [volume] = target.status().volumes.try_into().unwrap();
+            target.connect(&volume.name).write(0, &[1; 4096]).unwrap();
+            assert!(target.stop().success());
+        } else {
+            outcomes[1] += 1;
+            assert_eq!(target.wait_ended(PATIENCE).code(), Some(FAILED));
+        }
+    }
+    assert!(outcomes[0] > 0, "{outcomes:?}");
 }
 
 /// Goal: without a target the commands say so; with one they reach it, for a volume or all.

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
 use super::operator::Target;
+use super::status::{Recovery, Report};
 use super::values::{CommitInterval, Mode, Settle};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
@@ -111,16 +112,17 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
     let (link, metadata_server) = start_metadata_server(first)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
     let counters = Rc::new(Counters::default());
-    let parts = parts(&env, &args, &members, link, &counters);
-    let (unit, report) = Unit::recover(parts).await?;
-    info!(
-        %pool,
-        groups = report.groups,
-        pairs = report.pairs,
-        told = report.told,
-        took_ms = report.took.as_millis(),
-        "recovered"
-    );
+    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link, &counters)));
+    // A recovery that is cut short is as one that was never begun.
+    let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
+        Either::Left((recovered, _)) => recovered?,
+        Either::Right(_) => {
+            info!("told to stop before anything was served");
+            return Ok((Ok(()), metadata_server));
+        }
+    };
+    let recovery = Recovery::from(report);
+    info!(%pool, ?recovery, "recovered");
     let latencies = Rc::new(Latencies::default());
     let (ring, buffers) = (env.ring(), env.buffers());
     let server: Server<Volume<OsEnv>> =
@@ -137,7 +139,16 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
     for bound in clients {
         server.listen(bound)?;
     }
-    let target = Target::new(&env, unit.clone(), server.clone(), latencies, &members, &exports);
+    let fixed = Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pool: pool.to_string(),
+        pid: std::process::id(),
+        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
+        exports: exports.clone(),
+        recovery,
+        ..Report::default()
+    };
+    let target = Target::new(&env, unit.clone(), server.clone(), latencies, fixed);
     control::serve(ring, operators, target)?;
     say_ready(&exports);
     let signal = signals.next().await?;
