@@ -89,7 +89,7 @@ fn plant(root: &Path) {
         for file in 0..24 {
             let size = if rng.below(12) == 0 { rng.below(3 << 20) } else { rng.below(48 << 10) };
             let words = size.div_ceil(8);
-            let bytes: Vec<u8> = (0..words).flat_map(|_| rng.next().to_le_bytes()).collect();
+            let bytes: Vec<u8> = (0..words).flat_map(|_| rng.bits().to_le_bytes()).collect();
             fs::write(folder.join(format!("file {file}")), &bytes[..size as usize]).expect("room");
         }
         std::os::unix::fs::symlink("file 0", folder.join("a link")).expect("a link");

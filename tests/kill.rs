@@ -28,8 +28,8 @@ fn number(variable: &str) -> Option<u64> {
 
 /// How the target is run in one round.
 fn choose(rng: &mut Rng) -> Vec<String> {
-    let interval = ["20ms", "5s", "never"][rng.below(3) as usize];
-    let settle = ["pressure", "idle", "always"][rng.below(3) as usize];
+    let interval = rng.pick(&["20ms", "5s", "never"]);
+    let settle = rng.pick(&["pressure", "idle", "always"]);
     ["--commit-interval", interval, "--settle", settle].map(String::from).to_vec()
 }
 
@@ -48,8 +48,8 @@ fn round(volume: &Volume, target: Target, rng: &mut Rng) {
     let load = Load {
         connections: rng.between(1, 4),
         depth: rng.between(1, 16) as usize,
-        flushes_percent: [1, 5, 20][rng.below(3) as usize],
-        seed: rng.next(),
+        flushes_percent: rng.pick(&[1, 5, 20]),
+        seed: rng.bits(),
     };
     let socket = target.socket().to_owned();
     let connect = || Client::unix(&socket, "vol0");

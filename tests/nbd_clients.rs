@@ -58,15 +58,13 @@ fn nbdcopy_and_qemu_img() {
     let good = SIZE as usize - 12288;
     fs::write(&source, &bytes[..good]).unwrap();
     run("nbdcopy", &["--flush", source.to_str().unwrap(), &server.uri("vol0")]);
-    let uri = server.uri("vol0");
-    let length = format!("{good}");
-    let back_path = back.to_str().unwrap();
     let image = format!(
-        "driver=raw,size={length},file.driver=nbd,file.export=vol0,file.server.type=unix,file.server.path={}",
+        "driver=raw,size={good},file.driver=nbd,file.export=vol0,file.server.type=unix,\
+         file.server.path={}",
         server.socket().display()
     );
-    run("qemu-img", &["convert", "--image-opts", &image, "-O", "raw", back_path]);
-    assert!(fs::read(&back).unwrap() == bytes[..good], "{uri}");
+    run("qemu-img", &["convert", "--image-opts", &image, "-O", "raw", back.to_str().unwrap()]);
+    assert!(fs::read(&back).unwrap() == bytes[..good]);
     let mut client = Client::unix(&server.socket(), "vol0").unwrap();
     assert!(client.read(0, 1 << 20).unwrap() == bytes[..1 << 20]);
 }

@@ -7,13 +7,16 @@ use tracing::warn;
 
 use crate::env::Env as _;
 use crate::env::os::{OsDisk, OsEnv};
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{FlagsPlace, Superblock};
 use crate::format::superblock_io;
 use crate::uring::buffers::BufferPool;
 use crate::uring::{Ring, RingOptions};
 
 /// What of the memory for I/O is registered with the ring at most, in bytes.
 const ARENA_LEN: usize = 64 << 20;
+
+/// Of a pool whose flags are where this program does not look.
+const UNKNOWN_PLACE: &str = "this version serves only pools with --flags device";
 
 /// A device that this process holds.
 pub struct Claimed {
@@ -88,6 +91,11 @@ fn check_pool(members: &[(&Path, &Superblock)]) -> Result<()> {
             "{one} and {other} contradict each other about their pool"
         );
     }
+    match first.flags {
+        FlagsPlace::Device => {}
+        FlagsPlace::Nvram { .. } => bail!("the pool's flags are in NVRAM: {UNKNOWN_PLACE}"),
+        FlagsPlace::Mds => bail!("the pool's flags are at a metadata server: {UNKNOWN_PLACE}"),
+    }
     for pair in members.windows(2) {
         let [(one, a), (other, b)] = pair else { unreachable!("windows are of two") };
         ensure!(
@@ -133,6 +141,17 @@ mod tests {
         let paths = ["a", "b", "c"].map(Path::new);
         let members: Vec<_> = paths.into_iter().zip(superblocks.iter().copied()).collect();
         check_pool(&members).map_err(|error| error.to_string())
+    }
+
+    /// Goal: a pool that would lose what is kept elsewhere is not served.
+    #[test]
+    fn the_place_of_the_flags_must_be_known() {
+        let nvram = FlagsPlace::Nvram { region: [1; 16], len: 1 << 20 };
+        for flags in [nvram, FlagsPlace::Mds] {
+            let pool = pool(0).into_iter().map(|of| Superblock { flags, ..of });
+            let pool: Vec<_> = pool.collect();
+            assert!(check(&pool.iter().collect::<Vec<_>>()).unwrap_err().contains("flags"));
+        }
     }
 
     /// Goal: all devices of one pool, each once; anything else is said.

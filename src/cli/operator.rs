@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use serde_json::Value;
 
-use super::device::PoolMember;
 use super::status::Report;
 use crate::env::os::OsEnv;
 use crate::env::{Env as _, Moment};
@@ -36,25 +35,14 @@ struct Inner {
 }
 
 impl Target {
-    /// A target that serves from now on.
+    /// A target that serves from now on; `fixed` is what will not change of its reports.
     pub fn new(
         env: &OsEnv,
         unit: Unit<OsEnv>,
         server: Server<Volume<OsEnv>>,
         latencies: Rc<Latencies>,
-        members: &[PoolMember],
-        exports: &[String],
+        fixed: Report,
     ) -> Self {
-        let devices = members.iter().map(|member| member.claimed.path.display().to_string());
-        let pool = members.first().map(|member| member.superblock.pool.to_string());
-        let fixed = Report {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pool: pool.unwrap_or_default(),
-            pid: std::process::id(),
-            devices: devices.collect(),
-            exports: exports.to_vec(),
-            ..Report::default()
-        };
         let (env, started) = (env.clone(), env.now());
         Self(Rc::new(Inner { env, unit, server, latencies, fixed, started }))
     }

@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::future::{Either, select};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
 use super::operator::Target;
+use super::status::{Recovery, Report};
 use super::values::{CommitInterval, Mode, Settle};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
@@ -90,7 +91,7 @@ pub fn run(args: Args) -> Result<()> {
     // Before any other thread is started, so that the signals come to this one alone.
     let signals = Signals::new(&ring)?;
     match raise_file_limit() {
-        Ok(limit) => info!(limit, "open files"),
+        Ok(limit) => debug!(limit, "open files"),
         Err(error) => warn!("the limit of open files stays as it is: {error}"),
     }
     let served = ring.block_on(serve(env, args, signals));
@@ -111,16 +112,17 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
     let (link, metadata_server) = start_metadata_server(first)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
     let counters = Rc::new(Counters::default());
-    let parts = parts(&env, &args, &members, link, &counters);
-    let (unit, report) = Unit::recover(parts).await?;
-    info!(
-        %pool,
-        groups = report.groups,
-        pairs = report.pairs,
-        told = report.told,
-        took_ms = report.took.as_millis(),
-        "recovered"
-    );
+    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link, &counters)));
+    // A recovery that is cut short is as one that was never begun.
+    let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
+        Either::Left((recovered, _)) => recovered?,
+        Either::Right(_) => {
+            info!("told to stop before anything was served");
+            return Ok((Ok(()), metadata_server));
+        }
+    };
+    let recovery = Recovery::from(report);
+    info!(%pool, ?recovery, "recovered");
     let latencies = Rc::new(Latencies::default());
     let (ring, buffers) = (env.ring(), env.buffers());
     let server: Server<Volume<OsEnv>> =
@@ -131,11 +133,22 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
         .iter()
         .flat_map(|bound| volumes.iter().map(move |volume| uri(bound, volume)))
         .collect();
-    volumes.into_iter().for_each(|volume| server.add_export(volume));
+    for volume in volumes {
+        server.add_export(volume);
+    }
     for bound in clients {
         server.listen(bound)?;
     }
-    let target = Target::new(&env, unit.clone(), server.clone(), latencies, &members, &exports);
+    let fixed = Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pool: pool.to_string(),
+        pid: std::process::id(),
+        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
+        exports: exports.clone(),
+        recovery,
+        ..Report::default()
+    };
+    let target = Target::new(&env, unit.clone(), server.clone(), latencies, fixed);
     control::serve(ring, operators, target)?;
     say_ready(&exports);
     let signal = signals.next().await?;

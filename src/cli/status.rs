@@ -12,6 +12,7 @@ use super::control::ControlArgs;
 use super::values::Size;
 use crate::front::control::Request;
 use crate::observe::{LatencySummary, Snapshot};
+use crate::unit::RecoveryReport;
 
 /// Flags of `flipside status`.
 #[derive(clap::Args)]
@@ -21,6 +22,30 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     control: ControlArgs,
+}
+
+/// What a target found when it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Groups of the journal that were applied again.
+    pub groups: u64,
+    /// Area pairs in use.
+    pub pairs: u64,
+    /// Pairs that the metadata server had not been told of.
+    pub told: u64,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+}
+
+impl From<RecoveryReport> for Recovery {
+    fn from(report: RecoveryReport) -> Self {
+        Self {
+            groups: report.groups as u64,
+            pairs: report.pairs as u64,
+            told: report.told as u64,
+            took_us: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
 }
 
 /// A target at one moment. The names are those of `status --json` and stay.
@@ -38,6 +63,8 @@ pub struct Report {
     pub devices: Vec<String>,
     /// Where its exports can be found.
     pub exports: Vec<String>,
+    /// What it found when it started.
+    pub recovery: Recovery,
     /// What the metadata server counts, where it answered in time.
     pub metadata_server: Option<Value>,
     /// What it has counted and timed.
@@ -70,6 +97,16 @@ fn text(report: &Report) -> String {
         line("export", export.clone());
     }
     line("serving", format!("for {} s, version {}", report.uptime_s, report.version));
+    let recovery = report.recovery;
+    line(
+        "recovered",
+        format!(
+            "{} groups, {} pairs, in {:.1} ms",
+            recovery.groups,
+            recovery.pairs,
+            recovery.took_us as f64 / 1000.0
+        ),
+    );
     let written = now.device_bytes_written;
     line("clients wrote", Size(now.client_bytes_written).to_string());
     line(

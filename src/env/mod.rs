@@ -16,7 +16,7 @@
 //!   is on the medium; the caller must treat the device as failed.
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod flags;
 pub mod latch;
 pub mod os;

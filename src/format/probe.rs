@@ -229,7 +229,7 @@ impl<'a> Image<'a> {
         let mut entries = table.as_chunks::<16>().0.iter();
         let used = |entry: &[u8; 16]| {
             let [status, _, _, _, kind, _, _, _, _, _, _, _, sectors @ ..] = *entry;
-            status & 0x7f == 0 && kind != 0 && u32::from_le_bytes(sectors) != 0
+            matches!(status, 0x00 | 0x80) && kind != 0 && u32::from_le_bytes(sectors) != 0
         };
         (signature == [0x55, 0xAA] && entries.any(used))
             .then_some(Found { what: "an MBR partition table", offset: TABLE as u64 })

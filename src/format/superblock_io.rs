@@ -60,3 +60,48 @@ async fn read_copy<D: Disk>(
     disk.read(offset, buffer.view_all()).await.map_err(|_| Defect::Unreadable)?;
     Superblock::parse(buffer.as_slice())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ids::{PoolId, UnitId};
+    use super::super::layout::{DeviceFacts, Geometry, plan};
+    use super::super::superblock::{FlagsPlace, PoolDevice};
+    use super::*;
+    use crate::env::fake::{FakeDisk, block_on, buffers};
+
+    fn superblock(size: u64) -> Superblock {
+        let layout = plan(Geometry::DEFAULT, &[DeviceFacts { size, sector: 512 }]).unwrap()[0];
+        Superblock {
+            revision: 1,
+            pool: PoolId([7; 16]),
+            device_index: 0,
+            unit: UnitId(1),
+            geometry: Geometry::DEFAULT,
+            sector: 512,
+            flags: FlagsPlace::Device,
+            created_s: 0,
+            layout,
+            journal_reserve: 5,
+            devices: vec![PoolDevice { id: [1; 16], extents: layout.extents.count }],
+        }
+    }
+
+    /// Goal: everything before is durable before the second copy is, and that before the first.
+    #[test]
+    fn the_first_copy_is_written_last() {
+        let size = 64 << 20;
+        let disk = FakeDisk::new(size, true);
+        block_on(write(&disk, &buffers(), &superblock(size))).unwrap();
+        let second = format!("durable write {}+4096", size - 4096);
+        assert_eq!(disk.log(), ["flush", &second, "flush", "durable write 0+4096", "flush"]);
+    }
+
+    /// Goal: a write that fails ends it; the first copy is not written after a failed second.
+    #[test]
+    fn a_failure_leaves_the_first_copy_alone() {
+        let disk = FakeDisk::new(64 << 20, true);
+        disk.fail_next("broken");
+        block_on(write(&disk, &buffers(), &superblock(64 << 20))).unwrap_err();
+        assert_eq!(disk.log().len(), 1);
+    }
+}

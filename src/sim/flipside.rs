@@ -50,6 +50,30 @@ pub struct Flipside {
 }
 
 impl Flipside {
+    /// A pool on one disk without anything out of the ordinary, for scenarios: `extents` of them,
+    /// `reserve` kept for journaling, and one volume of `size` bytes.
+    pub fn plain(
+        geometry: Geometry,
+        extents: u32,
+        reserve: u32,
+        size: u64,
+        config: Config,
+    ) -> Self {
+        Self {
+            geometry,
+            sector: 512,
+            volatile_cache: true,
+            nvram: false,
+            region_len: 4 << 20,
+            disks: vec![extents],
+            reserve,
+            volumes: vec![size],
+            granule: 512,
+            config,
+            tables: Tables::default(),
+        }
+    }
+
     fn extents(&self) -> u32 {
         self.disks.iter().sum()
     }
@@ -264,6 +288,18 @@ fn refused(error: IoError) -> Refusal {
     match error {
         IoError::NoSpace => Refusal::NoSpace,
         other => Refusal::Failed(other.to_string()),
+    }
+}
+
+impl Serving {
+    /// The environment that it runs in.
+    pub fn env(&self) -> &SimEnv {
+        &self.env
+    }
+
+    /// The unit itself.
+    pub fn unit(&self) -> &Unit<SimEnv> {
+        &self.unit
     }
 }
 

@@ -205,6 +205,11 @@ impl<E: Env> Unit<E> {
         }
     }
 
+    /// How many pairs have a journal area.
+    pub fn journal_areas(&self) -> usize {
+        self.0.state.borrow().journaled.len()
+    }
+
     /// Bytes of metadata written to the unit's region.
     pub fn metadata_bytes(&self) -> u64 {
         self.0.journal.bytes_written()

@@ -96,6 +96,6 @@ pub fn wait_for<T>(what: &str, patience: Duration, mut condition: impl FnMut() -
 #[macro_export]
 macro_rules! arguments {
     ($($argument:expr),* $(,)?) => {
-        &[$(std::ffi::OsStr::new($argument)),*]
+        &[$(std::ffi::OsStr::new(&$argument)),*]
     };
 }

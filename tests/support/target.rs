@@ -104,6 +104,18 @@ impl Target {
         }
     }
 
+    /// Waits until the first export can be used, or the target has ended: whether it can be used.
+    pub fn ready_or_ended(&self) -> bool {
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.starts_with("ready ") => return true,
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => panic!("not ready in time: {}", self.log()),
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket

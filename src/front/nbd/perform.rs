@@ -1,4 +1,7 @@
 //! One request carried out, as a task of its own.
+//!
+//! What is counted here is what only a front end knows: bytes that reached clients, errors, times.
+//! Requests by kind are counted below, whoever sends them.
 
 use std::rc::Rc;
 use std::time::Instant;

@@ -161,7 +161,10 @@ pub enum Errno {
 }
 
 macro_rules! wire {
-    ($(#[$doc:meta])* $name:ident, $size:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+    (
+        $(#[$doc:meta])* $name:ident, $size:literal
+        { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
         #[repr(C)]

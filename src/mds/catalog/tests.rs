@@ -3,7 +3,9 @@ use proptest::prelude::*;
 use super::space::Use;
 use super::*;
 use crate::format::ids::{LogicalExtent, Slot};
+use crate::mds::backend::RegionBackend;
 use crate::mds::records::{PairRecord, Primitive};
+use crate::mds::redb_store::RedbStore;
 use crate::mds::testing::{EXTENT_SIZE, create, open, pair};
 
 const UNIT: UnitId = UnitId(1);
@@ -244,5 +246,53 @@ proptest! {
         for unit in [UnitId(0), UnitId(1)] {
             prop_assert_eq!(granted(&again, unit), granted(&catalog, unit));
         }
+    }
+}
+
+/// Goal: a store of the size that format gives it holds the pool at its worst (every extent bound,
+/// in no order, every grant a run of its own) through many changes, in small batches and large.
+#[test]
+fn the_planned_size_is_enough() {
+    for extents in [16, 2_000, 20_000u32] {
+        let capacity = crate::format::layout::store_len(u64::from(extents));
+        let file = tempfile::tempfile().unwrap();
+        let backend = RegionBackend::create(file.try_clone().unwrap(), 0, capacity).unwrap();
+        let store = Box::new(RedbStore::open(backend).unwrap());
+        let spec =
+            PoolSpec { extent_size: EXTENT_SIZE, devices: vec![run(0, extents)], reserve: 0 };
+        let mut catalog = Catalog::create(store, &spec).unwrap();
+        catalog.create_volume("v", u64::from(extents) * u64::from(EXTENT_SIZE)).unwrap();
+        catalog.commit().unwrap();
+        catalog.allocate(UNIT, Use::Data, extents);
+        // A stride that shares no factor with the counts visits all in no order.
+        let order: Vec<u32> =
+            (0..u64::from(extents)).map(|i| ((i * 7_919) % u64::from(extents)) as u32).collect();
+        for round in 1..=3 {
+            let batch = if round == 2 { 2000 } else { 200 };
+            for lines in order.chunks(batch) {
+                let slots = |line: u32| [Some(line), None];
+                let binds: Vec<Primitive> = lines
+                    .iter()
+                    .map(|&line| Primitive::BindData(pair(line, round, slots(line), Slot::Zero)))
+                    .collect();
+                catalog.transact(UNIT, &binds).unwrap();
+                catalog.commit().unwrap();
+            }
+        }
+        for lines in order.chunks(500) {
+            let odd = lines.iter().copied().filter(|line| line % 2 == 1);
+            let released: Vec<Primitive> = odd
+                .clone()
+                .map(|line| Primitive::ReleasePair(pair(line, 9, [None, None], Slot::Zero)))
+                .collect();
+            catalog.transact(UNIT, &released).unwrap();
+            let runs: Vec<ExtentRun> = odd.map(|line| run(line, 1)).collect();
+            catalog.give_back(UNIT, &runs, runs.len() as u32).unwrap();
+            catalog.commit().unwrap();
+        }
+        drop(catalog);
+        let store = RedbStore::open(RegionBackend::open(file, 0, capacity).unwrap()).unwrap();
+        let catalog = Catalog::open(Box::new(store)).unwrap();
+        assert_eq!(catalog.counters().extents_free, u64::from(extents / 2));
     }
 }

@@ -1,0 +1,281 @@
+//! The commands on their own: wrong command lines, and devices that must be refused.
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use assert_cmd::Command;
+use support::device::attach;
+use support::programs::{PATIENCE, directory, installed, run, skip, try_run};
+use support::target::Service;
+
+const SIZE: u64 = 64 << 20;
+const SUPERBLOCK: u64 = 4096;
+/// Exit codes as `src/cli/mod.rs` documents them.
+const FAILED: i32 = 1;
+const WRONG_USE: i32 = 2;
+
+fn flipside(arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("flipside").expect("the binary was built");
+    command.args(arguments).timeout(PATIENCE);
+    command
+}
+
+/// What the command says on its standard error when it ends with `code`.
+fn says(arguments: &[&str], code: i32) -> String {
+    let output = flipside(arguments).assert().code(code).get_output().stderr.clone();
+    String::from_utf8(output).unwrap()
+}
+
+#[track_caller]
+fn refused(arguments: &[&str], words: &str) {
+    let error = says(arguments, FAILED);
+    assert!(error.contains(words), "'{words}' is not in: {error}");
+}
+
+fn file(directory: &Path, name: &str, size: u64) -> String {
+    let path = directory.join(name);
+    File::create(&path).unwrap().set_len(size).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn overwrite(path: &str, offset: u64, bytes: &[u8]) {
+    let mut file = File::options().write(true).open(path).unwrap();
+    file.seek(SeekFrom::Start(offset)).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+fn read(path: &str, offset: u64, len: usize) -> Vec<u8> {
+    let mut file = File::open(path).unwrap();
+    file.seek(SeekFrom::Start(offset)).unwrap();
+    let mut bytes = vec![0; len];
+    file.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// Goal: a command line that makes no sense ends with its own code and names what is wrong.
+#[test]
+fn wrong_command_lines() {
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "Usage"),
+        (&["explode"], "explode"),
+        (&["format"], "DEVICE"),
+        (&["serve"], "DEVICE"),
+        (&["format", "--volume", "v", "x"], "NAME=SIZE"),
+        (&["format", "--volume", "a/b=1M", "x"], "name"),
+        (&["format", "--volume", "v=1MB", "x"], "powers of two"),
+        (&["format", "--journal-reserve", "10", "x"], "percentage"),
+        (&["format", "--extent-size", "big", "x"], "size"),
+        (&["serve", "--listen", "/run/x", "x"], "unix:PATH"),
+        (&["serve", "--commit-interval", "0s", "x"], "time"),
+        (&["serve", "--settle", "never", "x"], "pressure"),
+        (&["serve", "--socket-mode", "999", "x"], "octal"),
+        (&["status", "--xml"], "--xml"),
+    ];
+    for (arguments, words) in cases {
+        let error = says(arguments, WRONG_USE);
+        assert!(error.contains(words), "{arguments:?}: '{words}' is not in: {error}");
+    }
+}
+
+/// Goal: every command explains itself, the larger ones by examples.
+#[test]
+fn help_shows_examples() {
+    for command in ["format", "serve", "status", "commit", "settle"] {
+        let output = flipside(&[command, "--help"]).assert().success().get_output().stdout.clone();
+        let text = String::from_utf8(output).unwrap();
+        assert!(text.contains("Usage"), "{text}");
+        if matches!(command, "format" | "serve") {
+            assert!(text.contains("Examples:"), "{text}");
+        }
+    }
+}
+
+/// Goal: what cannot be formatted is refused with the reason, and left as it was.
+#[test]
+fn unusable_devices_are_refused() {
+    let dir = directory();
+    let absent = dir.path().join("absent").to_str().unwrap().to_owned();
+    refused(&["format", &absent], "no such device or file");
+    refused(&["format", dir.path().to_str().unwrap()], "neither a block device nor a regular file");
+    refused(&["format", &file(dir.path(), "empty", 0)], "no bytes");
+    let small = file(dir.path(), "small", 8 << 20);
+    refused(&["format", &small], "at least");
+    let device = file(dir.path(), "device", SIZE);
+    refused(&["format", &device, &device], "named twice");
+    refused(&["format", "--block-size", "3000", &device], "power of two");
+    refused(&["format", "--extent-size", "16K", &device], "blocks");
+    refused(&["format", "--volume", "v=1000", &device], "multiple of the block size");
+    refused(&["format", "--volume", "v=1M", "--volume", "v=1M", &device], "two volumes");
+    refused(&["serve", &device], "format it first");
+    assert!(fs::read(&device).unwrap().iter().all(|&byte| byte == 0), "nothing was written");
+}
+
+/// Goal: what others would miss is not overwritten unless it is asked for; a pool is one of these.
+#[test]
+fn contents_are_not_overwritten() {
+    let dir = directory();
+    let device = file(dir.path(), "device", SIZE);
+    overwrite(&device, 4086, b"SWAPSPACE2");
+    refused(&["format", &device], "swap");
+    assert_eq!(read(&device, 4086, 10), b"SWAPSPACE2");
+    flipside(&["format", "--force", &device]).assert().success();
+    refused(&["format", &device], "Flipside pool");
+    overwrite(&device, 0, &[0; SUPERBLOCK as usize]);
+    refused(&["format", &device], "second superblock");
+    flipside(&["format", "--force", &device]).assert().success();
+    if installed(&["mkfs.ext4", "mkfs.xfs"]) {
+        for (program, size) in [("mkfs.ext4", SIZE), ("mkfs.xfs", 512 << 20)] {
+            let device = file(dir.path(), program, size);
+            run(program, arguments!["-q", &device]);
+            refused(&["format", &device], &program["mkfs.".len()..].to_lowercase());
+        }
+    }
+}
+
+/// Goal: a device that is served, or whose sectors are too large or cannot be written, is refused.
+#[test]
+fn devices_in_use_are_refused() {
+    let dir = directory();
+    let device = file(dir.path(), "device", SIZE);
+    flipside(&["format", &device]).assert().success();
+    let target = Service::new(dir.path(), Path::new(&device)).serve();
+    let control = dir.path().join("second").to_str().unwrap().to_owned();
+    refused(&["serve", "--control", &control, &device], "in use");
+    refused(&["format", "--force", &device], "in use");
+    assert!(target.stop().success());
+    let backing = PathBuf::from(file(dir.path(), "backing", SIZE));
+    let loop_device = |flag: &str| {
+        let made = try_run("losetup", arguments!["--find", "--show", flag, &backing]);
+        made.map(|name| name.trim().to_owned())
+    };
+    // Asked first, so that what is not allowed here is said once.
+    if let Err(reason) = attach(&backing) {
+        skip(&format!("loop devices: {reason}"));
+        return;
+    }
+    for (flag, words) in [("--read-only", "read-only"), ("--sector-size=4096", "sectors of 4096")] {
+        let name = loop_device(flag).unwrap();
+        let error = says(&["format", "--block-size=512", "--extent-size=64K", &name], FAILED);
+        run("losetup", arguments!["--detach", &name]);
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+/// Goal: one damaged superblock is survived and said, two are refused, a shrunk device is refused
+/// and a grown one is not.
+#[test]
+fn damaged_and_resized_devices() {
+    let dir = directory();
+    let device = file(dir.path(), "device", SIZE);
+    flipside(&["format", &device]).assert().success();
+    let whole = fs::read(&device).unwrap();
+    let service = Service::new(dir.path(), Path::new(&device));
+    let (first, second) = (100, SIZE - SUPERBLOCK + 100);
+    for (damage, words) in [(first, "first superblock is damaged"), (second, "second superblock")] {
+        fs::write(&device, &whole).unwrap();
+        overwrite(&device, damage, b"damage");
+        let target = service.serve();
+        assert!(target.log().contains(words), "{}", target.log());
+        assert!(target.stop().success());
+    }
+    overwrite(&device, first, b"damage");
+    refused(&["serve", &device], "both superblocks are damaged");
+    fs::write(&device, &whole).unwrap();
+    let resize = |size| File::options().write(true).open(&device).unwrap().set_len(size).unwrap();
+    resize(SIZE - (1 << 20));
+    refused(&["serve", &device], "a part of it is missing");
+    fs::write(&device, &whole).unwrap();
+    resize(SIZE + (1 << 20));
+    assert!(service.serve().stop().success());
+}
+
+/// Goal: a pool of several devices is served when all are named, in any order, and only then.
+#[test]
+fn pools_of_several_devices() {
+    let dir = directory();
+    let devices: Vec<_> = ["a", "b", "c"].map(|name| file(dir.path(), name, SIZE)).to_vec();
+    let [a, b, c] = devices.as_slice() else { unreachable!() };
+    flipside(&["format", "--volume", "data=120M", a, b, c]).assert().success();
+    let mut service = Service::new(dir.path(), Path::new(c));
+    service.devices.extend([a, b].map(PathBuf::from));
+    let target = service.serve();
+    let mut client = target.connect("data");
+    let extent = 1 << 20;
+    for i in 0..120u64 {
+        client.write(i * extent, &[i as u8 + 1; 8192]).unwrap();
+    }
+    client.flush().unwrap();
+    target.kill();
+    let target = service.serve();
+    let mut client = target.connect("data");
+    for i in 0..120u64 {
+        assert_eq!(client.read(i * extent, 8192).unwrap(), vec![i as u8 + 1; 8192], "extent {i}");
+    }
+    assert!(target.stop().success());
+    refused(&["serve", a, b], "device 3 is missing");
+    refused(&["serve", b], "device 1 and 3");
+    let other = file(dir.path(), "other", SIZE);
+    flipside(&["format", &other]).assert().success();
+    refused(&["serve", a, &other], "different pools");
+}
+
+/// Goal: a format that is killed leaves the old pool, no pool, or the new one, and never a part.
+#[test]
+fn a_format_cut_short_leaves_no_half_pool() {
+    let dir = directory();
+    let (a, b) = (file(dir.path(), "a", SIZE), file(dir.path(), "b", SIZE));
+    let mut service = Service::new(dir.path(), Path::new(&a));
+    service.devices.push(PathBuf::from(&b));
+    let arguments = ["format", "--force", "--volume", "new=8M", &a, &b];
+    let mut outcomes = [0; 2];
+    for delay_ms in (0..150).step_by(6) {
+        flipside(&["format", "--force", "--volume", "old=8M", &a, &b]).assert().success();
+        let mut format = std::process::Command::new(env!("CARGO_BIN_EXE_flipside"))
+            .args(arguments)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        format.kill().unwrap();
+        format.wait().unwrap();
+        let mut target = service.start();
+        if target.ready_or_ended() {
+            outcomes[0] += 1;
+            let [volume] = target.status().volumes.try_into().unwrap();
+            target.connect(&volume.name).write(0, &[1; 4096]).unwrap();
+            assert!(target.stop().success());
+        } else {
+            outcomes[1] += 1;
+            assert_eq!(target.wait_ended(PATIENCE).code(), Some(FAILED));
+        }
+    }
+    assert!(outcomes[0] > 0, "{outcomes:?}");
+}
+
+/// Goal: without a target the commands say so; with one they reach it, for a volume or all.
+#[test]
+fn targets_are_asked() {
+    let dir = directory();
+    let device = file(dir.path(), "device", SIZE);
+    let control = dir.path().join("control.sock").to_str().unwrap().to_owned();
+    refused(&["status", "--control", &control], "no target answers");
+    flipside(&["format", "--volume", "a=8M", "--volume", "b=8M", &device]).assert().success();
+    let target = Service::new(dir.path(), Path::new(&device)).serve();
+    target.connect("b").write(0, &[7; 4096]).unwrap();
+    for command in ["commit", "settle"] {
+        flipside(&[command, "--control", &control]).assert().success();
+        flipside(&[command, "b", "--control", &control]).assert().success();
+        refused(&[command, "c", "--control", &control], "no volume is named c");
+    }
+    let status = target.status();
+    assert_eq!((status.client_bytes_written, status.volumes.len()), (4096, 2));
+    assert!(status.commits > 0);
+    let text = flipside(&["status", "--control", &control]).assert().success();
+    let text = String::from_utf8(text.get_output().stdout.clone()).unwrap();
+    assert!(text.contains("b of 8.0 MiB"), "{text}");
+    assert!(target.stop().success());
+}
