@@ -6,7 +6,8 @@
 //!
 //! Zeros are the exception, since they do not tell who left them. Where zeros are seen over a write
 //! that is a member, or over what was there before, some operation that leaves zeros must be the
-//! last. Who could be is narrowed down as far as the order says; where several remain they are tried.
+//! last. Who could be is narrowed down as far as the order says; where several remain they are
+//! tried.
 
 use std::collections::BTreeMap;
 
@@ -237,7 +238,9 @@ impl<'a> Image<'a> {
                 }
                 before[i as usize] = mine;
             }
-            now.iter().for_each(|&i| done.add(i));
+            for &i in &now {
+                done.add(i);
+            }
             left = rest;
             if left.len() == count {
                 return Err(self.circle(guess, &left));

@@ -103,12 +103,11 @@ impl Flipside {
             catalog.create_volume(&format!("vol{number}"), *size).map_err(|e| wrong(&e))?;
         }
         catalog.commit().map_err(|e| wrong(&e))?;
-        match env.nvram().filter(|_| self.nvram) {
-            Some(nvram) => self.make_region(&env, nvram).await,
-            None => {
-                let region = DeviceRegion::new(env.disk(0), 0, self.region_len);
-                self.make_region(&env, region).await
-            }
+        if let Some(nvram) = env.nvram() {
+            self.make_region(&env, nvram).await
+        } else {
+            let region = DeviceRegion::new(env.disk(0), 0, self.region_len);
+            self.make_region(&env, region).await
         }
     }
 
@@ -131,7 +130,7 @@ impl Flipside {
         let server = Server::new(catalog).map_err(|error| error.to_string())?;
         env.serve(Box::new(server));
         let disks: Vec<_> = env.disks().into_iter().map(Latching::new).collect();
-        let region = match env.nvram().filter(|_| self.nvram) {
+        let region = match env.nvram() {
             Some(nvram) => FlagsRegion::Nvram(nvram),
             None => FlagsRegion::Device(DeviceRegion::new(disks[0].clone(), 0, self.region_len)),
         };

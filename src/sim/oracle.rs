@@ -1,8 +1,8 @@
 //! The reference model of a volume: which images a crash may leave, and what a read may return.
 //!
 //! The log holds every operation that changes a volume, with the moments at which it was sent and
-//! acknowledged. *Before* means: acknowledged before the other was sent. After a recovery there must
-//! be a **cut**, a set of operations such that (design section 1)
+//! acknowledged. *Before* means: acknowledged before the other was sent. After a recovery there
+//! must be a **cut**, a set of operations such that (design section 1)
 //!
 //! 1. whatever is before a member is a member;
 //! 2. whatever was acknowledged before the last acknowledged flush was sent is a member;

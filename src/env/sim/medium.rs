@@ -2,14 +2,16 @@
 //!
 //! # Contracts
 //!
-//! - A write is *under way* from [`Medium::begin`] to [`Medium::complete`]; meanwhile a read may see
-//!   any of its sectors, old or new, and writes under way at once land in the order of completion.
-//! - A completed write is *cached* until a flush whose [`Medium::mark`] was taken after the completion
-//!   is [`Medium::flushed`], or until a later durable write of the same sectors has completed. A
-//!   [`Durability::Durable`] write makes its own sectors durable and nothing else.
+//! - A write is *under way* from [`Medium::begin`] to [`Medium::complete`]; meanwhile a read may
+//!   see any of its sectors, old or new, and writes under way at once land in the order of
+//!   completion.
+//! - A completed write is *cached* until a flush whose [`Medium::mark`] was taken after the
+//!   completion is [`Medium::flushed`], or until a later durable write of the same sectors has
+//!   completed. A [`Durability::Durable`] write makes its own sectors durable and nothing else.
 //! - At a loss of power each sector independently keeps any version from its last durable one on,
 //!   those under way included; one under way may instead read as an error until it is rewritten.
-//! - When only the process dies, what has completed stays; each write under way arrives or does not.
+//! - When only the process dies, what has completed stays; each write under way arrives or does
+//!   not.
 
 use std::collections::BTreeSet;
 
