@@ -22,7 +22,6 @@ use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::Journal;
 use crate::mds::catalog::{Catalog, PoolSpec};
 use crate::mds::server::Server;
-use crate::observe::Counters;
 use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
 
 const POOL: PoolId = PoolId(*b"simulated pool!!");
@@ -150,7 +149,8 @@ impl Flipside {
             region,
             link,
             config: self.config,
-            counters: Rc::new(Counters::default()),
+            counters: Rc::default(),
+            latencies: Rc::default(),
         };
         let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
         Ok(Serving { env, unit })

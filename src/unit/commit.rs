@@ -29,6 +29,7 @@ use crate::env::{Disk, Env};
 use crate::format::group::GroupState;
 use crate::format::ids::{Generation, PairId, Sequence};
 use crate::format::record::Record;
+use crate::observe::Operation;
 
 impl<E: Env> Inner<E> {
     /// Makes durable all that had been acknowledged when this was called.
@@ -130,7 +131,7 @@ impl<E: Env> Inner<E> {
         }
         self.publish(volume, sequence);
         self.counters.commits.increment();
-        tracing::trace!(volume, took = ?self.env.now().since(started), "committed");
+        self.latencies.record(Operation::Commit, self.env.now().since(started));
         if self.config.settle == SettlePolicy::Always {
             self.settle_wanted.notify_one();
         }

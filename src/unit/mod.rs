@@ -60,7 +60,7 @@ use crate::journal::Journal;
 use crate::mds::client::Client;
 use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
-use crate::observe::Counters;
+use crate::observe::{Counters, Latencies};
 use crate::observe::{Gauges, VolumeGauges};
 use limits::Limits;
 use policy::Watermarks;
@@ -118,6 +118,7 @@ struct Inner<E: Env> {
     journal: Journal<RegionOf<E>>,
     mds: Client<E>,
     counters: Rc<Counters>,
+    latencies: Rc<Latencies>,
     readers: Readers,
     state: RefCell<State>,
     /// Wakes the settle task.
@@ -186,6 +187,11 @@ impl<E: Env> Unit<E> {
     /// Counters of this unit.
     pub fn counters(&self) -> Rc<Counters> {
         Rc::clone(&self.0.counters)
+    }
+
+    /// How long this unit's operations took.
+    pub fn latencies(&self) -> Rc<Latencies> {
+        Rc::clone(&self.0.latencies)
     }
 
     /// What can be measured now.

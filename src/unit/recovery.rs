@@ -36,7 +36,7 @@ use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::{Journal, Opened, RecoveredGroup};
 use crate::mds::client::Client;
 use crate::mds::records::{PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
-use crate::observe::Counters;
+use crate::observe::{Counters, Latencies};
 
 /// Where a unit of that environment keeps its journal and home.
 pub type RegionOf<E> = FlagsRegion<DeviceRegion<Latching<<E as Env>::Disk>>, <E as Env>::Nvram>;
@@ -71,6 +71,8 @@ pub struct Parts<E: Env> {
     pub config: Config,
     /// Where to count.
     pub counters: Rc<Counters>,
+    /// Where to time commits.
+    pub latencies: Rc<Latencies>,
 }
 
 /// What a recovery found.
@@ -359,6 +361,7 @@ async fn assemble<E: Env>(
         journal,
         mds,
         counters: parts.counters,
+        latencies: parts.latencies,
         readers: Readers::default(),
         state: RefCell::new(state),
         settle_wanted: Notify::new(),
