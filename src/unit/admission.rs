@@ -233,6 +233,9 @@ impl<E: Env> Inner<E> {
             return Err(Blocked::Space);
         }
         let first = state.space_queue.front().is_none_or(|(first, _)| *first == ticket);
+        if wanted > state.pool.available() && !state.may_gain_extents() {
+            return Err(Blocked::Refused(IoError::NoSpace));
+        }
         if first && wanted <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
     }
 

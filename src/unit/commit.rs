@@ -193,7 +193,9 @@ impl<E: Env> Inner<E> {
             volatile.map(|(number, device)| (number, device.disk.flush())).unzip();
         for (number, result) in numbers.into_iter().zip(join_all(flushes).await) {
             if let Err(error) = result {
-                return Err(format!("flushing {} failed: {error}", self.device_name(number)));
+                let what = format!("flushing {} failed: {error}", self.device_name(number));
+                self.device_failed(number, &what);
+                return Err(what);
             }
         }
         Ok(())
