@@ -206,7 +206,8 @@ impl<E: Env> Inner<E> {
         let state = self.state.borrow();
         let mut records = Vec::new();
         for &pair in &sealed_of(&state, volume).pairs {
-            let work = state.pairs.work(pair).expect("a pair of the sealed epoch is at work");
+            // Where a request failed before it wrote anything, nothing is left of it.
+            let Some(work) = state.pairs.work(pair) else { continue };
             if let Some(binding) = work.sealed_binding {
                 records.push(Record::Binding { pair, binding });
             }
