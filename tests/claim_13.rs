@@ -1,6 +1,8 @@
 //! '721 claims 1 and 13: many journal areas committed in one transaction, the smaller side of each
 //! copied.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use flipside::env::sim::{Crash, Faults, Limit, Machine, SimEnv};

@@ -1,5 +1,7 @@
 //! The commands on their own: wrong command lines, and devices that must be refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::fs::{self, File};

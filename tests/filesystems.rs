@@ -1,7 +1,9 @@
 //! File systems on a volume: made, filled, compared, and found clean by their own checkers.
 //!
-//! The volume is mounted as a file by nbdfuse, and a loop device over that file is what the kernel's
-//! file systems see; so all of it runs without a kernel NBD client.
+//! The volume is mounted as a file by nbdfuse, and a loop device over that file is what the
+//! kernel's file systems see; so all of it runs without a kernel NBD client.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

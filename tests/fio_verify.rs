@@ -1,5 +1,7 @@
 //! fio writes checksummed blocks of random sizes at random offsets, and reads them back.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::process::Command;

@@ -1,6 +1,8 @@
 //! Clients that send garbage, stop half-way, vanish, do not read, or come by the thousand: each
 //! harms itself only, and leaves nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::io::{Read, Write};

@@ -1,5 +1,7 @@
 //! The clients that people use, against an export in memory. `make setup` installs them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,8 @@
 //! The house rules that rustfmt and clippy do not check.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::case_sensitive_file_extension_comparisons, reason = "our own files")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

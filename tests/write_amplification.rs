@@ -1,5 +1,7 @@
 //! What reaches the device for each byte that a client writes, by the kernel's own counters.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::thread;

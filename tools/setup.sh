@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what building, testing, the demo and the benchmark need, from the distribution's packages.
-# Quick where everything is there already. Where it may not install, it lists what is missing.
+# Installs what building, testing, the demo and the benchmark need, from the distribution's
+# packages. Quick where everything is there already. Where it may not install, it lists what is
+# missing.
 set -euo pipefail
 
 # command:package

@@ -260,7 +260,8 @@ mod tests {
         #[test]
         fn ranges_and_runs(start in 0..=BLOCKS_MAX, len in 0..=BLOCKS_MAX, a in model()) {
             let end = (start + len).min(BLOCKS_MAX);
-            prop_assert_eq!(BlockSet::range(start..end).iter().collect::<Vec<_>>(), (start..end).collect::<Vec<_>>());
+            let blocks: Vec<_> = BlockSet::range(start..end).iter().collect();
+            prop_assert_eq!(blocks, (start..end).collect::<Vec<_>>());
             let runs: Vec<_> = set(&a).runs().collect();
             for pair in runs.windows(2) {
                 prop_assert!(pair[0].end < pair[1].start);

@@ -18,10 +18,10 @@
 //! | 40 or 88 | | records |
 //!
 //! **Why this order.** Nothing of a part ever changes once it is written: what changes (the link
-//! and the state) has pages of its own ([`super::status`]), because a sector that is overwritten may be
-//! unreadable after a crash, and a committed group must not be. The link is written with the group,
-//! naming a slot that is reserved already, so that writing the next group there *is* linking it.
-//! A part is written in whole sectors, not pages: the used length says how many.
+//! and the state) has pages of its own ([`super::status`]), because a sector that is overwritten
+//! may be unreadable after a crash, and a committed group must not be. The link is written with the
+//! group, naming a slot that is reserved already, so that writing the next group there *is* linking
+//! it. A part is written in whole sectors, not pages: the used length says how many.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -185,8 +185,8 @@ pub const fn parts_bound(record_bytes: usize) -> usize {
 }
 
 impl Group {
-    /// Stores the group: part `i` at `out[i * SLOT_BYTES..]`, to be written to `slots[i]`. The bytes of
-    /// each part after its used length are zeroed.
+    /// Stores the group: part `i` at `out[i * SLOT_BYTES..]`, to be written to `slots[i]`. The
+    /// bytes of each part after its used length are zeroed.
     pub fn store(&self, pool: PoolId, parts: &Parts, slots: &[u32], out: &mut [u8]) {
         assert_eq!(slots.len(), parts.count(), "a slot for each part");
         let mut records = self.records.as_slice();
@@ -263,19 +263,19 @@ impl Group {
             let part = part_in(slot)?;
             let belongs = part.sequence == head.sequence
                 && part.incarnation == head.incarnation
-                && part.parts == head.parts
-                && usize::from(part.part) == slots.len();
+                && part.count == head.count
+                && usize::from(part.number) == slots.len();
             if !belongs {
                 return None;
             }
             slots.push(slot);
             group.records.extend_from_slice(&part.records);
-            match part.next_part {
+            match part.next {
                 Some(next) => slot = next,
                 None => break,
             }
         }
-        let whole = slots.len() == usize::from(head.parts) && group.records.len() == raw.records;
+        let whole = slots.len() == usize::from(head.count) && group.records.len() == raw.records;
         whole.then_some((group, slots))
     }
 }
@@ -286,9 +286,9 @@ pub struct Part {
     /// The group it is of.
     pub sequence: Sequence,
     incarnation: Incarnation,
-    part: u16,
-    parts: u16,
-    next_part: Option<u32>,
+    number: u16,
+    count: u16,
+    next: Option<u32>,
     head: Option<Head>,
     records: Vec<Record>,
 }
@@ -334,9 +334,9 @@ impl Part {
         (records.len() == raw.records.get() as usize).then_some(Part {
             sequence: Sequence(raw.sequence.get()),
             incarnation: Incarnation(raw.incarnation.get()),
-            part: raw.part.get(),
-            parts: raw.parts.get(),
-            next_part: (raw.next_part.get() != NONE).then(|| raw.next_part.get()),
+            number: raw.part.get(),
+            count: raw.parts.get(),
+            next: (raw.next_part.get() != NONE).then(|| raw.next_part.get()),
             head,
             records,
         })
@@ -422,7 +422,10 @@ mod tests {
 
         /// Goal: a group with any bit of its used bytes flipped is no group.
         #[test]
-        fn no_bit_may_flip(records in prop::collection::vec(record(), 0..300), at in any::<prop::sample::Index>()) {
+        fn no_bit_may_flip(
+            records in prop::collection::vec(record(), 0..300),
+            at in any::<prop::sample::Index>(),
+        ) {
             let group = group(records);
             let (slots, mut stored) = store(&group);
             let used: Vec<usize> = Parts::of(&group.records).used().enumerate()

@@ -64,6 +64,7 @@ impl Slot {
     pub const BOTH: [Slot; 2] = [Slot::Zero, Slot::One];
 
     /// The side that this one is not.
+    #[must_use]
     pub fn other(self) -> Slot {
         match self {
             Slot::Zero => Slot::One,

@@ -62,8 +62,8 @@ pub struct RegionLayout {
 }
 
 impl RegionLayout {
-    /// The layout of a region of `len` bytes for so many pairs, written in sectors of `sector` bytes;
-    /// or, when it is too small, the bytes that it would need.
+    /// The layout of a region of `len` bytes for so many pairs, written in sectors of `sector`
+    /// bytes; or, when it is too small, the bytes that it would need.
     pub fn compute(len: u64, pairs: u32, sector: u32) -> Result<RegionLayout, u64> {
         let needed = Self::with_slots(pairs, sector, SLOTS_MIN).end();
         if len < needed {
@@ -109,9 +109,14 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Goal: whatever the size, the parts are in order, disjoint, inside, and use what there is.
+        /// Goal: whatever the size, the parts are in order, disjoint, inside, and use what there
+        /// is.
         #[test]
-        fn parts_fit(len in 0_u64..1 << 31, pairs in 1_u32..1 << 20, sector in prop::sample::select(vec![512_u32, 4096])) {
+        fn parts_fit(
+            len in 0_u64..1 << 31,
+            pairs in 1_u32..1 << 20,
+            sector in prop::sample::select(vec![512_u32, 4096]),
+        ) {
             match RegionLayout::compute(len, pairs, sector) {
                 Err(needed) => {
                     prop_assert!(needed > len);
@@ -119,7 +124,8 @@ mod tests {
                 }
                 Ok(layout) => {
                     prop_assert!(layout.end() <= len);
-                    prop_assert!(layout.slots == SLOTS_MAX || len - layout.end() < 4 * SLOT_BYTES as u64);
+                    let unused = len - layout.end();
+                    prop_assert!(layout.slots == SLOTS_MAX || unused < 4 * SLOT_BYTES as u64);
                     prop_assert!(layout.header.end() <= layout.status.copies[0]);
                     prop_assert!(layout.status.end() <= layout.home.copies[0]);
                     prop_assert!(layout.home.end() <= layout.slots_at);

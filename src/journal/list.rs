@@ -178,9 +178,13 @@ mod tests {
     }
 
     proptest! {
-        /// Goal: whatever is unlinked in whatever order, following the links finds exactly the rest.
+        /// Goal: whatever is unlinked in whatever order, following the links finds exactly the
+        /// rest.
         #[test]
-        fn unlinking_any_groups_leaves_the_rest(groups in 1_u64..12, rounds in prop::collection::vec(any::<u16>(), 1..6)) {
+        fn unlinking_any_groups_leaves_the_rest(
+            groups in 1_u64..12,
+            rounds in prop::collection::vec(any::<u16>(), 1..6),
+        ) {
             let mut list = list(groups, |_| Vec::new());
             let mut left: Vec<u64> = (1..=groups).collect();
             for mask in rounds {

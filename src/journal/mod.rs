@@ -12,10 +12,10 @@
 //! - **Ordering**: appends are persisted strictly one after another.
 //! - **Failure**: the first failed persist latches: every later call fails with its reason, and
 //!   what was being appended is neither acknowledged nor retried.
-//! - **Space**: an append that finds no room waits for an unlink; [`Journal::crowded`] tells the unit
-//!   in time that one is wanted. Half of the journal holds any two groups, so that an append that
-//!   waits always waits for a group that can be unlinked. The caller keeps groups within [`Journal::group_bytes_max`], of
-//!   which two fit at least.
+//! - **Space**: an append that finds no room waits for an unlink; [`Journal::crowded`] tells the
+//!   unit in time that one is wanted. Half of the journal holds any two groups, so that an append
+//!   that waits always waits for a group that can be unlinked. The caller keeps groups within
+//!   [`Journal::group_bytes_max`], of which two fit at least.
 
 mod error;
 mod layout;

@@ -1,4 +1,5 @@
-//! The packed records of message bodies, and of the store's rows, which are the same where they can.
+//! The packed records of message bodies, and of the store's rows, which are the same where they
+//! can.
 //!
 //! | operation | request's body | reply's body |
 //! | --- | --- | --- |

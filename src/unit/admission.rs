@@ -166,7 +166,7 @@ impl<E: Env> Inner<E> {
         self.check_blocks(state, parts, ticket)?;
         let needs = choose_targets(state, parts);
         self.check_room(state, volume, needs, bytes)?;
-        self.check_space(state, volume, needs, ticket)?;
+        check_space(state, volume, needs, ticket)?;
         Ok(self.join(state, volume, parts, needs, bytes))
     }
 
@@ -210,38 +210,6 @@ impl<E: Env> Inner<E> {
         Err(Blocked::EpochFull(Rc::clone(&domain.decided)))
     }
 
-    fn check_space(
-        &self,
-        state: &mut State,
-        volume: usize,
-        needs: Needs,
-        ticket: u64,
-    ) -> Result<(), Blocked> {
-        let wanted = needs.data_areas + needs.journal_areas;
-        if wanted == 0 {
-            return Ok(());
-        }
-        if u64::from(needs.data_areas) > state.pool.data_left() {
-            // Pairs that are empty, or will be when the open epoch is committed, come back.
-            let domain = &mut state.domains[volume];
-            let trimmed = domain.open.pairs.iter().any(|pair| {
-                let work = state.pairs.work(*pair);
-                work.is_some_and(|w| w.open.over(state.pairs.line(*pair).map).used().is_empty())
-            });
-            if trimmed {
-                domain.want(domain.open.number);
-            } else if state.empty.is_empty() && state.leaving == 0 && domain.sealed.is_none() {
-                return Err(Blocked::Refused(IoError::NoSpace));
-            }
-            return Err(Blocked::Space);
-        }
-        let first = state.space_queue.front().is_none_or(|(first, _)| *first == ticket);
-        if wanted > state.pool.available() && !state.may_gain_extents() {
-            return Err(Blocked::Refused(IoError::NoSpace));
-        }
-        if first && wanted <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
-    }
-
     /// The instant itself.
     fn join(
         &self,
@@ -280,6 +248,33 @@ impl<E: Env> Inner<E> {
         }
         domain.open.number
     }
+}
+
+/// Whether the extents that a request needs are there, and it is its turn to take them.
+fn check_space(state: &mut State, volume: usize, needs: Needs, ticket: u64) -> Result<(), Blocked> {
+    let wanted = needs.data_areas + needs.journal_areas;
+    if wanted == 0 {
+        return Ok(());
+    }
+    if u64::from(needs.data_areas) > state.pool.data_left() {
+        // Pairs that are empty, or will be when the open epoch is committed, come back.
+        let domain = &mut state.domains[volume];
+        let trimmed = domain.open.pairs.iter().any(|pair| {
+            let work = state.pairs.work(*pair);
+            work.is_some_and(|w| w.open.over(state.pairs.line(*pair).map).used().is_empty())
+        });
+        if trimmed {
+            domain.want(domain.open.number);
+        } else if state.empty.is_empty() && state.leaving == 0 && domain.sealed.is_none() {
+            return Err(Blocked::Refused(IoError::NoSpace));
+        }
+        return Err(Blocked::Space);
+    }
+    let first = state.space_queue.front().is_none_or(|(first, _)| *first == ticket);
+    if wanted > state.pool.available() && !state.may_gain_extents() {
+        return Err(Blocked::Refused(IoError::NoSpace));
+    }
+    if first && wanted <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
 }
 
 /// Decides where each block goes, and what that takes.
@@ -377,7 +372,7 @@ impl<E: Env> Admitted<'_, E> {
         }
         if let Outcome::Torn(reason) = outcome {
             domain.fail(reason);
-            self.unit.wake_everyone(state);
+            state.wake_everyone();
         }
     }
 }
@@ -388,7 +383,7 @@ impl<E: Env> Drop for Admitted<'_, E> {
             && let Ok(mut state) = self.unit.state.try_borrow_mut()
         {
             state.domains[self.volume].fail("a request was abandoned half-way");
-            self.unit.wake_everyone(&mut state);
+            state.wake_everyone();
         }
     }
 }

@@ -75,10 +75,10 @@ impl<E: Env> Inner<E> {
                 return;
             }
             if let Err(reason) = self.commit_once(volume).await {
-                tracing::error!(volume, %reason, "a commit failed; the volume takes no more writes");
+                tracing::error!(volume, %reason, "a commit failed: no more writes are taken");
                 let mut state = self.state.borrow_mut();
                 state.domains[volume].fail(&reason);
-                self.wake_everyone(&mut state);
+                state.wake_everyone();
                 return;
             }
         }
@@ -104,7 +104,7 @@ impl<E: Env> Inner<E> {
             if age >= interval {
                 return;
             }
-            let timer = Box::pin(self.env.sleep(interval - age));
+            let timer = Box::pin(self.env.sleep(interval.saturating_sub(age)));
             if let Either::Left(_) = select(timer, Box::pin(wake.notified())).await {}
         }
     }

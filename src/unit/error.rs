@@ -28,7 +28,8 @@ pub enum IoError {
     DeviceRead(Arc<str>),
     /// The volume takes no more writes, because it could no longer keep its promise.
     #[error(
-        "the volume takes no more writes, because {0}; restart the target to go back to the last commit"
+        "the volume takes no more writes, because {0}; restart the target to go back to the last \
+         commit"
     )]
     Latched(Arc<str>),
     /// The target is stopping.

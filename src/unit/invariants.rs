@@ -7,8 +7,8 @@ use crate::env::Env;
 use crate::format::ids::{ExtentId, PairId};
 
 impl<E: Env> Unit<E> {
-    /// Checks that the unit's state agrees with itself: no block without an extent, no extent in two
-    /// places, none lost, every volume's pairs its own. Returns what does not.
+    /// Checks that the unit's state agrees with itself: no block without an extent, no extent in
+    /// two places, none lost, every volume's pairs its own. Returns what does not.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.0.check_extents()?;
         self.0.check_volumes()

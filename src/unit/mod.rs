@@ -148,19 +148,6 @@ impl<E: Env> Inner<E> {
         (device, at.expect("the device contains the extent") + offset_in_extent)
     }
 
-    /// Wakes whoever waits for anything, to look again.
-    fn wake_everyone(&self, state: &mut State) {
-        for (_, work) in state.pairs.working() {
-            work.waiters.iter().for_each(|waiter| waiter.wake.notify_one());
-        }
-        for (_, wake) in &state.space_queue {
-            wake.notify_one();
-        }
-        for domain in &state.domains {
-            domain.decided.notify_waiters();
-        }
-    }
-
     /// A device takes no more writes: the domains that have extents there stop, and no other gets
     /// any.
     fn device_failed(&self, number: usize, reason: &str) {
@@ -182,7 +169,7 @@ impl<E: Env> Inner<E> {
             domain.fail(reason);
         }
         state.pool.withdraw(ExtentRun { start: on.first, count: on.count });
-        self.wake_everyone(state);
+        state.wake_everyone();
     }
 
     /// Stops every domain: the journal failed, and nothing can be made durable any more.
@@ -192,7 +179,7 @@ impl<E: Env> Inner<E> {
         for domain in &mut state.domains {
             domain.fail(reason);
         }
-        self.wake_everyone(&mut state);
+        state.wake_everyone();
     }
 }
 
@@ -280,7 +267,7 @@ impl<E: Env> Unit<E> {
         {
             let mut state = self.0.state.borrow_mut();
             state.stopping = true;
-            self.0.wake_everyone(&mut state);
+            state.wake_everyone();
         }
         let committed = self.commit(None).await;
         if committed.is_ok() {
@@ -290,7 +277,7 @@ impl<E: Env> Unit<E> {
                 .await
                 .map_err(|error| IoError::Latched(error.to_string().into()))?;
             if let Err(error) = self.0.tell().await {
-                tracing::warn!(%error, "the metadata server was not told; it will be at the next start");
+                tracing::warn!(%error, "the metadata server will be told at the next start");
             }
         }
         self.0.stop();

@@ -143,7 +143,10 @@ mod tests {
     proptest! {
         /// Goal: what is chosen is what sorting would choose.
         #[test]
-        fn the_cheapest_come_first(all in prop::collection::vec((0_usize..9, 0_u64..9), 0..40), count in 0_usize..50) {
+        fn the_cheapest_come_first(
+            all in prop::collection::vec((0_usize..9, 0_u64..9), 0..40),
+            count in 0_usize..50,
+        ) {
             let candidates: Vec<_> = all.iter().enumerate()
                 .map(|(pair, &(cost, touched))| Candidate { pair, cost, touched }).collect();
             let mut sorted = candidates.clone();

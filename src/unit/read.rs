@@ -9,7 +9,7 @@ use super::error::IoError;
 use super::request::extents;
 use super::write::{Piece, Pieces, push_piece};
 use crate::env::{Disk, Env};
-use crate::format::blocks::{BlockMap, BlockSet};
+use crate::format::blocks::BlockSet;
 use crate::format::ids::Slot;
 use crate::uring::buffers::Buf;
 
@@ -70,7 +70,7 @@ impl<E: Env> Inner<E> {
                 buf.as_mut_slice()[start..at].fill(0);
                 continue;
             };
-            let seen = self.visible(&state, pair);
+            let seen = state.visible(pair);
             for run in (wanted - seen.used()).runs() {
                 buf.as_mut_slice()[place(run.start)..place(run.end)].fill(0);
             }
@@ -86,19 +86,6 @@ impl<E: Env> Inner<E> {
                 let range = place(run.start)..place(run.end);
                 push_piece(pieces, Piece { device, offset, range });
             }
-        }
-    }
-
-    /// Where the newest visible contents of a pair's blocks lie.
-    pub(super) fn visible(
-        &self,
-        state: &super::state::State,
-        pair: crate::format::ids::PairId,
-    ) -> BlockMap {
-        let committed = state.pairs.line(pair).map;
-        match state.pairs.work(pair) {
-            Some(work) => work.open.over(work.sealed.over(committed)),
-            None => committed,
         }
     }
 }

@@ -97,8 +97,8 @@ fn local(blocks: &Range<u64>, first: u64, geometry: Geometry) -> BlockSet {
     }
 }
 
-/// The extents of a range of blocks: for each, its place in the volume, the range of its own blocks, and
-/// the number of its first block.
+/// The extents of a range of blocks: for each, its place in the volume, the range of its own
+/// blocks, and the number of its first block.
 pub fn extents(
     blocks: Range<u64>,
     geometry: Geometry,
@@ -127,7 +127,11 @@ mod tests {
         /// Goal: every byte of a request is written or made unused exactly as its kind says, in the
         /// right block of the right extent.
         #[test]
-        fn splitting_covers_each_byte(offset in 0_u64..300_000, len in 1_u64..300_000, kind in 0..3_usize) {
+        fn splitting_covers_each_byte(
+            offset in 0_u64..300_000,
+            len in 1_u64..300_000,
+            kind in 0..3_usize,
+        ) {
             let change = [Change::Write, Change::Zero, Change::Trim][kind];
             let geometry = Geometry::new(4096, 65536).unwrap();
             let span = Span { offset, len };

@@ -115,8 +115,8 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Waits until there may be something to settle; says whether that is because no request came for
-    /// a while, which only the policy `idle` looks for.
+    /// Waits until there may be something to settle; says whether that is because no request came
+    /// for a while, which only the policy `idle` looks for.
     async fn settle_turn(&self, requests: &mut u64) -> bool {
         if self.config.settle != SettlePolicy::Idle {
             self.settle_wanted.notified().await;
@@ -174,7 +174,7 @@ impl<E: Env> Inner<E> {
         if self.state.borrow().shunned.is_empty() {
             if !self.state.borrow().may_gain_extents() {
                 // They will be told that there is no room.
-                self.wake_everyone(&mut self.state.borrow_mut());
+                self.state.borrow().wake_everyone();
             }
             return false;
         }
@@ -361,7 +361,7 @@ impl<E: Env> Inner<E> {
             })?;
             let mut state = self.state.borrow_mut();
             for item in items {
-                self.leave(&mut state, item);
+                leave(&mut state, item);
             }
             self.journal.publish(sequence);
         }
@@ -373,23 +373,6 @@ impl<E: Env> Inner<E> {
         use crate::format::blocks::BLOCKS_MAX;
         use crate::format::record::{BINDING_BYTES, PLACE_BYTES};
         (self.limits.epoch_record_bytes / (BINDING_BYTES + BLOCKS_MAX / 2 * PLACE_BYTES)).max(1)
-    }
-
-    fn leave(&self, state: &mut State, item: &Item) {
-        let line = state.pairs.line_mut(item.pair);
-        assert_eq!(line.binding, item.binding, "a pair that is settled is not changed by others");
-        line.map.set(item.settlement.copy, Location::At(item.settlement.keep));
-        line.binding = item.after();
-        assert!(line.is_sound(), "{} is settled to what cannot be", item.pair);
-        if item.is_release() {
-            let (id, logical) = item.binding.owner.expect("an empty pair belongs to something");
-            let volume = state.volumes.iter_mut().find(|volume| volume.id == id);
-            volume.expect("its volume is there").set_pair(logical, None);
-        }
-        state.leaving += item.freed().count() as u32;
-        state.line_changed(item.pair);
-        state.untold.remove(&item.pair);
-        end_settling(state, item.pair);
     }
 
     /// Tells the metadata server in one transaction, and frees what the pairs left.
@@ -411,6 +394,24 @@ impl<E: Env> Inner<E> {
         state.wake_space();
         Ok(())
     }
+}
+
+/// Makes a hardened settlement so in memory.
+fn leave(state: &mut State, item: &Item) {
+    let line = state.pairs.line_mut(item.pair);
+    assert_eq!(line.binding, item.binding, "a pair that is settled is not changed by others");
+    line.map.set(item.settlement.copy, Location::At(item.settlement.keep));
+    line.binding = item.after();
+    assert!(line.is_sound(), "{} is settled to what cannot be", item.pair);
+    if item.is_release() {
+        let (id, logical) = item.binding.owner.expect("an empty pair belongs to something");
+        let volume = state.volumes.iter_mut().find(|volume| volume.id == id);
+        volume.expect("its volume is there").set_pair(logical, None);
+    }
+    state.leaving += item.freed().count() as u32;
+    state.line_changed(item.pair);
+    state.untold.remove(&item.pair);
+    end_settling(state, item.pair);
 }
 
 fn end_settling(state: &mut State, pair: PairId) {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::block::Pending;
 use super::pool::{ExtentPool, Numbers};
 use crate::env::Moment;
-use crate::format::blocks::BlockSet;
+use crate::format::blocks::{BlockMap, BlockSet};
 use crate::format::home::{Line, home_page};
 use crate::format::ids::{LogicalExtent, PairId, VolumeId};
 use crate::format::record::Binding;
@@ -365,6 +365,24 @@ impl State {
     pub fn wake_space(&self) {
         if let Some((_, wake)) = self.space_queue.front() {
             wake.notify_one();
+        }
+    }
+
+    /// Wakes whoever waits for anything, to look again.
+    pub fn wake_everyone(&self) {
+        for (_, work) in self.pairs.working() {
+            work.waiters.iter().for_each(|waiter| waiter.wake.notify_one());
+        }
+        self.space_queue.iter().for_each(|(_, wake)| wake.notify_one());
+        self.domains.iter().for_each(|domain| domain.decided.notify_waiters());
+    }
+
+    /// Where the newest visible contents of a pair's blocks lie.
+    pub fn visible(&self, pair: PairId) -> BlockMap {
+        let committed = self.pairs.line(pair).map;
+        match self.pairs.work(pair) {
+            Some(work) => work.open.over(work.sealed.over(committed)),
+            None => committed,
         }
     }
 

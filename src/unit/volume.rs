@@ -17,7 +17,8 @@ use crate::uring::buffers::Buf;
 ///
 /// - **Buffers**: a request's buffer is as large as [`Volume::buffer_for`] says, and its bytes lie
 ///   where that says.
-/// - **Durability**: [`Volume::flush`] makes durable all that had been acknowledged when it was called.
+/// - **Durability**: [`Volume::flush`] makes durable all that had been acknowledged when it was
+///   called.
 /// - **Atomicity**: a write is in the image after a crash wholly or not at all; trims and
 ///   write-zeroes of more than [`Volume::zero_max`] bytes are, piece by piece of that size.
 pub struct Volume<E: Env> {

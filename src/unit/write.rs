@@ -49,8 +49,8 @@ pub(super) fn push_piece(pieces: &mut Pieces, piece: Piece) {
 }
 
 impl<E: Env> Inner<E> {
-    /// Writes `len` bytes that lie in `buf` from `span.offset % block` on. The buffer holds all blocks
-    /// that the span touches, and two more where it does not begin and end at blocks.
+    /// Writes `len` bytes that lie in `buf` from `span.offset % block` on. The buffer holds all
+    /// blocks that the span touches, and two more where it does not begin and end at blocks.
     pub(super) async fn write(
         &self,
         volume: usize,
@@ -61,7 +61,7 @@ impl<E: Env> Inner<E> {
         let admitted = self.admit(volume, parts, span.len).await?;
         let done = self.carry_out(volume, &admitted, span, &mut buf).await;
         self.counters.writes.increment();
-        self.conclude(admitted, done)
+        conclude(admitted, done)
     }
 
     /// Makes a span read as zeros: whole blocks become unused, the rest is written.
@@ -70,44 +70,20 @@ impl<E: Env> Inner<E> {
         let edges = parts.iter().any(|part| !part.write.is_empty());
         if !edges {
             let admitted = self.admit(volume, parts, 0).await?;
-            return self.conclude(admitted, Ok(()));
+            return conclude(admitted, Ok(()));
         }
         // The edges are written as whole blocks, read-modify-write, from a small buffer.
         let block = self.geometry.block_size() as usize;
         let mut buf = self.env.buffers().acquire(2 * block).await;
         let admitted = self.admit(volume, parts, 0).await?;
         let done = self.zero_edges(volume, &admitted, span, &mut buf).await;
-        self.conclude(admitted, done)
+        conclude(admitted, done)
     }
 
     /// Makes the whole blocks of a span unused.
     pub(super) async fn trim(&self, volume: usize, span: Span) -> Result<u64, IoError> {
         let admitted = self.admit(volume, split(Change::Trim, span, self.geometry), 0).await?;
-        self.conclude(admitted, Ok(()))
-    }
-
-    fn conclude(
-        &self,
-        admitted: Admitted<'_, E>,
-        done: Result<(), Failure>,
-    ) -> Result<u64, IoError> {
-        let epoch = admitted.epoch;
-        match done {
-            Ok(()) => {
-                admitted.finish(Outcome::Written);
-                Ok(epoch)
-            }
-            Err(Failure::Untouched(error)) => {
-                admitted.finish(Outcome::Nothing);
-                Err(error)
-            }
-            Err(Failure::Torn(error)) => {
-                let reason = error.to_string();
-                tracing::error!(reason, "a write failed");
-                admitted.finish(Outcome::Torn(&reason));
-                Err(error)
-            }
-        }
+        conclude(admitted, Ok(()))
     }
 
     /// The device writes of an admitted write.
@@ -139,7 +115,7 @@ impl<E: Env> Inner<E> {
             self.read_block(volume, blocks.start, buf, scratch).await?;
             buf.as_mut_slice().copy_within(scratch..scratch + head, 0);
         }
-        if tail_at % block > 0 {
+        if !tail_at.is_multiple_of(block) {
             self.read_block(volume, blocks.end - 1, buf, scratch + block).await?;
             let from = scratch + block + tail_at % block;
             buf.as_mut_slice().copy_within(from..scratch + 2 * block, tail_at);
@@ -256,5 +232,26 @@ impl<E: Env> Inner<E> {
             }
         }
         Ok(())
+    }
+}
+
+/// Ends an admitted request as it went, and says in which epoch it was.
+fn conclude<E: Env>(admitted: Admitted<'_, E>, done: Result<(), Failure>) -> Result<u64, IoError> {
+    let epoch = admitted.epoch;
+    match done {
+        Ok(()) => {
+            admitted.finish(Outcome::Written);
+            Ok(epoch)
+        }
+        Err(Failure::Untouched(error)) => {
+            admitted.finish(Outcome::Nothing);
+            Err(error)
+        }
+        Err(Failure::Torn(error)) => {
+            let reason = error.to_string();
+            tracing::error!(reason, "a write failed");
+            admitted.finish(Outcome::Torn(&reason));
+            Err(error)
+        }
     }
 }

@@ -100,7 +100,12 @@ mod tests {
     proptest! {
         /// Goal: blocks given out never overlap, and all that is given back merges into the whole.
         #[test]
-        fn blocks_are_disjoint_and_merge(steps in prop::collection::vec((0..=ORDER_MAX, any::<bool>(), any::<u16>()), 1..200)) {
+        fn blocks_are_disjoint_and_merge(
+            steps in prop::collection::vec(
+                (0..=ORDER_MAX, any::<bool>(), any::<u16>()),
+                1..200,
+            ),
+        ) {
             let mut buddy = Buddy::new(3);
             let mut held: Vec<(u32, u8)> = Vec::new();
             for (order, take, pick) in steps {

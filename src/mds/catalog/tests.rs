@@ -219,7 +219,8 @@ proptest! {
             let generation = generation as u32 + 1;
             let batch = match what {
                 0 => {
-                    catalog.allocate(unit, if a % 2 == 0 { Use::Data } else { Use::Journal }, b % 9);
+                    let purpose = if a % 2 == 0 { Use::Data } else { Use::Journal };
+                    catalog.allocate(unit, purpose, b % 9);
                     continue;
                 }
                 1 => {

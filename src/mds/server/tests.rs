@@ -214,7 +214,8 @@ impl StorageBackend for Small {
     }
 }
 
-/// Goal: a store that is full refuses with that reason, for good, and has lost nothing acknowledged.
+/// Goal: a store that is full refuses with that reason, for good, and has lost nothing
+/// acknowledged.
 #[test]
 fn a_full_store() {
     let memory = Memory::default();
