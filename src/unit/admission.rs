@@ -236,6 +236,7 @@ impl<E: Env> Inner<E> {
             return Err(self.wait_for_space());
         }
         let first = state.space_queue.front().is_none_or(|(first, _)| *first == ticket);
+<<<<<<< HEAD
         if first && wanted <= state.pool.available() { Ok(()) } else { Err(self.wait_for_space()) }
     }
 
@@ -246,6 +247,12 @@ impl<E: Env> Inner<E> {
         latched.map_or(Blocked::Space, |reason| {
             Blocked::Refused(IoError::Latched(reason.to_string().into()))
         })
+=======
+        if wanted > state.pool.available() && !state.may_gain_extents() {
+            return Err(Blocked::Refused(IoError::NoSpace));
+        }
+        if first && wanted <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
+>>>>>>> main
     }
 
     /// The instant itself.

@@ -193,7 +193,9 @@ impl<E: Env> Inner<E> {
             volatile.map(|(number, device)| (number, device.disk.flush())).unzip();
         for (number, result) in numbers.into_iter().zip(join_all(flushes).await) {
             if let Err(error) = result {
-                return Err(format!("flushing {} failed: {error}", self.device_name(number)));
+                let what = format!("flushing {} failed: {error}", self.device_name(number));
+                self.device_failed(number, &what);
+                return Err(what);
             }
         }
         Ok(())
@@ -204,7 +206,8 @@ impl<E: Env> Inner<E> {
         let state = self.state.borrow();
         let mut records = Vec::new();
         for &pair in &sealed_of(&state, volume).pairs {
-            let work = state.pairs.work(pair).expect("a pair of the sealed epoch is at work");
+            // A pair of which nothing was written after all, for want of a read, has left.
+            let Some(work) = state.pairs.work(pair) else { continue };
             if let Some(binding) = work.sealed_binding {
                 records.push(Record::Binding { pair, binding });
             }

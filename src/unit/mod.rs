@@ -41,6 +41,7 @@ mod volume;
 mod write;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ pub use volume::Volume;
 
 use crate::env::latch::Latching;
 use crate::env::{Disk, Env};
-use crate::format::ids::{ExtentId, VolumeId};
+use crate::format::ids::{ExtentId, ExtentRun, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::Journal;
 use crate::mds::client::Client;
@@ -97,6 +98,8 @@ impl Default for Config {
 pub(crate) struct Device<E: Env> {
     disk: Latching<E::Disk>,
     extents: DeviceExtents,
+    /// A write or flush failed: nothing more is put there.
+    failed: Cell<bool>,
 }
 
 /// A storage unit. Cheap to clone: a handle.
@@ -156,6 +159,30 @@ impl<E: Env> Inner<E> {
         for domain in &state.domains {
             domain.decided.notify_waiters();
         }
+    }
+
+    /// A device takes no more writes: the domains that have extents there stop, and no other gets
+    /// any.
+    fn device_failed(&self, number: usize, reason: &str) {
+        let device = &self.devices[number];
+        if device.failed.replace(true) {
+            return;
+        }
+        tracing::error!(reason, "a device takes no more writes");
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let on = device.extents;
+        let affected: BTreeSet<VolumeId> = state
+            .pairs
+            .bindings()
+            .filter(|binding| binding.extents.into_iter().flatten().any(|e| on.contains(e)))
+            .filter_map(|binding| binding.owner.map(|(volume, _)| volume))
+            .collect();
+        for domain in state.domains.iter_mut().filter(|domain| affected.contains(&domain.id)) {
+            domain.fail(reason);
+        }
+        state.pool.withdraw(ExtentRun { start: on.first, count: on.count });
+        self.wake_everyone(state);
     }
 
     /// Stops every domain: the journal failed, and nothing can be made durable any more.

@@ -317,6 +317,7 @@ fn build_state(
         domains,
         journaled: BTreeMap::new(),
         empty: BTreeSet::new(),
+        shunned: BTreeSet::new(),
         untold: BTreeSet::new(),
         stale_pages: BTreeSet::new(),
         space_queue: VecDeque::new(),
@@ -349,7 +350,7 @@ async fn assemble<E: Env>(
     let devices = parts
         .devices
         .into_iter()
-        .map(|Member { disk, extents }| Device { disk, extents })
+        .map(|Member { disk, extents }| Device { disk, extents, failed: Cell::new(false) })
         .collect();
     Ok(Unit(Rc::new(Inner {
         env: parts.env,
