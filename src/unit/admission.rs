@@ -233,26 +233,13 @@ impl<E: Env> Inner<E> {
             } else if state.empty.is_empty() && state.leaving == 0 && domain.sealed.is_none() {
                 return Err(Blocked::Refused(IoError::NoSpace));
             }
-            return Err(self.wait_for_space());
+            return Err(Blocked::Space);
         }
         let first = state.space_queue.front().is_none_or(|(first, _)| *first == ticket);
-<<<<<<< HEAD
-        if first && wanted <= state.pool.available() { Ok(()) } else { Err(self.wait_for_space()) }
-    }
-
-    /// A request waits for a settle, but not where a device has failed: settles may never again
-    /// come to an end then.
-    fn wait_for_space(&self) -> Blocked {
-        let latched = self.devices.iter().find_map(|device| device.disk.latched());
-        latched.map_or(Blocked::Space, |reason| {
-            Blocked::Refused(IoError::Latched(reason.to_string().into()))
-        })
-=======
         if wanted > state.pool.available() && !state.may_gain_extents() {
             return Err(Blocked::Refused(IoError::NoSpace));
         }
         if first && wanted <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
->>>>>>> main
     }
 
     /// The instant itself.

@@ -101,9 +101,7 @@ impl<E: Env> Inner<E> {
                     if !waited_for || !self.gain_extents().await {
                         break;
                     }
-                    self.wake_space_if_latched();
                 } else if !self.settle_batch(batch).await {
-                    self.wake_space_if_latched();
                     // Nothing could be settled now; what is in the way comes to an end by itself.
                     self.env.sleep(RETRY_AFTER).await;
                 }
@@ -114,14 +112,6 @@ impl<E: Env> Inner<E> {
             if self.stopped.get() {
                 return;
             }
-        }
-    }
-
-    /// Lets those who wait for extents look again where a device has failed: they are refused.
-    fn wake_space_if_latched(&self) {
-        if self.devices.iter().any(|device| device.disk.latched().is_some()) {
-            let state = self.state.borrow();
-            state.space_queue.iter().for_each(|(_, wake)| wake.notify_one());
         }
     }
 
