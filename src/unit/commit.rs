@@ -206,7 +206,7 @@ impl<E: Env> Inner<E> {
         let state = self.state.borrow();
         let mut records = Vec::new();
         for &pair in &sealed_of(&state, volume).pairs {
-            // A pair of which nothing was written after all, for want of a read, has left.
+            // Where a request failed before it wrote anything, nothing is left of it.
             let Some(work) = state.pairs.work(pair) else { continue };
             if let Some(binding) = work.sealed_binding {
                 records.push(Record::Binding { pair, binding });
