@@ -18,7 +18,7 @@
 //!   which two fit at least.
 
 mod error;
-mod layout;
+pub mod layout;
 mod list;
 mod open;
 mod pages;
