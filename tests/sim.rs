@@ -22,8 +22,8 @@ fn number(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
-/// Goal: no promise is broken, nothing hangs and nothing is lost, whatever the seed; and a seed runs
-/// the same way every time.
+/// Goal: no promise is broken, nothing hangs and nothing is lost, whatever the seed; a seed runs the
+/// same way every time.
 #[test]
 fn seeds_keep_every_promise() {
     let loud = number("FLIPSIDE_TRACE").is_some_and(|loud| loud > 0);

@@ -37,7 +37,6 @@ use crate::mds::backend::RegionBackend;
 use crate::mds::catalog::Catalog;
 use crate::mds::redb_store::RedbStore;
 use crate::mds::{embedded, server, wire};
-use crate::observe::{Counters, Latencies};
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
 
 /// Memory for all I/O, in bytes.
@@ -111,8 +110,7 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
     let (clients, operators) = bind(&args, pool)?;
     let (link, metadata_server) = start_metadata_server(first)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
-    let counters = Rc::new(Counters::default());
-    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link, &counters)));
+    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link)));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
         Either::Left((recovered, _)) => recovered?,
@@ -123,7 +121,7 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
     };
     let recovery = Recovery::from(report);
     info!(%pool, ?recovery, "recovered");
-    let latencies = Rc::new(Latencies::default());
+    let (counters, latencies) = (unit.counters(), unit.latencies());
     let (ring, buffers) = (env.ring(), env.buffers());
     let server: Server<Volume<OsEnv>> =
         Server::new(ring, buffers, Limits::default(), Rc::clone(&counters), Rc::clone(&latencies))?;
@@ -186,13 +184,7 @@ fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)>
 }
 
 /// What the unit is made of.
-fn parts(
-    env: &OsEnv,
-    args: &Args,
-    members: &[PoolMember],
-    link: OsLink,
-    counters: &Rc<Counters>,
-) -> UnitParts<OsEnv> {
+fn parts(env: &OsEnv, args: &Args, members: &[PoolMember], link: OsLink) -> UnitParts<OsEnv> {
     let [first, ..] = members else { unreachable!("a pool has a device") };
     let devices: Vec<_> = members
         .iter()
@@ -217,7 +209,8 @@ fn parts(
             settle: args.settle.into(),
             ..Config::default()
         },
-        counters: Rc::clone(counters),
+        counters: Rc::default(),
+        latencies: Rc::default(),
     }
 }
 

@@ -29,7 +29,7 @@
 //!
 //! Magic and version first: any later version can be told from damage whatever else it changes.
 //! The CRC is last, so that a copy of which only the first sectors arrived does not verify. The
-//! list of devices is on every device: whichever of them is shown, it can be said which are missing.
+//! list of devices is on every one of them: whichever is shown, it can be said which are missing.
 //!
 //! # Contracts
 //!

@@ -22,7 +22,6 @@ use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::Journal;
 use crate::mds::catalog::{Catalog, PoolSpec};
 use crate::mds::server::Server;
-use crate::observe::Counters;
 use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
 
 const POOL: PoolId = PoolId(*b"simulated pool!!");
@@ -103,12 +102,11 @@ impl Flipside {
             catalog.create_volume(&format!("vol{number}"), *size).map_err(|e| wrong(&e))?;
         }
         catalog.commit().map_err(|e| wrong(&e))?;
-        match env.nvram().filter(|_| self.nvram) {
-            Some(nvram) => self.make_region(&env, nvram).await,
-            None => {
-                let region = DeviceRegion::new(env.disk(0), 0, self.region_len);
-                self.make_region(&env, region).await
-            }
+        if let Some(nvram) = env.nvram() {
+            self.make_region(&env, nvram).await
+        } else {
+            let region = DeviceRegion::new(env.disk(0), 0, self.region_len);
+            self.make_region(&env, region).await
         }
     }
 
@@ -131,7 +129,7 @@ impl Flipside {
         let server = Server::new(catalog).map_err(|error| error.to_string())?;
         env.serve(Box::new(server));
         let disks: Vec<_> = env.disks().into_iter().map(Latching::new).collect();
-        let region = match env.nvram().filter(|_| self.nvram) {
+        let region = match env.nvram() {
             Some(nvram) => FlagsRegion::Nvram(nvram),
             None => FlagsRegion::Device(DeviceRegion::new(disks[0].clone(), 0, self.region_len)),
         };
@@ -150,7 +148,8 @@ impl Flipside {
             region,
             link,
             config: self.config,
-            counters: Rc::new(Counters::default()),
+            counters: Rc::default(),
+            latencies: Rc::default(),
         };
         let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
         Ok(Serving { env, unit })

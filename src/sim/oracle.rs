@@ -1,47 +1,41 @@
 //! The reference model of a volume: which images a crash may leave, and what a read may return.
 //!
 //! The log holds every operation that changes a volume, with the moments at which it was sent and
-//! acknowledged. *Before* means: acknowledged before the other was sent. After a recovery there must
-//! be a **cut**, a set of operations such that (design section 1)
+//! acknowledged. *Before* means: acknowledged before the other was sent. After a recovery there
+//! must be a **cut**, a set of operations such that (design section 1)
 //!
 //! 1. whatever is before a member is a member;
 //! 2. whatever was acknowledged before the last acknowledged flush was sent is a member;
 //! 3. some order of the members, one that respects *before*, leaves exactly the image that is seen:
 //!    each member whole, and nothing else.
 //!
-//! # How a cut is looked for
-//!
-//! Members are what the image shows and what promise 2 demands, closed under *before*. Nothing is
-//! gained by more members: each only demands to be overwritten wherever it is not seen. The exception
-//! are operations that leave zeros, since zeros do not tell who wrote them: where zeros are seen over
-//! something, the earliest one that may have left them joins. Then the order must exist: at each
-//! granule everyone else comes before the one seen, and there may be no circle.
+//! How one is looked for: [`super::cut`].
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 
+use super::cut;
 use super::stamp::{self, Seen, Stamp, ZEROS};
 
 /// An operation that changes a volume.
 #[derive(Clone, Debug)]
-struct Op {
-    stamp: Stamp,
-    granules: Range<u32>,
-    zeros: bool,
-    durable: bool,
-    sent: u64,
+pub(super) struct Op {
+    pub stamp: Stamp,
+    pub granules: Range<u32>,
+    pub zeros: bool,
+    pub durable: bool,
+    pub sent: u64,
     /// When it was acknowledged; never, where it failed or is under way.
-    acknowledged: Option<u64>,
-    failed: bool,
+    pub acknowledged: Option<u64>,
+    pub failed: bool,
 }
 
 impl Op {
-    fn is_before(&self, other: &Op) -> bool {
+    pub fn is_before(&self, other: &Op) -> bool {
         self.acknowledged.is_some_and(|at| at < other.sent)
     }
 
-    fn covers(&self, granule: u32) -> bool {
+    pub fn covers(&self, granule: u32) -> bool {
         self.granules.contains(&granule)
     }
 
@@ -190,11 +184,24 @@ impl Oracle {
         for (number, bytes) in (0..).zip(image.chunks_exact(self.granule)) {
             seen.push(self.seen(number, bytes)?);
         }
-        Cut::find(self, &seen)?;
+        cut::find(self, &seen)?;
         self.base = seen;
         self.ops.clear();
         self.flushed = 0;
         Ok(())
+    }
+
+    pub(super) fn ops(&self) -> &[Op] {
+        &self.ops
+    }
+
+    /// Whether promise 2 demands the operation.
+    pub(super) fn is_due(&self, op: &Op) -> bool {
+        op.acknowledged.is_some_and(|at| op.durable || at < self.flushed)
+    }
+
+    pub(super) fn base(&self, granule: u32) -> Stamp {
+        self.base[granule as usize]
     }
 
     fn seen(&self, number: u32, bytes: &[u8]) -> Result<Stamp, Violation> {
@@ -208,7 +215,13 @@ impl Oracle {
         }
     }
 
-    fn violation(&self, promise: u8, granule: u32, seen: Stamp, what: &str) -> Violation {
+    pub(super) fn violation(
+        &self,
+        promise: u8,
+        granule: u32,
+        seen: Stamp,
+        what: &str,
+    ) -> Violation {
         let volume = self.volume;
         let base = self.base[granule as usize];
         let mut text = format!(
@@ -226,239 +239,6 @@ impl Oracle {
         self.clock += 1;
         self.clock
     }
-}
-
-/// The search for a cut.
-struct Cut<'a> {
-    oracle: &'a Oracle,
-    ops: &'a [Op],
-    seen: &'a [Stamp],
-    /// Who covers each granule, by index into `ops`.
-    over: Vec<Vec<u32>>,
-    /// Who is seen at each granule; nobody where the base is.
-    by_stamp: BTreeMap<Stamp, u32>,
-    member: Vec<bool>,
-    /// Granule and reason where an operation cannot be a member.
-    barred: Vec<Option<u32>>,
-}
-
-impl<'a> Cut<'a> {
-    fn find(oracle: &'a Oracle, seen: &'a [Stamp]) -> Result<(), Violation> {
-        let ops = &oracle.ops[..];
-        let mut over = vec![Vec::new(); seen.len()];
-        for (op, index) in ops.iter().zip(0..) {
-            op.granules.clone().for_each(|granule| over[granule as usize].push(index));
-        }
-        let by_stamp =
-            ops.iter().zip(0..).filter(|(op, _)| !op.zeros).map(|(op, i)| (op.stamp, i)).collect();
-        let must = |op: &Op| op.acknowledged.is_some_and(|at| op.durable || at < oracle.flushed);
-        let member = ops.iter().map(must).collect();
-        let barred = vec![None; ops.len()];
-        let mut cut = Cut { oracle, ops, seen, over, by_stamp, member, barred };
-        cut.take_what_is_seen()?;
-        cut.close();
-        while cut.explain_zeros()? {
-            cut.close();
-        }
-        cut.check_members()?;
-        cut.check_order()
-    }
-
-    fn op(&self, index: u32) -> &'a Op {
-        &self.ops[index as usize]
-    }
-
-    fn is_member(&self, index: u32) -> bool {
-        self.member[index as usize]
-    }
-
-    /// The index of the write seen at a granule.
-    fn writer(&self, granule: u32) -> Option<u32> {
-        self.by_stamp.get(&self.seen[granule as usize]).copied()
-    }
-
-    /// Every write that is seen is a member; whoever would have replaced what is seen is not.
-    fn take_what_is_seen(&mut self) -> Result<(), Violation> {
-        for granule in 0..self.seen.len() as u32 {
-            let seen = self.seen[granule as usize];
-            let writer = self.writer(granule);
-            if let Some(writer) = writer {
-                assert!(self.op(writer).covers(granule), "a stamp says where it belongs");
-                self.member[writer as usize] = true;
-            } else if seen != ZEROS && seen != self.oracle.base[granule as usize] {
-                let what = "it is neither the base nor written since: it was replaced long ago";
-                return Err(self.oracle.violation(5, granule, seen, what));
-            }
-            for &other in &self.over[granule as usize] {
-                let replaces = match writer {
-                    Some(writer) => self.op(writer).is_before(self.op(other)),
-                    None => seen != ZEROS,
-                };
-                if replaces {
-                    self.barred[other as usize].get_or_insert(granule);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whatever is before a member is a member.
-    fn close(&mut self) {
-        let members = self.ops.iter().zip(&self.member).filter(|(_, member)| **member);
-        let Some(last) = members.map(|(op, _)| op.sent).max() else { return };
-        for (op, member) in self.ops.iter().zip(&mut self.member) {
-            *member |= op.acknowledged.is_some_and(|at| at < last);
-        }
-    }
-
-    /// The members that might have been the last at a granule of zeros which needs one, without
-    /// those that are before another; or, where there is no member, the earliest that may join.
-    fn zeroing(&self, granule: u32) -> Option<Vec<u32>> {
-        if self.seen[granule as usize] != ZEROS {
-            return None;
-        }
-        let over = &self.over[granule as usize];
-        let writes: Vec<u32> =
-            over.iter().copied().filter(|&i| self.is_member(i) && !self.op(i).zeros).collect();
-        if writes.is_empty() && self.oracle.base[granule as usize] == ZEROS {
-            return None;
-        }
-        let fits = |i: &u32| {
-            let op = self.op(*i);
-            op.zeros
-                && self.barred[*i as usize].is_none()
-                && !writes.iter().any(|&w| op.is_before(self.op(w)))
-        };
-        let all: Vec<u32> = over.iter().copied().filter(fits).collect();
-        let members: Vec<u32> = all.iter().copied().filter(|&i| self.is_member(i)).collect();
-        if members.is_empty() {
-            return Some(all.into_iter().min_by_key(|&i| self.op(i).sent).into_iter().collect());
-        }
-        let last = |i: &u32| !members.iter().any(|&o| self.op(*i).is_before(self.op(o)));
-        Some(members.iter().copied().filter(last).collect())
-    }
-
-    /// Lets those join that zeros need; true if someone did.
-    fn explain_zeros(&mut self) -> Result<bool, Violation> {
-        for granule in 0..self.seen.len() as u32 {
-            let Some(zeroing) = self.zeroing(granule) else { continue };
-            match zeroing.first() {
-                None => {
-                    let what = "what was there is lost, and nobody left zeros";
-                    return Err(self.oracle.violation(2, granule, ZEROS, what));
-                }
-                Some(&one) if !self.is_member(one) => {
-                    self.member[one as usize] = true;
-                    return Ok(true);
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(false)
-    }
-
-    fn check_members(&self) -> Result<(), Violation> {
-        for (index, barred) in self.barred.iter().enumerate() {
-            if let (Some(granule), true) = (*barred, self.member[index]) {
-                let op = &self.ops[index];
-                let why = if op.acknowledged.is_some_and(|at| at < self.oracle.flushed) {
-                    "was acknowledged before a flush was sent (promise 2)"
-                } else if op.durable && op.acknowledged.is_some() {
-                    "was acknowledged with FUA (promise 2)"
-                } else {
-                    "is seen elsewhere (promise 3), or was acknowledged before something seen was \
-                     sent (promise 1)"
-                };
-                let what = format!("{op} {why}, and should have replaced this");
-                let seen = self.seen[granule as usize];
-                return Err(self.oracle.violation(1, granule, seen, &what));
-            }
-        }
-        Ok(())
-    }
-
-    /// At each granule, every member but the one seen comes before it: is there such an order?
-    fn check_order(&self) -> Result<(), Violation> {
-        let mut fixed = vec![Vec::new(); self.ops.len()];
-        let mut choices: BTreeMap<(Vec<u32>, Vec<u32>), u32> = BTreeMap::new();
-        for granule in 0..self.seen.len() as u32 {
-            let over = self.over[granule as usize].iter().copied().filter(|&i| self.is_member(i));
-            if let Some(writer) = self.writer(granule) {
-                let others = over.filter(|&other| other != writer);
-                fixed[writer as usize].extend(others);
-            } else if let Some(zeroing) = self.zeroing(granule) {
-                let writes = over.filter(|&i| !self.op(i).zeros).collect();
-                choices.insert((zeroing, writes), granule);
-            }
-        }
-        for after in &mut fixed {
-            after.sort_unstable();
-            after.dedup();
-        }
-        let choices: Vec<_> = choices.into_keys().collect();
-        let mut picks = vec![0; choices.len()];
-        loop {
-            let mut earlier = fixed.clone();
-            for ((zeroing, writes), pick) in choices.iter().zip(&picks) {
-                earlier[zeroing[*pick] as usize].extend(writes);
-            }
-            let Err(circle) = self.order(&earlier) else { return Ok(()) };
-            if !advance(&mut picks, &choices) {
-                let granule = circle.granules.start;
-                let what = format!("{circle} is in the cut in part only (promise 3)");
-                let seen = self.seen[granule as usize];
-                return Err(self.oracle.violation(3, granule, seen, &what));
-            }
-        }
-    }
-
-    /// Takes members away as long as there is one before which nobody that is left must come;
-    /// fails with one of those in a circle.
-    fn order(&self, earlier: &[Vec<u32>]) -> Result<(), &'a Op> {
-        let mut left: Vec<u32> =
-            (0..self.ops.len() as u32).filter(|&i| self.is_member(i)).collect();
-        while !left.is_empty() {
-            let mut gone = vec![false; self.ops.len()];
-            let first_end = left.iter().filter_map(|&i| self.op(i).acknowledged).min();
-            let waiting: Vec<bool> = {
-                let mut waiting = vec![false; self.ops.len()];
-                for &i in &left {
-                    waiting[i as usize] = true;
-                }
-                waiting
-            };
-            for &i in &left {
-                // Nobody that is left ended before this one was sent, and nobody left must precede.
-                let free = first_end.is_none_or(|at| self.op(i).sent < at)
-                    && !earlier[i as usize].iter().any(|&e| waiting[e as usize]);
-                gone[i as usize] = free;
-            }
-            let before = left.len();
-            left.retain(|&i| !gone[i as usize]);
-            if left.len() == before {
-                return Err(self.op(left[0]));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The most combinations that are tried of who left which zeros.
-const COMBINATIONS_MAX: usize = 4096;
-
-/// The next combination of picks; false after the last.
-fn advance(picks: &mut [usize], choices: &[(Vec<u32>, Vec<u32>)]) -> bool {
-    let combinations =
-        choices.iter().fold(1usize, |n, (zeroing, _)| n.saturating_mul(zeroing.len()));
-    assert!(combinations <= COMBINATIONS_MAX, "too many zeros at once to tell who left them");
-    for (pick, (zeroing, _)) in picks.iter_mut().zip(choices) {
-        *pick += 1;
-        if *pick < zeroing.len() {
-            return true;
-        }
-        *pick = 0;
-    }
-    false
 }
 
 #[cfg(test)]

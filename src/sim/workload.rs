@@ -182,7 +182,8 @@ async fn client<R: Running>(clients: Rc<Clients<R>>, mut rng: Rng) -> Result<(),
         clients.models.ended.set(clients.models.ended.get() + 1);
         match result {
             Ok(Ok(())) => {}
-            Ok(Err(Refusal::NoSpace)) if clients.may_fill => {}
+            // A failed device takes its free extents with it.
+            Ok(Err(Refusal::NoSpace)) if clients.may_fill || clients.may_fail => {}
             Ok(Err(Refusal::NoSpace)) => {
                 return Err(String::from("no space, though all volumes fit the pool"));
             }

@@ -114,9 +114,12 @@ impl<E: Env> Inner<E> {
             match blocked {
                 Blocked::EpochFull(decided) => decided.notified().await,
                 Blocked::Space => {
-                    place.enter_space_queue();
-                    self.settle_wanted.notify_one();
-                    wake.notified().await;
+                    // Whoever comes to be the first of those who wait looks at once: it may have
+                    // been turned away only because another was the first.
+                    if !place.enter_space_queue() {
+                        self.settle_wanted.notify_one();
+                        wake.notified().await;
+                    }
                 }
                 Blocked::Held | Blocked::Refused(_) => wake.notified().await,
             }
@@ -233,6 +236,9 @@ impl<E: Env> Inner<E> {
             return Err(Blocked::Space);
         }
         let first = state.space_queue.front().is_none_or(|(first, _)| *first == ticket);
+        if wanted > state.pool.available() && !state.may_gain_extents() {
+            return Err(Blocked::Refused(IoError::NoSpace));
+        }
         if first && wanted <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
     }
 
@@ -426,12 +432,15 @@ impl<'a, E: Env> Place<'a, E> {
         }
     }
 
-    fn enter_space_queue(&self) {
+    /// Waits for extents in the order of arrival; says whether that has made it the first.
+    fn enter_space_queue(&self) -> bool {
         let mut state = self.unit.state.borrow_mut();
-        if state.space_queue.iter().all(|(ticket, _)| *ticket != self.ticket) {
-            let at = state.space_queue.partition_point(|(ticket, _)| *ticket < self.ticket);
-            state.space_queue.insert(at, (self.ticket, Rc::clone(&self.wake)));
+        if state.space_queue.iter().any(|(ticket, _)| *ticket == self.ticket) {
+            return false;
         }
+        let at = state.space_queue.partition_point(|(ticket, _)| *ticket < self.ticket);
+        state.space_queue.insert(at, (self.ticket, Rc::clone(&self.wake)));
+        at == 0
     }
 }
 

@@ -29,6 +29,7 @@ use crate::env::{Disk, Env};
 use crate::format::group::GroupState;
 use crate::format::ids::{Generation, PairId, Sequence};
 use crate::format::record::Record;
+use crate::observe::Operation;
 
 impl<E: Env> Inner<E> {
     /// Makes durable all that had been acknowledged when this was called.
@@ -130,7 +131,7 @@ impl<E: Env> Inner<E> {
         }
         self.publish(volume, sequence);
         self.counters.commits.increment();
-        tracing::trace!(volume, took = ?self.env.now().since(started), "committed");
+        self.latencies.record(Operation::Commit, self.env.now().since(started));
         if self.config.settle == SettlePolicy::Always {
             self.settle_wanted.notify_one();
         }
@@ -192,7 +193,9 @@ impl<E: Env> Inner<E> {
             volatile.map(|(number, device)| (number, device.disk.flush())).unzip();
         for (number, result) in numbers.into_iter().zip(join_all(flushes).await) {
             if let Err(error) = result {
-                return Err(format!("flushing {} failed: {error}", self.device_name(number)));
+                let what = format!("flushing {} failed: {error}", self.device_name(number));
+                self.device_failed(number, &what);
+                return Err(what);
             }
         }
         Ok(())
@@ -203,7 +206,8 @@ impl<E: Env> Inner<E> {
         let state = self.state.borrow();
         let mut records = Vec::new();
         for &pair in &sealed_of(&state, volume).pairs {
-            let work = state.pairs.work(pair).expect("a pair of the sealed epoch is at work");
+            // Where a request failed before it wrote anything, nothing is left of it.
+            let Some(work) = state.pairs.work(pair) else { continue };
             if let Some(binding) = work.sealed_binding {
                 records.push(Record::Binding { pair, binding });
             }

@@ -53,7 +53,9 @@ impl<E: Env> Inner<E> {
         });
         let writes: Vec<_> = writes.collect();
         wait_for_all(writes).await.map_err(|error| {
-            format!("writing to {} failed: {error}", self.device_name(to_device))
+            let what = format!("writing to {} failed: {error}", self.device_name(to_device));
+            self.device_failed(to_device, &what);
+            what
         })?;
         Ok(1 << to_device)
     }

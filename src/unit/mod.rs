@@ -41,6 +41,7 @@ mod volume;
 mod write;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -54,13 +55,13 @@ pub use volume::Volume;
 
 use crate::env::latch::Latching;
 use crate::env::{Disk, Env};
-use crate::format::ids::{ExtentId, VolumeId};
+use crate::format::ids::{ExtentId, ExtentRun, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::Journal;
 use crate::mds::client::Client;
 use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
-use crate::observe::Counters;
+use crate::observe::{Counters, Latencies};
 use crate::observe::{Gauges, VolumeGauges};
 use limits::Limits;
 use policy::Watermarks;
@@ -97,6 +98,8 @@ impl Default for Config {
 pub(crate) struct Device<E: Env> {
     disk: Latching<E::Disk>,
     extents: DeviceExtents,
+    /// A write or flush failed: nothing more is put there.
+    failed: Cell<bool>,
 }
 
 /// A storage unit. Cheap to clone: a handle.
@@ -118,6 +121,7 @@ struct Inner<E: Env> {
     journal: Journal<RegionOf<E>>,
     mds: Client<E>,
     counters: Rc<Counters>,
+    latencies: Rc<Latencies>,
     readers: Readers,
     state: RefCell<State>,
     /// Wakes the settle task.
@@ -157,6 +161,30 @@ impl<E: Env> Inner<E> {
         }
     }
 
+    /// A device takes no more writes: the domains that have extents there stop, and no other gets
+    /// any.
+    fn device_failed(&self, number: usize, reason: &str) {
+        let device = &self.devices[number];
+        if device.failed.replace(true) {
+            return;
+        }
+        tracing::error!(reason, "a device takes no more writes");
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let on = device.extents;
+        let affected: BTreeSet<VolumeId> = state
+            .pairs
+            .bindings()
+            .filter(|binding| binding.extents.into_iter().flatten().any(|e| on.contains(e)))
+            .filter_map(|binding| binding.owner.map(|(volume, _)| volume))
+            .collect();
+        for domain in state.domains.iter_mut().filter(|domain| affected.contains(&domain.id)) {
+            domain.fail(reason);
+        }
+        state.pool.withdraw(ExtentRun { start: on.first, count: on.count });
+        self.wake_everyone(state);
+    }
+
     /// Stops every domain: the journal failed, and nothing can be made durable any more.
     fn fail_all(&self, reason: &str) {
         let mut state = self.state.borrow_mut();
@@ -186,6 +214,11 @@ impl<E: Env> Unit<E> {
     /// Counters of this unit.
     pub fn counters(&self) -> Rc<Counters> {
         Rc::clone(&self.0.counters)
+    }
+
+    /// How long this unit's operations took.
+    pub fn latencies(&self) -> Rc<Latencies> {
+        Rc::clone(&self.0.latencies)
     }
 
     /// What can be measured now.

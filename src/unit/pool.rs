@@ -59,6 +59,8 @@ impl Numbers {
 pub struct ExtentPool {
     free: Numbers,
     granted: u32,
+    /// Runs on failed devices.
+    withdrawn: Vec<ExtentRun>,
     /// Data areas that the metadata server lets this unit have.
     data_quota: u64,
     /// Data areas that it has.
@@ -70,7 +72,7 @@ impl ExtentPool {
     pub fn new(bound: u32, granted: &[ExtentRun], data_quota: u64) -> Self {
         let mut free = Numbers::none(bound);
         granted.iter().flat_map(|run| run.iter()).for_each(|extent| free.insert(extent.0));
-        Self { granted: free.len(), free, data_quota, data_used: 0 }
+        Self { granted: free.len(), free, withdrawn: Vec::new(), data_quota, data_used: 0 }
     }
 
     /// Whether an extent is free.
@@ -78,9 +80,20 @@ impl ExtentPool {
         self.free.contains(extent.0)
     }
 
-    /// How many extents were granted in all.
+    /// How many extents were granted in all, without those withdrawn.
     pub fn granted(&self) -> u32 {
         self.granted
+    }
+
+    /// Takes the free extents of a run out of the pool for good: their device failed.
+    pub fn withdraw(&mut self, run: ExtentRun) {
+        for extent in run.iter() {
+            if self.is_free(extent) {
+                self.free.remove(extent.0);
+                self.granted -= 1;
+            }
+        }
+        self.withdrawn.push(run);
     }
 
     /// How many extents are free.
@@ -122,7 +135,12 @@ impl ExtentPool {
 
     /// Gives back an extent that no pair, bit or reader can see.
     pub fn give(&mut self, extent: ExtentId) {
-        self.free.insert(extent.0);
+        let is_in = |run: &ExtentRun| run.start <= extent && extent < run.end();
+        if self.withdrawn.iter().any(is_in) {
+            self.granted -= 1;
+        } else {
+            self.free.insert(extent.0);
+        }
     }
 
     /// Notes that a pair ceased to be.

@@ -36,7 +36,7 @@ use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::{Journal, Opened, RecoveredGroup};
 use crate::mds::client::Client;
 use crate::mds::records::{PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
-use crate::observe::Counters;
+use crate::observe::{Counters, Latencies};
 
 /// Where a unit of that environment keeps its journal and home.
 pub type RegionOf<E> = FlagsRegion<DeviceRegion<Latching<<E as Env>::Disk>>, <E as Env>::Nvram>;
@@ -71,6 +71,8 @@ pub struct Parts<E: Env> {
     pub config: Config,
     /// Where to count.
     pub counters: Rc<Counters>,
+    /// Where to time commits.
+    pub latencies: Rc<Latencies>,
 }
 
 /// What a recovery found.
@@ -315,6 +317,7 @@ fn build_state(
         domains,
         journaled: BTreeMap::new(),
         empty: BTreeSet::new(),
+        shunned: BTreeSet::new(),
         untold: BTreeSet::new(),
         stale_pages: BTreeSet::new(),
         space_queue: VecDeque::new(),
@@ -347,7 +350,7 @@ async fn assemble<E: Env>(
     let devices = parts
         .devices
         .into_iter()
-        .map(|Member { disk, extents }| Device { disk, extents })
+        .map(|Member { disk, extents }| Device { disk, extents, failed: Cell::new(false) })
         .collect();
     Ok(Unit(Rc::new(Inner {
         env: parts.env,
@@ -359,6 +362,7 @@ async fn assemble<E: Env>(
         journal,
         mds,
         counters: parts.counters,
+        latencies: parts.latencies,
         readers: Readers::default(),
         state: RefCell::new(state),
         settle_wanted: Notify::new(),

@@ -23,7 +23,7 @@ use futures_util::future::{Either, select};
 
 use super::Inner;
 use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, settlement};
-use super::state::{Settling, State};
+use super::state::{Settling, State, Work};
 use crate::env::Env;
 use crate::format::blocks::{BlockMap, Location};
 use crate::format::group::GroupState;
@@ -46,6 +46,8 @@ pub struct SettleReport {
 
 /// After so long without a request a unit counts as idle.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// How long a pair that could not be read is passed over.
+const SHUN_FOR: Duration = Duration::from_millis(100);
 /// How long a settle that found every pair in use waits before it looks again.
 const RETRY_AFTER: Duration = Duration::from_millis(1);
 
@@ -89,13 +91,14 @@ impl<E: Env> Inner<E> {
         let mut requests = 0;
         loop {
             let idle = self.settle_turn(&mut requests).await;
+            self.state.borrow_mut().shunned.clear();
             while !self.stopped.get() && self.journal.failure().is_none() {
                 let Some(everything) = self.wants_settle(idle) else { break };
                 let batch = self.cheapest_batch(everything);
                 if batch.is_empty() {
                     // Only where someone waits is an epoch cut short for its journal space.
                     let waited_for = !self.state.borrow().space_queue.is_empty();
-                    if !waited_for || !self.commit_early().await {
+                    if !waited_for || !self.gain_extents().await {
                         break;
                     }
                 } else if !self.settle_batch(batch).await {
@@ -144,7 +147,9 @@ impl<E: Env> Inner<E> {
     fn cheapest_batch(&self, everything: bool) -> Vec<PairId> {
         let state = self.state.borrow();
         let count = self.config.settle_batch;
-        let quiet = |pair: &PairId| state.pairs.work(*pair).is_none_or(|work| work.is_quiet());
+        let quiet = |pair: &PairId| {
+            state.pairs.work(*pair).is_none_or(Work::is_quiet) && state.may_settle(*pair)
+        };
         let mut batch: Vec<PairId> =
             state.empty.iter().copied().filter(quiet).take(count).collect();
         if everything {
@@ -158,6 +163,24 @@ impl<E: Env> Inner<E> {
             batch.extend(chosen.into_iter().filter(|pair| !state.empty.contains(pair)));
         }
         batch
+    }
+
+    /// Does what can be done for those who wait for extents when no pair can be settled now; says
+    /// whether to look again.
+    async fn gain_extents(&self) -> bool {
+        if self.commit_early().await {
+            return true;
+        }
+        if self.state.borrow().shunned.is_empty() {
+            if !self.state.borrow().may_gain_extents() {
+                // They will be told that there is no room.
+                self.wake_everyone(&mut self.state.borrow_mut());
+            }
+            return false;
+        }
+        self.env.sleep(SHUN_FOR).await;
+        self.state.borrow_mut().shunned.clear();
+        true
     }
 
     /// Commits what is open, so that its pairs can be settled; says whether anything was. Where
@@ -235,6 +258,7 @@ impl<E: Env> Inner<E> {
                 }
                 Err(reason) => {
                     tracing::error!(pair = %item.pair, reason, "an area could not be settled");
+                    self.state.borrow_mut().shunned.insert(item.pair);
                     self.release_settling(item.pair);
                 }
             }

@@ -151,6 +151,11 @@ impl Pairs {
         }
     }
 
+    /// Every pair's binding as the newest write sees it.
+    pub fn bindings(&self) -> impl Iterator<Item = Binding> {
+        (0..self.lines.len() as u32).map(|pair| self.binding(PairId(pair)))
+    }
+
     /// The pair's binding as the newest write sees it.
     pub fn binding(&self, pair: PairId) -> Binding {
         let newest = self.work(pair).and_then(|work| work.open_binding.or(work.sealed_binding));
@@ -315,6 +320,8 @@ pub struct State {
     pub journaled: BTreeMap<PairId, u64>,
     /// The pairs none of whose blocks is used.
     pub empty: BTreeSet<PairId>,
+    /// Pairs that could not be settled because of a read error; tried again after a while.
+    pub shunned: BTreeSet<PairId>,
     /// The pairs whose durable binding the metadata server was not told yet.
     pub untold: BTreeSet<PairId>,
     /// Home pages that are older than the lines.
@@ -336,6 +343,22 @@ impl State {
     pub fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket
+    }
+
+    /// Whether the pair's domain still takes writes, and so may be settled.
+    pub fn may_settle(&self, pair: PairId) -> bool {
+        let owner = self.pairs.line(pair).binding.owner;
+        let domain = self.domains.iter().find(|d| owner.is_some_and(|(id, _)| id == d.id));
+        !self.shunned.contains(&pair) && domain.is_some_and(|domain| domain.failed.is_none())
+    }
+
+    /// Whether extents may come back some day without anyone's doing.
+    pub fn may_gain_extents(&self) -> bool {
+        let healthy = |domain: &Domain| domain.failed.is_none();
+        self.leaving > 0
+            || !self.shunned.is_empty()
+            || self.domains.iter().any(|d| healthy(d) && d.newest_dirty().is_some())
+            || self.journaled.keys().chain(&self.empty).any(|pair| self.may_settle(*pair))
     }
 
     /// Wakes the first of those who wait for extents.

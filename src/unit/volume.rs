@@ -142,7 +142,7 @@ impl<E: Env> Volume<E> {
         self.unit.counters.trims.increment();
         let span = self.check("a trim", offset, len, u64::MAX)?;
         let mut newest = None;
-        for piece in self.pieces(span, self.zero_max()) {
+        for piece in pieces(span, self.zero_max()) {
             newest = Some(self.unit.trim(self.index, piece).await?);
         }
         self.harden_newest(newest, fua).await
@@ -161,31 +161,18 @@ impl<E: Env> Volume<E> {
         let span = self.check("a write of zeros", offset, len, u64::MAX)?;
         let mut newest = None;
         if no_hole {
-            for piece in self.pieces(span, self.request_max().min(1 << 20)) {
+            for piece in pieces(span, self.request_max()) {
                 let total = self.buffer_for(piece.offset, piece.len).total;
                 let mut buf = self.unit.env.buffers().acquire(total).await;
                 buf.as_mut_slice().fill(0);
                 newest = Some(self.unit.write(self.index, piece, buf).await?);
             }
         } else {
-            for piece in self.pieces(span, self.zero_max()) {
+            for piece in pieces(span, self.zero_max()) {
                 newest = Some(self.unit.zero(self.index, piece).await?);
             }
         }
         self.harden_newest(newest, fua).await
-    }
-
-    /// Cuts a span at multiples of `max`.
-    fn pieces(&self, span: Span, max: u64) -> impl Iterator<Item = Span> + use<E> {
-        let end = span.offset + span.len;
-        let mut at = span.offset;
-        std::iter::from_fn(move || {
-            (at < end).then(|| {
-                let offset = at;
-                at = end.min((at / max + 1) * max);
-                Span { offset, len: at - offset }
-            })
-        })
     }
 
     async fn harden_newest(&self, epoch: Option<u64>, fua: bool) -> Result<(), IoError> {
@@ -197,5 +184,37 @@ impl<E: Env> Volume<E> {
 
     async fn harden(&self, epoch: u64, fua: bool) -> Result<(), IoError> {
         if fua { self.unit.committed(self.index, epoch).await } else { Ok(()) }
+    }
+}
+
+/// A span as it is where it is no longer than `max`, otherwise cut at multiples of `max`.
+///
+/// Each piece is atomic by itself: a request that can be one piece must be.
+fn pieces(span: Span, max: u64) -> impl Iterator<Item = Span> {
+    let end = span.offset + span.len;
+    let mut at = span.offset;
+    std::iter::from_fn(move || {
+        (at < end).then(|| {
+            let offset = at;
+            at = if span.len <= max { end } else { end.min((at / max + 1) * max) };
+            Span { offset, len: at - offset }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what fits one piece is one, wherever it lies; the rest is cut into aligned ones.
+    #[test]
+    fn only_what_must_be_is_cut() {
+        let cut = |offset, len| -> Vec<_> {
+            pieces(Span { offset, len }, 8).map(|piece| (piece.offset, piece.len)).collect()
+        };
+        assert_eq!(cut(5, 8), [(5, 8)]);
+        assert_eq!(cut(5, 9), [(5, 3), (8, 6)]);
+        assert_eq!(cut(0, 17), [(0, 8), (8, 8), (16, 1)]);
+        assert_eq!(cut(3, 0), []);
     }
 }

@@ -239,6 +239,7 @@ impl<E: Env> Inner<E> {
         };
         let failed = |device: usize, error: std::io::Error| {
             let what = format!("writing to {} failed: {error}", self.device_name(device));
+            self.device_failed(device, &what);
             Err(IoError::Latched(what.into()))
         };
         if let [piece] = pieces.as_slice() {

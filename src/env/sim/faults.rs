@@ -5,9 +5,9 @@
 //!
 //! | row | field |
 //! | --- | --- |
-//! | unflushed writes lost, reordered, torn at sector boundaries | always on, in [`super::medium`] |
+//! | unflushed writes lost, reordered, torn | always on, in [`super::medium`] |
 //! | a sector under write may read as an error | [`Faults::torn_sector_ppm`] |
-//! | device write or flush error, read error | `read_error_ppm`, `write_error_ppm`, `flush_error_ppm` |
+//! | device error | `read_error_ppm`, `write_error_ppm`, `flush_error_ppm` |
 //! | datagrams lost, repeated, delayed, reordered | `datagram_*` |
 //! | stalls | `stall_ppm`, `stall_ns` |
 

@@ -1,7 +1,8 @@
 //! The bytes of a simulated medium: sparse, cheap to clone, and never silently zero.
 //!
 //! What was never written reads as garbage that depends on the seed and the place, so that whoever
-//! serves a fresh extent's bytes is found out. (A medium of seed `None` reads as zeros there: files.)
+//! serves a fresh extent's bytes is found out. (A medium of seed `None` reads as zeros there:
+//! files.)
 
 use std::ops::Range;
 use std::sync::Arc;

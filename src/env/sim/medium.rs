@@ -2,14 +2,17 @@
 //!
 //! # Contracts
 //!
-//! - A write is *under way* from [`Medium::begin`] to [`Medium::complete`]; meanwhile a read may see
-//!   any of its sectors, old or new, and writes under way at once land in the order of completion.
-//! - A completed write is *cached* until a flush whose [`Medium::mark`] was taken after the completion
-//!   is [`Medium::flushed`], or until a later durable write of the same sectors has completed. A
-//!   [`Durability::Durable`] write makes its own sectors durable and nothing else.
+//! - A write is *under way* from [`Medium::begin`] to [`Medium::complete`]; meanwhile a read may
+//!   see any of its sectors, old or new, and writes under way at once land in the order of
+//!   completion.
+//! - A completed write is *cached* until a flush whose [`Medium::mark`] was taken after the
+//!   completion is [`Medium::flushed`], or until a later durable write of the same sectors has
+//!   completed. A [`Durability::Durable`] write makes its own sectors durable and nothing else.
 //! - At a loss of power each sector independently keeps any version from its last durable one on,
-//!   those under way included; one under way may instead read as an error until it is rewritten.
-//! - When only the process dies, what has completed stays; each write under way arrives or does not.
+//!   those under way included; one under way may instead read as an error, until it is rewritten
+//!   or, by chance, until the next loss of power.
+//! - When only the process dies, what has completed stays; each write under way arrives or does
+//!   not.
 
 use std::collections::BTreeSet;
 
@@ -192,13 +195,18 @@ impl Medium {
             under_way.swap(i, rng.below(i as u64 + 1) as usize);
         }
         if crash == Crash::Process {
-            for write in under_way {
+            for mut write in under_way {
                 if rng.chance(500_000) {
+                    // What nobody was told of may be in the cache only.
+                    if self.volatile_cache && rng.chance(500_000) {
+                        write.durability = Durability::Volatile;
+                    }
                     self.land(write);
                 }
             }
             return;
         }
+        self.bad.retain(|_| rng.chance(500_000));
         let keep = Keep::draw(rng);
         for (_, write) in std::mem::take(&mut self.cached) {
             apply_some(&mut self.durable, &write, self.sector, keep, rng);
