@@ -3,6 +3,8 @@
 //!
 //! The copies are drawn from a seed, so that a failure here fails everywhere.
 
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
+
 #[path = "fuzz/bodies/mod.rs"]
 mod bodies;
 #[path = "fuzz/seeds.rs"]

@@ -26,11 +26,18 @@ export RUSTC_BOOTSTRAP=1
 failed=()
 for target in "${targets[@]}"; do
     found=tests/fuzz/target/corpus/$target
+    log=tests/fuzz/target/$target.log
     mkdir -p "$found"
-    echo "== $target: $seconds s"
-    cargo fuzz run --fuzz-dir tests/fuzz "$target" -s none "$found" "tests/fuzz/corpus/$target" \
-        -- -max_total_time="$seconds" -max_len=16384 -timeout=10 -verbosity=0 \
-        -print_final_stats=1 || failed+=("$target")
+    printf '%-16s %s s … ' "$target" "$seconds"
+    if cargo fuzz run --fuzz-dir tests/fuzz "$target" -s none \
+        "$found" "tests/fuzz/corpus/$target" -- -max_total_time="$seconds" -max_len=16384 \
+        -timeout=10 -verbosity=0 -print_final_stats=1 >"$log" 2>&1; then
+        echo "$(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs tried"
+    else
+        echo "BROKEN"
+        grep -v NEW_FUNC "$log" | tail -n 30 >&2
+        failed+=("$target")
+    fi
 done
 if [ ${#failed[@]} -gt 0 ]; then
     echo "broken: ${failed[*]}; the inputs are in tests/fuzz/artifacts" >&2
