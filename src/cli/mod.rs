@@ -19,7 +19,7 @@ mod serve;
 
 mod settle;
 mod status;
-mod values;
+pub mod values;
 mod zero;
 
 use std::io::IsTerminal as _;

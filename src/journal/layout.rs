@@ -8,15 +8,12 @@
 //! and are neighbours make one write.
 
 use crate::format::group::SLOT_BYTES;
+use crate::format::header::{SLOTS_MAX, SLOTS_MIN};
 use crate::format::home::{HOME_PAGE, LINES_PER_PAGE};
 use crate::format::status::entries_per_page;
 
 /// Bytes of the region's header page.
 pub const HEADER_PAGE: usize = 4096;
-/// The fewest journal slots that a region can work with.
-pub const SLOTS_MIN: u32 = 64;
-/// The most journal slots that a region uses: 256 MiB.
-pub const SLOTS_MAX: u32 = 1 << 16;
 
 /// Two runs of the same number of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

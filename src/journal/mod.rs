@@ -18,7 +18,7 @@
 //!   [`Journal::group_bytes_max`], of which two fit at least.
 
 mod error;
-mod layout;
+pub mod layout;
 mod list;
 mod open;
 mod pages;

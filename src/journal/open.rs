@@ -117,7 +117,7 @@ impl<R: Region> Journal<R> {
         let scan = scan_slots(&region, &layout, pool, &mut work).await;
         let (list, groups) = scan.walk(&status)?;
         invalidate(&region, &layout, list.tail().slot, &mut work).await?;
-        let incarnation = Incarnation(header.incarnation.0 + 1);
+        let incarnation = header.next_incarnation();
         let next = RegionHeader { incarnation, ..header };
         header_page
             .write(&region, &mut work, &[0], |_, page| next.store(page))

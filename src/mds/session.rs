@@ -20,7 +20,7 @@ use super::assembly::{Added, Assembly};
 use super::error::Refusal;
 use super::raw;
 use super::store::StoreError;
-use super::wire::{Datagram, Header, Operation, WINDOW};
+use super::wire::{Datagram, Header, Operation, PAYLOAD_MAX, PAYLOAD_MIN, WINDOW};
 use crate::format::ids::UnitId;
 
 /// An answer to a mutation.
@@ -74,6 +74,8 @@ struct RawSession {
     next: U64,
 }
 const _: () = assert!(size_of::<RawSession>() == 24);
+/// No session comes so far: a stored number beyond is damage, and would overflow.
+const NEXT_MAX: u64 = u64::MAX / 2;
 
 /// One kept answer; its body follows.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -214,6 +216,12 @@ impl<P: Clone> Session<P> {
         let mut session = Session::new(UnitId(head.unit.get()), head.payload_max.get());
         session.floor = head.floor.get();
         session.next = head.next.get();
+        let sound = (PAYLOAD_MIN..=PAYLOAD_MAX).contains(&session.payload_max())
+            && session.floor <= session.next
+            && session.next <= NEXT_MAX;
+        if !sound {
+            return None;
+        }
         while !rest.is_empty() {
             let (record, after) = raw::first::<RawAnswer>(rest).ok()?;
             let (body, after) = after.split_at_checked(record.length.get() as usize)?;
@@ -222,6 +230,9 @@ impl<P: Clone> Session<P> {
                 code => Err((Refusal::from_code(code)?, record.detail.get())),
             };
             let operation = Operation::from_code(record.operation.get())?;
+            if !(session.floor..session.next).contains(&record.sequence.get()) {
+                return None;
+            }
             session.answers.insert(record.sequence.get(), Answer { operation, outcome });
             rest = after;
         }
@@ -231,7 +242,7 @@ impl<P: Clone> Session<P> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::{Kind, PAYLOAD_MIN, encode, parse};
+    use super::super::wire::{Kind, encode, parse};
     use super::*;
 
     fn request(sequence: u64, floor: u64, body: &[u8]) -> Vec<Vec<u8>> {
@@ -298,6 +309,24 @@ mod tests {
         assert_eq!(again.answers, session.answers);
         assert_eq!((again.floor, again.next, again.unit), (0, 3, UnitId(3)));
         assert!(Session::<()>::from_row(&session.row()[..30]).is_err());
+    }
+
+    /// Goal: a row that a session could not go on from (it would panic at the next answer) is
+    /// refused.
+    #[test]
+    fn rows_have_bounds() {
+        let row = |payload_max, floor, next| {
+            let mut session: Session<()> = Session::new(UnitId(3), payload_max);
+            (session.floor, session.next) = (floor, next);
+            session.answers.insert(5, answer(b"a"));
+            Session::<()>::from_row(&session.row()).is_ok()
+        };
+        assert!(row(1472, 5, 6));
+        for (payload_max, floor, next) in
+            [(1199, 5, 6), (u32::MAX, 5, 6), (1472, 6, 7), (1472, 0, 5), (1472, 5, u64::MAX)]
+        {
+            assert!(!row(payload_max, floor, next), "{payload_max} {floor} {next}");
+        }
     }
 
     /// Goal: a request of many parts is whole when all are there, and answered at its first part.

@@ -1,0 +1,134 @@
+//! The metadata protocol: datagrams, the records in them, and a server that gets them.
+
+use flipside::format::ids::{ExtentId, ExtentRun};
+use flipside::format::page::crc32c;
+use flipside::mds::assembly::{Added, Assembly};
+use flipside::mds::catalog::{Catalog, PoolSpec};
+use flipside::mds::raw::{self, RawAttach, RawOwned, RawPage, RawPool, RawPrimitive, RawVolume};
+use flipside::mds::records::{PairRecord, Primitive, VolumeInfo};
+use flipside::mds::server::Server;
+use flipside::mds::session::{Answer, Session};
+use flipside::mds::wire::{self, HEADER_BYTES, Header, Kind, Operation};
+
+use super::cursor::Cursor;
+use super::store::Rows;
+
+/// Where in a header the body's length, the message's checksum and the datagram's are.
+const LENGTH_AT: usize = 36;
+const MESSAGE_CRC_AT: usize = 44;
+const CRC_AT: usize = 48;
+/// How much of a header the datagram's checksum covers.
+const COVERED: usize = 56;
+/// The session of the server's only client.
+const SESSION: u64 = 7;
+/// The operation byte from which on a message is sent as a datagram of its own making.
+const RAW_FROM: u64 = 200;
+
+/// One datagram, as it is and with its checksums made good, and the records in its body, whichever
+/// operation they may be of.
+pub fn datagram(data: &[u8]) -> bool {
+    let as_it_is = wire::parse(data).is_ok_and(|datagram| assembled(&datagram));
+    let mut bytes = data.to_vec();
+    seal(&mut bytes);
+    let made_good = wire::parse(&bytes).is_ok_and(|datagram| assembled(&datagram));
+    records(data.get(HEADER_BYTES..).unwrap_or_default());
+    as_it_is || made_good
+}
+
+/// Makes length and checksums of a datagram good.
+fn seal(bytes: &mut [u8]) {
+    let Some(body_len) = bytes.len().checked_sub(HEADER_BYTES) else { return };
+    bytes[LENGTH_AT..LENGTH_AT + 4].copy_from_slice(&(body_len as u32).to_le_bytes());
+    let message_crc = crc32c(&bytes[HEADER_BYTES..]);
+    bytes[MESSAGE_CRC_AT..MESSAGE_CRC_AT + 4].copy_from_slice(&message_crc.to_le_bytes());
+    bytes[CRC_AT..CRC_AT + 4].fill(0);
+    let crc = crc32c(&[&bytes[..COVERED], &bytes[HEADER_BYTES..]].concat());
+    bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn assembled(datagram: &wire::Datagram<'_>) -> bool {
+    assert!(datagram.part < datagram.parts);
+    let mut assembly = Assembly::new(datagram);
+    match assembly.add(datagram) {
+        Added::Whole(body) => assert!(datagram.parts == 1 && body == datagram.body),
+        Added::Waiting => assert!(datagram.parts > 1),
+        Added::Useless => assert_eq!(assembly.bytes(), 0),
+    }
+    // The same part again changes nothing.
+    let _ = assembly.add(datagram);
+    assert!(assembly.bytes() <= wire::MESSAGE_BYTES_MAX);
+    true
+}
+
+/// A body as the records of every operation.
+fn records(body: &[u8]) {
+    for raw in raw::many::<RawPrimitive>(body).into_iter().flatten() {
+        if let Ok(primitive) = Primitive::try_from(raw) {
+            let again = Primitive::try_from(&RawPrimitive::from(&primitive));
+            assert_eq!(again, Ok(primitive));
+        }
+    }
+    for raw in raw::many::<RawOwned>(body).into_iter().flatten() {
+        let _ = PairRecord::try_from(&raw.pair);
+    }
+    for run in raw::runs(body).into_iter().flatten() {
+        assert!(run.end() > run.start);
+    }
+    if let Ok(volume) = raw::one::<RawVolume>(body).and_then(|raw| VolumeInfo::try_from(&raw)) {
+        assert!(RawVolume::named(volume.id, &volume.name, volume.size).is_some());
+    }
+    let _ = raw::one::<RawAttach>(body).map(|raw| raw.who());
+    let _ = raw::one::<RawPool>(body);
+    let _ = raw::one::<RawPage>(body);
+    if let Ok(mut session) = Session::<()>::from_row(body) {
+        assert!(Session::<()>::from_row(&session.row()).is_ok());
+        session.executed(Answer { operation: Operation::Transact, outcome: Ok(body.to_vec()) });
+        assert!(wire::PAYLOAD_MIN <= session.payload_max());
+    }
+}
+
+/// A conversation with a server that has an empty pool: each message a byte for its operation and
+/// its body, sent in the session's order; or a datagram with its checksums made good. Whether any
+/// mutation was done.
+pub fn server(data: &[u8]) -> bool {
+    let spec = PoolSpec {
+        extent_size: 1 << 20,
+        devices: vec![ExtentRun { start: ExtentId(0), count: 64 }],
+        reserve: 4,
+    };
+    let catalog = Catalog::create(Box::new(Rows::default()), &spec).expect("memory does not fail");
+    let mut server = Server::new(catalog).expect("memory does not fail");
+    let (mut sequence, mut done) = (0, false);
+    let mut cursor = Cursor(data);
+    while !cursor.is_empty() {
+        let choice = cursor.number(1);
+        let body = cursor.piece();
+        if choice >= RAW_FROM {
+            let mut bytes = body.to_vec();
+            seal(&mut bytes);
+            server.handle([((), bytes)]);
+            continue;
+        }
+        let operation = Operation::ALL[choice as usize % Operation::ALL.len()];
+        let ordered = operation.is_ordered();
+        let header = Header {
+            kind: Kind::Request,
+            operation,
+            session: SESSION,
+            sequence: if operation == Operation::Attach { 0 } else { sequence },
+            detail: if ordered { sequence } else { 0 },
+        };
+        let datagrams = wire::encode(&header, body, wire::PAYLOAD_MIN);
+        let replies = server.handle(datagrams.into_iter().map(|datagram| ((), datagram)));
+        let answers = replies.iter().map(|((), reply)| wire::parse(reply).map(|r| r.header.kind));
+        let went_well = answers.into_iter().any(|kind| kind == Ok(Kind::Reply(Ok(()))));
+        done |= ordered && went_well;
+        if ordered && (operation != Operation::Attach || sequence == 0) {
+            sequence += 1;
+        }
+        assert!(server.failure().is_none(), "memory does not fail");
+        let status = server.status();
+        assert!(status.extents_free <= status.extents && status.data_quota <= status.extents);
+    }
+    done
+}

@@ -1,0 +1,320 @@
+//! The corpus, as code: small valid inputs of every target, from which a fuzzer starts.
+//!
+//! They are files in `tests/fuzz/corpus/TARGET/`, written by
+//!
+//! ```text
+//! cargo test --test fuzz_corpus -- --ignored write_seeds
+//! ```
+//!
+//! to be done again when a format changes; inputs that once broke a parser are kept beside them
+//! under other names.
+
+use flipside::format::blocks::{BlockMap, BlockSet, Location};
+use flipside::format::group::{Group, GroupState, Link, TransactionId};
+use flipside::format::header::{HEADER_MAGIC, RegionHeader};
+use flipside::format::home::{HOME_PAGE, Line};
+use flipside::format::ids::{
+    ExtentId, Generation, Incarnation, LogicalExtent, PairId, PoolId, Sequence, Slot, UnitId,
+    VolumeId,
+};
+use flipside::format::layout::{DeviceFacts, Geometry, plan};
+use flipside::format::page::PAGE_HEADER;
+use flipside::format::record::{Binding, Payload, Record};
+use flipside::format::status::{ROOT, StatusEntry};
+use flipside::format::superblock::{FlagsPlace, MAGIC, PoolDevice, Superblock};
+use flipside::front::nbd::wire::{
+    self, OptionHeader, RequestHeader, command, command_flags, info, option,
+};
+use flipside::mds::raw::{RawAttach, RawPage, RawPair, RawPrimitive, RawVolume};
+use flipside::mds::records::{PairRecord, Primitive};
+use flipside::mds::session::{Answer, Session};
+use flipside::mds::wire::{Header, Kind, Operation, PAYLOAD_MIN, encode};
+use zerocopy::IntoBytes;
+
+use super::bodies::cursor::put_piece;
+use super::bodies::journal::stored_parts;
+
+/// The seeds of a target: a name and the bytes of each.
+pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
+    match target {
+        "command_line" => text(&["64M", "10%", "1500ms", "never", "660", "data=10GiB"]),
+        "control" => text(&[
+            r#"{"command":"status"}"#,
+            r#"{"command":"commit","volume":"vol0"}"#,
+            r#"{"command":"settle"}"#,
+        ]),
+        "datagram" => datagrams(),
+        "foreign" => devices(),
+        "group" => groups(),
+        "home" => vec![("lines", home())],
+        "metadata_server" => vec![("conversation", conversation())],
+        "nbd_handshake" => handshakes(),
+        "nbd_request" => vec![("one_of_each", requests())],
+        "record" => vec![("history", history())],
+        "region" => vec![("header", region())],
+        "status" => vec![("root_and_entry", status())],
+        "superblock" => vec![("one_device", superblock(1)), ("second_of_three", superblock(3))],
+        _ => panic!("{target} has no seeds"),
+    }
+}
+
+fn text(texts: &[&'static str]) -> Vec<(&'static str, Vec<u8>)> {
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    NAMES.into_iter().zip(texts.iter().map(|text| text.as_bytes().to_vec())).collect()
+}
+
+fn nbd_option(option: u32, data: &[u8]) -> Vec<u8> {
+    let header = OptionHeader {
+        magic: wire::OPTION_MAGIC.into(),
+        option: option.into(),
+        length: (data.len() as u32).into(),
+    };
+    [header.as_bytes(), data].concat()
+}
+
+fn handshakes() -> Vec<(&'static str, Vec<u8>)> {
+    let mut go = vec![0, 0, 0, 5];
+    go.extend_from_slice(b"other");
+    go.extend_from_slice(&[0, 2, 0, info::NAME as u8, 0, info::BLOCK_SIZE as u8]);
+    let flags = |flags: u8| vec![3, 0, 0, 0, flags];
+    let modern = [
+        flags(3),
+        nbd_option(option::LIST, &[]),
+        nbd_option(99, &[7; 9]),
+        nbd_option(option::STRUCTURED_REPLY, &[]),
+        nbd_option(option::INFO, &go),
+        nbd_option(option::GO, &go),
+    ];
+    let old = [flags(1), nbd_option(option::EXPORT_NAME, b"vol0")];
+    vec![("go", modern.concat()), ("export_name", old.concat())]
+}
+
+fn requests() -> Vec<u8> {
+    let requests = [
+        (command::READ, command_flags::DF, 4096, 8192),
+        (command::WRITE, command_flags::FUA, 512, 512),
+        (command::FLUSH, 0, 0, 0),
+        (command::TRIM, 0, 1 << 20, 1 << 20),
+        (command::WRITE_ZEROES, command_flags::NO_HOLE, 0, 1 << 30),
+        (command::DISC, 0, 0, 0),
+    ];
+    let header = |(command, flags, offset, length): (u16, u16, u64, u32)| RequestHeader {
+        magic: wire::REQUEST_MAGIC.into(),
+        flags: flags.into(),
+        command: command.into(),
+        cookie: *b"a cookie",
+        offset: offset.into(),
+        length: length.into(),
+    };
+    requests.map(|request| header(request).as_bytes().to_vec()).concat()
+}
+
+fn superblock(devices: usize) -> Vec<u8> {
+    let facts = vec![DeviceFacts { size: 256 << 20, sector: 512 }; devices];
+    let layouts = plan(Geometry::DEFAULT, &facts).unwrap();
+    let index = devices / 2;
+    let of = |(i, layout): (usize, &flipside::format::layout::DeviceLayout)| PoolDevice {
+        id: [i as u8 + 1; 16],
+        extents: layout.extents.count,
+    };
+    let superblock = Superblock {
+        revision: 3,
+        pool: PoolId([9; 16]),
+        device_index: index as u32,
+        unit: UnitId(1),
+        geometry: Geometry::DEFAULT,
+        sector: 512,
+        flags: FlagsPlace::Device,
+        created_s: 1_700_000_000,
+        layout: layouts[index],
+        journal_reserve: 20,
+        devices: layouts.iter().enumerate().map(of).collect(),
+    };
+    superblock.encode().to_vec()
+}
+
+fn devices() -> Vec<(&'static str, Vec<u8>)> {
+    const FROM_END: u32 = 1 << 31;
+    let device = |patches: &[(u32, &[u8])]| {
+        let mut bytes = (4_u32 << 20).to_le_bytes().to_vec();
+        for (place, patch) in patches {
+            bytes.extend_from_slice(&place.to_le_bytes());
+            put_piece(&mut bytes, patch);
+        }
+        bytes
+    };
+    vec![
+        ("ext4", device(&[(1024 + 56, &[0x53, 0xef]), (1024 + 96, &[0x40])])),
+        ("gpt", device(&[(512, b"EFI PART"), (FROM_END | 512, b"EFI PART")])),
+        ("lvm", device(&[(512, b"LABELONE"), (512 + 24, b"LVM2 001")])),
+        ("mbr", device(&[(446, &[0, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 1]), (510, b"\x55\xaa")])),
+        ("zfs", device(&[((128 << 10) + 1024, &0x00ba_b10c_u64.to_le_bytes())])),
+        ("raid_at_end", device(&[(FROM_END | 8192, &0xa92b_4efc_u32.to_le_bytes())])),
+        ("flipside", device(&[(0, &MAGIC), (FROM_END | 4096, &MAGIC)])),
+    ]
+}
+
+fn binding(generation: u32, extents: [Option<u32>; 2]) -> Binding {
+    Binding {
+        generation: Generation(generation),
+        owner: Some((VolumeId(1), LogicalExtent(2))),
+        extents: extents.map(|extent| extent.map(ExtentId)),
+        data_slot: Slot::Zero,
+    }
+}
+
+fn place(generation: u32, first: u16, count: u16, location: Location) -> Record {
+    let payload = (first == 9).then_some(Payload { slot: 4, crc: 7 });
+    let generation = Generation(generation);
+    Record::Place { pair: PairId(3), generation, first, count, location, payload }
+}
+
+fn records() -> Vec<Record> {
+    let bind = |binding| Record::Binding { pair: PairId(3), binding };
+    vec![
+        Record::Participant(UnitId(1)),
+        bind(binding(1, [Some(10), None])),
+        place(1, 0, 4, Location::At(Slot::Zero)),
+        bind(binding(2, [Some(10), Some(11)])),
+        place(2, 9, 3, Location::At(Slot::One)),
+        place(2, 1, 255, Location::Unused),
+    ]
+}
+
+fn history() -> Vec<u8> {
+    let store = |record: &Record| {
+        let mut bytes = vec![0; record.stored_len()];
+        record.store(&mut bytes);
+        bytes
+    };
+    // A participant is no change of a pair: what is applied begins with a binding.
+    records().iter().map(store).collect::<Vec<_>>().concat()
+}
+
+fn groups() -> Vec<(&'static str, Vec<u8>)> {
+    let group = |records| Group {
+        sequence: Sequence(77),
+        incarnation: Incarnation(3),
+        transaction: TransactionId { coordinator: 1, incarnation: Incarnation(3), number: 9 },
+        domain: 4,
+        state: GroupState::Committed,
+        link: Link { slot: 12, sequence: Sequence(78) },
+        records,
+    };
+    let input = |records| {
+        let mut bytes = Vec::new();
+        for (slot, part) in stored_parts(&group(records)) {
+            bytes.push(slot as u8);
+            put_piece(&mut bytes, &part);
+        }
+        bytes
+    };
+    let long: Vec<Record> = records().into_iter().cycle().take(200).collect();
+    vec![("one_part", input(records())), ("two_parts", input(long)), ("empty", input(Vec::new()))]
+}
+
+/// The contents of a page whose last stored byte is not zero, without the zeros after it.
+fn contents(page: &[u8]) -> Vec<u8> {
+    let end = page.iter().rposition(|byte| *byte != 0).map_or(PAGE_HEADER, |last| last + 1);
+    page[PAGE_HEADER..end].to_vec()
+}
+
+fn home() -> Vec<u8> {
+    let mut page = vec![0; HOME_PAGE];
+    let mut map = BlockMap::NONE;
+    map.set(BlockSet::range(3..9), Location::At(Slot::One));
+    map.set(BlockSet::range(100..256), Location::At(Slot::Zero));
+    Line { binding: binding(3, [Some(1), Some(2)]), map }.store(&mut page, 0);
+    Line { binding: binding(1, [Some(7), None]), map: BlockMap::NONE }.store(&mut page, 1);
+    Line::FREE.store(&mut page, 2);
+    contents(&page)
+}
+
+fn status() -> Vec<u8> {
+    let mut page = vec![0; 512];
+    let link = Link { slot: 5, sequence: Sequence(8) };
+    StatusEntry { of: ROOT, state: GroupState::Done, link }.store(&mut page, 0);
+    let link = Link { slot: 6, sequence: Sequence(10) };
+    StatusEntry { of: Sequence(9), state: GroupState::Prepared, link }.store(&mut page, 3);
+    contents(&page)
+}
+
+fn region() -> Vec<u8> {
+    let mut page = vec![0; 4096];
+    page[..4].copy_from_slice(&HEADER_MAGIC);
+    let incarnation = Incarnation(2);
+    RegionHeader { unit: UnitId(1), incarnation, slots: 500, pairs: 100, sector: 512 }
+        .store(&mut page);
+    contents(&page)
+}
+
+fn pair() -> PairRecord {
+    PairRecord {
+        volume: VolumeId(0),
+        logical: LogicalExtent(3),
+        pair: PairId(0),
+        generation: Generation(1),
+        slots: [Some(ExtentId(0)), None],
+        data_slot: Slot::Zero,
+    }
+}
+
+fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
+    let header = |kind, operation| Header { kind, operation, session: 7, sequence: 9, detail: 3 };
+    let one = |header: &Header, body: &[u8]| encode(header, body, PAYLOAD_MIN).remove(0);
+    let transact = RawPrimitive::from(&Primitive::BindData(pair()));
+    let owned = [&1_u32.to_le_bytes(), RawPair::from(&pair()).as_bytes()].concat();
+    let volume = RawVolume::named(VolumeId(2), "vol0", 1 << 30).unwrap();
+    let mut session: Session<()> = Session::new(UnitId(3), 1472);
+    session.executed(Answer { operation: Operation::Transact, outcome: Ok(vec![1, 2, 3]) });
+    let request = |operation, body: &[u8]| one(&header(Kind::Request, operation), body);
+    let reply = |operation, body: &[u8]| one(&header(Kind::Reply(Ok(())), operation), body);
+    let refused = Kind::Reply(Err(flipside::mds::error::Refusal::NameTaken));
+    vec![
+        ("transact", request(Operation::Transact, transact.as_bytes())),
+        ("first_of_three", request(Operation::Transact, &[0; 3000])),
+        ("layout", reply(Operation::Layout, &owned)),
+        ("grants", reply(Operation::AllocateDataExtents, &[3, 0, 0, 0, 9, 0, 0, 0])),
+        ("volume", reply(Operation::CreateVolume, volume.as_bytes())),
+        ("session_row", reply(Operation::Renew, &session.row())),
+        ("refusal", one(&header(refused, Operation::CreateVolume), &[])),
+    ]
+}
+
+fn conversation() -> Vec<u8> {
+    let attach = RawAttach {
+        unit: 1.into(),
+        incarnation: 1.into(),
+        payload_max: (PAYLOAD_MIN as u32).into(),
+    };
+    let volume = RawVolume::named(VolumeId(0), "vol0", 64 << 20).unwrap();
+    let page = RawPage { volume: 0.into(), count: 10.into(), from: 0.into() };
+    let bind = RawPrimitive::from(&Primitive::BindData(pair()));
+    let release = PairRecord { generation: Generation(2), slots: [None; 2], ..pair() };
+    let release = RawPrimitive::from(&Primitive::ReleasePair(release));
+    let back = [1_u32, 0, 1].map(u32::to_le_bytes).concat();
+    let messages: &[(Operation, &[u8])] = &[
+        (Operation::Attach, attach.as_bytes()),
+        (Operation::CreateVolume, volume.as_bytes()),
+        (Operation::AllocateDataExtents, &4_u32.to_le_bytes()),
+        (Operation::AllocateJournalSpace, &2_u32.to_le_bytes()),
+        (Operation::Transact, bind.as_bytes()),
+        (Operation::ListVolumes, page.as_bytes()),
+        (Operation::ListGrants, page.as_bytes()),
+        (Operation::Layout, page.as_bytes()),
+        (Operation::Transact, release.as_bytes()),
+        (Operation::ReturnExtents, &back),
+        (Operation::Status, &[]),
+        (Operation::Renew, &[]),
+        (Operation::ResizeVolume, volume.as_bytes()),
+        (Operation::DeleteVolume, volume.as_bytes()),
+        (Operation::Detach, &[]),
+    ];
+    let mut bytes = Vec::new();
+    for (operation, body) in messages {
+        let choice = Operation::ALL.iter().position(|other| other == operation).unwrap();
+        bytes.push(choice as u8);
+        put_piece(&mut bytes, body);
+    }
+    bytes
+}
