@@ -15,7 +15,7 @@ use super::list::{Linked, List};
 use super::pages::{PageStore, read_what_can_be};
 use super::slots::Slots;
 use super::{Inner, Journal, JournalError, PageWork, append_work_bytes};
-use crate::env::Region;
+use crate::env::{Env, Region};
 use crate::format::group::{Group, GroupState, Link, Part, SLOT_BYTES};
 use crate::format::header::{HEADER_MAGIC, RegionHeader};
 use crate::format::home::{HOME_MAGIC, LINES_PER_PAGE, Line};
@@ -75,7 +75,6 @@ impl<R: Region> Journal<R> {
         let mut status = PageStore::blank(layout.status, STATUS_MAGIC, pool);
         let link = Link { slot: 0, sequence: Sequence(1) };
         let root = StatusEntry { of: ROOT, state: GroupState::Done, link };
-        let failed = |error: std::io::Error| JournalError::Failed(error.to_string().into());
         status
             .write(region, &mut work, &[0], |_, page| root.store(page, 0))
             .await
@@ -86,15 +85,16 @@ impl<R: Region> Journal<R> {
 
     /// Opens the journal that is in a region: see the module. Everything that can be read must be
     /// durable already ([`Region::flush`]).
-    pub async fn open(
+    pub async fn open<E: Env>(
+        env: &E,
         region: R,
         pool: PoolId,
         unit: UnitId,
         pairs: u32,
-        buffers: &BufferPool,
     ) -> Result<Opened<R>, JournalError> {
+        let buffers = env.buffers();
         let mut work = buffers.acquire(PAGE_WORK).await;
-        let (mut header_page, header) = load_header(&region, pool, &mut work).await?;
+        let (mut header_page, header) = load_header(env, &region, pool, &mut work).await?;
         if header.unit != unit || header.pairs != pairs {
             let found = format!("it is unit {}'s of {} pairs", header.unit, header.pairs);
             return Err(JournalError::Foreign(found));
@@ -111,10 +111,10 @@ impl<R: Region> Journal<R> {
             return Err(JournalError::TooSmall { len: region.len(), needed: layout.end() });
         }
         let mut status_store = PageStore::blank(layout.status, STATUS_MAGIC, pool);
-        let status = load_status(&region, &layout, &mut status_store, &mut work).await?;
+        let status = load_status(env, &region, &layout, &mut status_store, &mut work).await?;
         let mut home_store = PageStore::blank(layout.home, HOME_MAGIC, pool);
-        let lines = load_home(&region, &layout, &mut home_store, &mut work).await?;
-        let scan = scan_slots(&region, &layout, pool, &mut work).await;
+        let lines = load_home(env, &region, &layout, &mut home_store, &mut work).await?;
+        let scan = scan_slots(env, &region, &layout, pool, &mut work).await?;
         let (list, groups) = scan.walk(&status)?;
         invalidate(&region, &layout, list.tail().slot, &mut work).await?;
         let incarnation = header.next_incarnation();
@@ -122,7 +122,7 @@ impl<R: Region> Journal<R> {
         header_page
             .write(&region, &mut work, &[0], |_, page| next.store(page))
             .await
-            .map_err(|error| JournalError::Failed(error.to_string().into()))?;
+            .map_err(failed)?;
         let mut slots = Slots::new(layout.slots);
         list.iter().flat_map(|(_, linked)| &linked.slots).for_each(|slot| slots.take_one(*slot));
         slots.take_one(list.tail().slot);
@@ -146,7 +146,13 @@ impl<R: Region> Journal<R> {
     }
 }
 
-async fn load_header<R: Region>(
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: std::io::Error) -> JournalError {
+    JournalError::Failed(error.to_string().into())
+}
+
+async fn load_header<E: Env, R: Region>(
+    env: &E,
     region: &R,
     pool: PoolId,
     work: &mut Buf,
@@ -154,7 +160,8 @@ async fn load_header<R: Region>(
     let runs = PageRuns { page: HEADER_PAGE, count: 1, copies: [0, HEADER_PAGE as u64] };
     let mut store = PageStore::blank(runs, HEADER_MAGIC, pool);
     let mut header = None;
-    let lost = store.load(region, work, |_, page| header = RegionHeader::parse(page)).await;
+    let lost = store.load(env, region, work, |_, page| header = RegionHeader::parse(page)).await;
+    let lost = lost.map_err(failed)?;
     match header {
         Some(header) => Ok((store, header)),
         None if lost.is_empty() => Err(JournalError::Foreign("it was never formatted".into())),
@@ -162,7 +169,8 @@ async fn load_header<R: Region>(
     }
 }
 
-async fn load_status<R: Region>(
+async fn load_status<E: Env, R: Region>(
+    env: &E,
     region: &R,
     layout: &RegionLayout,
     store: &mut PageStore,
@@ -171,20 +179,22 @@ async fn load_status<R: Region>(
     let entries = entries_per_page(layout.status.page);
     let mut status = vec![None; layout.slots as usize + 1];
     let lost = store
-        .load(region, work, |page, bytes| {
+        .load(env, region, work, |page, bytes| {
             let first = page as usize * entries;
             for (i, entry) in status.iter_mut().skip(first).take(entries).enumerate() {
                 *entry = StatusEntry::parse(bytes, i);
             }
         })
-        .await;
+        .await
+        .map_err(failed)?;
     match lost.first() {
         Some(page) => Err(JournalError::Damaged(format!("status page {} is lost", page.0))),
         None => Ok(status),
     }
 }
 
-async fn load_home<R: Region>(
+async fn load_home<E: Env, R: Region>(
+    env: &E,
     region: &R,
     layout: &RegionLayout,
     store: &mut PageStore,
@@ -193,7 +203,7 @@ async fn load_home<R: Region>(
     let mut lines = vec![Line::FREE; layout.pairs as usize];
     let mut unsound = None;
     let lost = store
-        .load(region, work, |page, bytes| {
+        .load(env, region, work, |page, bytes| {
             let first = page as usize * LINES_PER_PAGE;
             for (i, line) in lines.iter_mut().skip(first).take(LINES_PER_PAGE).enumerate() {
                 match Line::parse(bytes, i) {
@@ -202,7 +212,8 @@ async fn load_home<R: Region>(
                 }
             }
         })
-        .await;
+        .await
+        .map_err(failed)?;
     if let Some(page) = lost.first() {
         return Err(JournalError::Damaged(format!("home page {} is lost in both copies", page.0)));
     }
@@ -212,25 +223,28 @@ async fn load_home<R: Region>(
     }
 }
 
-async fn scan_slots<R: Region>(
+async fn scan_slots<E: Env, R: Region>(
+    env: &E,
     region: &R,
     layout: &RegionLayout,
     pool: PoolId,
     work: &mut Buf,
-) -> Scan {
+) -> Result<Scan, JournalError> {
     let batch = (work.len() / SLOT_BYTES) as u32;
     let mut parts = BTreeMap::new();
     for first in (0..layout.slots).step_by(batch as usize) {
         let count = batch.min(layout.slots - first);
         let bytes = count as usize * SLOT_BYTES;
-        read_what_can_be(region, layout.slot_at(first), work, 0..bytes).await;
+        read_what_can_be(env, region, layout.slot_at(first), work, 0..bytes)
+            .await
+            .map_err(failed)?;
         for (i, slot) in work.as_slice()[..bytes].chunks(SLOT_BYTES).enumerate() {
             if let Some(part) = Part::parse(slot, pool) {
                 parts.insert(first + i as u32, part);
             }
         }
     }
-    Scan { parts }
+    Ok(Scan { parts })
 }
 
 impl Scan {
@@ -292,8 +306,5 @@ async fn invalidate<R: Region>(
 ) -> Result<(), JournalError> {
     let sector = region.sector() as usize;
     work.as_mut_slice()[..sector].fill(0);
-    region
-        .persist(vec![(layout.slot_at(slot), work.view(0..sector))])
-        .await
-        .map_err(|error| JournalError::Failed(error.to_string().into()))
+    region.persist(vec![(layout.slot_at(slot), work.view(0..sector))]).await.map_err(failed)
 }

@@ -9,9 +9,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
+use std::time::Duration;
 
 use super::layout::PageRuns;
-use crate::env::Region;
+use crate::env::{Env, Region};
 use crate::format::ids::PoolId;
 use crate::format::page::{Choice, CopyState, PageIdentity, choose};
 use crate::uring::buffers::Buf;
@@ -39,12 +41,13 @@ impl PageStore {
 
     /// Loads every page, giving each that was ever written to `on_page`; the pages of which neither
     /// copy is good are returned. `work` holds both copies of at least one page.
-    pub async fn load<R: Region>(
+    pub async fn load<E: Env, R: Region>(
         &mut self,
+        env: &E,
         region: &R,
         work: &mut Buf,
         mut on_page: impl FnMut(u32, &[u8]),
-    ) -> Vec<LostPage> {
+    ) -> io::Result<Vec<LostPage>> {
         let page = self.runs.page;
         let half = work.len() / 2 / page * page;
         let batch = (half / page) as u32;
@@ -56,7 +59,8 @@ impl PageStore {
             let bytes = (count as usize * page).next_multiple_of(region.sector() as usize);
             for (copy, start) in self.runs.copies.into_iter().enumerate() {
                 let at = start + u64::from(first) * page as u64;
-                read_what_can_be(region, at, work, copy * half..copy * half + bytes).await;
+                let place = copy * half..copy * half + bytes;
+                read_what_can_be(env, region, at, work, place).await?;
             }
             let bytes = work.as_slice();
             for i in 0..count {
@@ -66,7 +70,7 @@ impl PageStore {
             }
             first += count;
         }
-        lost
+        Ok(lost)
     }
 
     fn take(
@@ -153,24 +157,67 @@ impl PageStore {
     }
 }
 
-/// Fills a range of `buf` from the region. What cannot be read is filled with ones, which no
-/// checksum of ours accepts: a sector that was being written at a crash may be unreadable, and then
-/// its contents do not count.
-pub async fn read_what_can_be<R: Region>(
+/// How often a sector that cannot be read is tried again at recovery, and how long after.
+const READ_AGAIN: [Duration; 6] = [
+    Duration::from_millis(1),
+    Duration::from_millis(10),
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
+
+/// Fills a range of `buf` from the region. What the medium cannot give is filled with ones, which
+/// no checksum of ours accepts: a sector that was being written at a crash may be unreadable, and
+/// then its contents do not count.
+///
+/// That must not be said lightly, because what does not count is invalidated. So a sector is tried
+/// again for a while, and where it is not the medium that fails but the way to it, that is an error.
+pub async fn read_what_can_be<E: Env, R: Region>(
+    env: &E,
     region: &R,
     at: u64,
     buf: &mut Buf,
-    range: std::ops::Range<usize>,
-) {
+    range: Range<usize>,
+) -> io::Result<()> {
     if region.read(at, buf.view(range.clone())).await.is_ok() {
-        return;
+        return Ok(());
     }
     let sector = region.sector() as usize;
     for from in range.clone().step_by(sector) {
         let piece = from..(from + sector).min(range.end);
         let offset = at + (from - range.start) as u64;
-        if region.read(offset, buf.view(piece.clone())).await.is_err() {
+        if let Err(error) = read_sector(env, region, offset, buf, piece.clone()).await {
+            if !is_of_the_medium(&error) {
+                return Err(error);
+            }
             buf.as_mut_slice()[piece].fill(0xff);
         }
     }
+    Ok(())
+}
+
+async fn read_sector<E: Env, R: Region>(
+    env: &E,
+    region: &R,
+    offset: u64,
+    buf: &mut Buf,
+    piece: Range<usize>,
+) -> io::Result<()> {
+    let mut last = region.read(offset, buf.view(piece.clone())).await;
+    for pause in READ_AGAIN {
+        if last.is_ok() {
+            break;
+        }
+        env.sleep(pause).await;
+        last = region.read(offset, buf.view(piece.clone())).await;
+    }
+    last
+}
+
+/// Whether an error says that the sector cannot be read, and not that the device cannot be reached.
+fn is_of_the_medium(error: &io::Error) -> bool {
+    /// Linux: EIO, ENODATA (a medium error), EILSEQ (a failed integrity check).
+    const MEDIUM: [i32; 3] = [5, 61, 84];
+    error.raw_os_error().is_none_or(|code| MEDIUM.contains(&code))
 }

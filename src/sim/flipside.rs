@@ -161,12 +161,14 @@ impl Engine for Flipside {
 
     fn draw(rng: &mut Rng) -> Self {
         let block_shift = rng.pick(&[9u32, 9, 10, 12]);
-        let ratio = rng.between(3, 6) as u32;
+        // Large extents, and many, are drawn seldom: their images take long to check.
+        let ratio = if rng.chance(60_000) { rng.between(7, 8) } else { rng.between(3, 6) } as u32;
         let extent_shift = (block_shift + ratio).max(14);
         let geometry = Geometry::new(1 << block_shift, 1 << extent_shift).expect("sound sizes");
         let sector = if block_shift == 12 { rng.pick(&[512, 4096]) } else { 512 };
         let nvram = rng.chance(200_000);
-        let extents = rng.between(20, 60) as u32;
+        let many = ratio < 7 && rng.chance(100_000);
+        let extents = rng.between(20, if many { 200 } else { 60 }) as u32;
         let disks = if rng.chance(250_000) {
             let first = rng.between(4, u64::from(extents) - 4) as u32;
             vec![first, extents - first]
@@ -214,7 +216,7 @@ impl Engine for Flipside {
             disks: disks.collect(),
             nvram: self.nvram.then_some((self.region_len, 512)),
             storage_max: 0,
-            buffers_max: 16 << 20,
+            buffers_max: 128 << 20,
         }
     }
 

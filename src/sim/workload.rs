@@ -310,10 +310,7 @@ impl<R: Running> Clients<R> {
         match read {
             Ok(bytes) => {
                 assert!(bytes.len() == len, "a read of {len} bytes returned {}", bytes.len());
-                // What a device says it wrote and then loses cannot be told from what it kept.
-                if !self.env.lost_data() {
-                    model.borrow_mut().end_read(&sent, range.start, &bytes)?;
-                }
+                model.borrow_mut().end_read(&sent, range.start, &bytes)?;
                 Ok(Ok(()))
             }
             Err(why) => Ok(Err(why)),

@@ -166,12 +166,14 @@ impl<E: Env> Inner<E> {
         self.check_blocks(state, parts, ticket)?;
         let needs = choose_targets(state, parts);
         self.check_room(state, volume, needs, bytes)?;
+        check_turn(state, parts, ticket)?;
         check_space(state, volume, needs, ticket)?;
         Ok(self.join(state, volume, parts, needs, bytes))
     }
 
     fn check_blocks(&self, state: &mut State, parts: &Parts, ticket: u64) -> Result<(), Blocked> {
-        let short = state.pool.available() < self.watermarks.low;
+        let waited_for = !state.space_queue.is_empty();
+        let short = waited_for || state.pool.available() < self.watermarks.low;
         let mut held = false;
         for part in parts {
             let Some(work) = part.pair.and_then(|pair| state.pairs.work_if_any(pair)) else {
@@ -250,6 +252,14 @@ impl<E: Env> Inner<E> {
     }
 }
 
+/// While someone waits for extents, later requests for pairs that could be settled wait behind
+/// them: or a pair that is always being written would never be quiet enough to be settled.
+fn check_turn(state: &State, parts: &Parts, ticket: u64) -> Result<(), Blocked> {
+    let later = state.space_queue.front().is_some_and(|(first, _)| *first < ticket);
+    let journaled = |part: &Part| part.pair.is_some_and(|pair| state.journaled.contains_key(&pair));
+    if later && parts.iter().any(journaled) { Err(Blocked::Space) } else { Ok(()) }
+}
+
 /// Whether the extents that a request needs are there, and it is its turn to take them.
 fn check_space(state: &mut State, volume: usize, needs: Needs, ticket: u64) -> Result<(), Blocked> {
     let wanted = needs.data_areas + needs.journal_areas;
@@ -300,11 +310,11 @@ fn choose_targets(state: &State, parts: &mut Parts) -> Needs {
             .any(|s| !part.targets[s.index()].is_empty() && binding.extent(s).is_none());
         needs.journal_areas += u32::from(wants_extent);
         // Blocks that are pending in place add nothing to the group; each other one a run at most,
-        // and each run may split another.
+        // and each run of changed blocks may split another.
         let written = open.side(Slot::Zero) | open.side(Slot::One);
         let runs = (part.write - written).len() + part.zero.runs().count();
         if runs > 0 {
-            needs.record_bytes += PLACE_BYTES * (runs + 1);
+            needs.record_bytes += PLACE_BYTES * (runs + part.blocks().runs().count());
         }
         if wants_extent {
             needs.record_bytes += BINDING_BYTES;

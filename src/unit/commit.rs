@@ -116,6 +116,9 @@ impl<E: Env> Inner<E> {
         self.drain(volume).await?;
         self.flush_written(volume).await?;
         let records = self.group_of(volume);
+        let bytes: usize = records.iter().map(Record::stored_len).sum();
+        let counted = sealed_of(&self.state.borrow(), volume).record_bytes;
+        assert!(bytes <= counted, "a group of {bytes} bytes, {counted} were counted");
         let mut sequence = None;
         if !records.is_empty() {
             let id = self.state.borrow().domains[volume].id;

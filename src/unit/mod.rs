@@ -244,13 +244,15 @@ impl<E: Env> Unit<E> {
     /// durable.
     pub async fn commit(&self, volume: Option<VolumeId>) -> Result<(), IoError> {
         let count = self.0.state.borrow().volumes.len();
+        let mut result = Ok(());
         for index in 0..count {
             let wanted = volume.is_none_or(|id| self.0.state.borrow().volumes[index].id == id);
             if wanted {
-                self.0.flush(index).await?;
+                // One that has stopped does not keep the others from being committed.
+                result = result.and(self.0.flush(index).await);
             }
         }
-        Ok(())
+        result
     }
 
     /// Ends the journaling of all areas, or of one volume's, after a commit; areas that are in use
@@ -270,7 +272,7 @@ impl<E: Env> Unit<E> {
             state.wake_everyone();
         }
         let committed = self.commit(None).await;
-        if committed.is_ok() {
+        if self.0.journal.failure().is_none() {
             let _one_settle_at_a_time = self.0.settle_lock.lock().await;
             self.0
                 .checkpoint()

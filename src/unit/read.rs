@@ -1,6 +1,7 @@
 //! Reads: each block from where its newest visible contents lie (design section 3).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 
@@ -26,7 +27,17 @@ impl<E: Env> Inner<E> {
         // Entered before the maps are looked at: what is found there is not freed until we leave.
         let _reading = self.readers.enter();
         let mut pieces = Pieces::new();
-        self.find(volume, blocks, place.start, buf, &mut pieces);
+        let uncommitted = self.find(volume, blocks, place.start, buf, &mut pieces);
+        self.read_pieces(buf, &pieces).await?;
+        // What was written and not committed when the device failed may be gone already, and
+        // something else read in its place: then an error is the only true answer (promise 5).
+        match &self.state.borrow().domains[volume].failed {
+            Some(reason) if uncommitted => Err(IoError::Latched(Arc::clone(reason))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn read_pieces(&self, buf: &mut Buf, pieces: &Pieces) -> Result<(), IoError> {
         if let [piece] = pieces.as_slice() {
             let disk = &self.devices[piece.device].disk;
             let read = disk.read(piece.offset, buf.view(piece.range.clone()));
@@ -50,7 +61,8 @@ impl<E: Env> Inner<E> {
         IoError::DeviceRead(format!("{}: {error}", self.device_name(device)).into())
     }
 
-    /// Finds where blocks lie; zeros those that lie nowhere.
+    /// Finds where blocks lie; zeros those that lie nowhere. Says whether any of them is not
+    /// committed.
     fn find(
         &self,
         volume: usize,
@@ -58,7 +70,8 @@ impl<E: Env> Inner<E> {
         mut at: usize,
         buf: &mut Buf,
         pieces: &mut Pieces,
-    ) {
+    ) -> bool {
+        let mut uncommitted = false;
         let block = self.geometry.block_size() as usize;
         let state = self.state.borrow();
         for (logical, local, _) in extents(blocks, self.geometry) {
@@ -71,6 +84,10 @@ impl<E: Env> Inner<E> {
                 continue;
             };
             let seen = state.visible(pair);
+            uncommitted |= state
+                .pairs
+                .work(pair)
+                .is_some_and(|work| wanted.meets(work.open.blocks() | work.sealed.blocks()));
             for run in (wanted - seen.used()).runs() {
                 buf.as_mut_slice()[place(run.start)..place(run.end)].fill(0);
             }
@@ -87,5 +104,6 @@ impl<E: Env> Inner<E> {
                 push_piece(pieces, Piece { device, offset, range });
             }
         }
+        uncommitted
     }
 }

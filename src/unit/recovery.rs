@@ -96,8 +96,7 @@ impl<E: Env> Unit<E> {
         let pairs: u32 = parts.devices.iter().map(|member| member.extents.count).sum();
         make_stable(&parts).await?;
         let region = parts.region.clone();
-        let buffers = parts.env.buffers();
-        let opened = Journal::open(region, parts.pool, parts.unit, pairs, buffers).await?;
+        let opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
         let Opened { journal, mut lines, groups } = opened;
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let stale_pages = replay(&mut lines, &groups)?;

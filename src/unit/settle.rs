@@ -378,7 +378,12 @@ impl<E: Env> Inner<E> {
     /// Tells the metadata server in one transaction, and frees what the pairs left.
     async fn finish(&self, items: &[Item]) -> Result<(), String> {
         let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
-        self.mds.transact(&primitives).await.map_err(|error| error.to_string())?;
+        if let Err(error) = self.mds.transact(&primitives).await {
+            // What the pairs left can neither be given back nor bound again.
+            let reason = format!("the metadata server failed: {error}");
+            self.fail_all(&reason);
+            return Err(reason);
+        }
         self.readers.grace().await;
         let mut state = self.state.borrow_mut();
         for item in items {

@@ -190,12 +190,6 @@ impl SimEnv {
         self.0.world.borrow().faults.clone()
     }
 
-    /// Whether a flush has failed, so that what was written before may read as what was there
-    /// earlier, or as garbage.
-    pub fn lost_data(&self) -> bool {
-        self.0.world.borrow().lost_data
-    }
-
     /// Tasks that have not ended.
     pub fn tasks(&self) -> usize {
         self.0.executor.len()

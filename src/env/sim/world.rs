@@ -56,8 +56,6 @@ pub(super) struct World {
     pub trace: u64,
     /// Whether every call is printed.
     pub loud: bool,
-    /// Whether a flush has failed, and data that could be read may be gone.
-    pub lost_data: bool,
 }
 
 impl World {
@@ -76,7 +74,6 @@ impl World {
             calls: Calls::new(None),
             trace: seed,
             loud: false,
-            lost_data: false,
         }
     }
 
@@ -226,7 +223,6 @@ impl World {
         self.note("flush end", mark, u64::from(!failed));
         if failed {
             self.disks[disk].flush_failed(mark, &mut self.rng);
-            self.lost_data = true;
             finish((), done, Err(io::Error::other("injected: flush failed")));
         } else {
             self.disks[disk].flushed(mark);
