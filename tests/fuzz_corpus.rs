@@ -46,9 +46,8 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
 
 /// Runs a body, and says which input it was that it panicked at.
 fn try_one(target: &str, body: Body, from: &str, input: &[u8]) -> bool {
-    catch_unwind(AssertUnwindSafe(|| body(input))).unwrap_or_else(|_| {
-        panic!("{target} panics at a copy of {from}: {input:02x?}")
-    })
+    catch_unwind(AssertUnwindSafe(|| body(input)))
+        .unwrap_or_else(|_| panic!("{target} panics at a copy of {from}: {input:02x?}"))
 }
 
 /// A copy with a few things wrong.
