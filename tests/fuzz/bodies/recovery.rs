@@ -11,7 +11,7 @@ use flipside::env::Region;
 use flipside::format::header::{HEADER_MAGIC, RegionHeader, SLOTS_MIN};
 use flipside::format::home::{HOME_MAGIC, HOME_PAGE, LINES_PER_PAGE, Line};
 use flipside::format::ids::{Incarnation, UnitId};
-use flipside::format::page::PAGE_HEADER;
+use flipside::format::page::{PAGE_HEADER, VERSION_MAX};
 use flipside::format::status::STATUS_MAGIC;
 use flipside::journal::layout::{PageRuns, RegionLayout};
 use flipside::journal::{Journal, JournalError, Opened};
@@ -67,7 +67,7 @@ pub fn recovery(data: &[u8]) -> bool {
     let mut cursor = Cursor(data);
     let layout = RegionLayout::with_slots(PAIRS, SECTOR, SLOTS_MIN);
     let mut bytes = vec![0; layout.end() as usize];
-    let version = cursor.number(8);
+    let version = cursor.number(8) % VERSION_MAX;
     let header = match cursor.piece() {
         [] => valid_header(),
         other => other.to_vec(),
