@@ -36,6 +36,8 @@ struct RawPageHeader {
 
 const _: () = assert!(size_of::<RawPageHeader>() == 32);
 const CRC_FROM: usize = 8;
+/// No page is changed so often: a stored version beyond is damage, and would overflow.
+pub const VERSION_MAX: u64 = u64::MAX / 2;
 
 /// What a page is, and of which pool: two pages of different identity are never taken for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,7 @@ impl PageIdentity {
         let good = header.magic == self.magic
             && header.pool == self.pool_half()
             && header.index.get() == self.index
+            && header.version.get() <= VERSION_MAX
             && header.crc.get() == crc32c(&page[CRC_FROM..]);
         if good { CopyState::Good(header.version.get()) } else { CopyState::Damaged }
     }
@@ -169,6 +172,10 @@ mod tests {
             assert_eq!(other.verify(&page), CopyState::Damaged);
         }
         assert_eq!(IDENTITY.verify(&page[..10]), CopyState::Damaged);
+        IDENTITY.seal(&mut page, VERSION_MAX);
+        assert_eq!(IDENTITY.verify(&page), CopyState::Good(VERSION_MAX));
+        IDENTITY.seal(&mut page, VERSION_MAX + 1);
+        assert_eq!(IDENTITY.verify(&page), CopyState::Damaged);
     }
 
     /// Goal: over all pairs of copies, the newest good one is used, it is never written first while

@@ -51,6 +51,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "nbd_handshake" => handshakes(),
         "nbd_request" => vec![("one_of_each", requests())],
         "record" => vec![("history", history())],
+        "recovery" => vec![("three_groups", whole_region())],
         "region" => vec![("header", region())],
         "status" => vec![("root_and_entry", status())],
         "superblock" => vec![("one_device", superblock(1)), ("second_of_three", superblock(3))],
@@ -191,19 +192,22 @@ fn history() -> Vec<u8> {
     records().iter().map(store).collect::<Vec<_>>().concat()
 }
 
-fn groups() -> Vec<(&'static str, Vec<u8>)> {
-    let group = |records| Group {
-        sequence: Sequence(77),
+fn group(sequence: u64, next_slot: u32, records: Vec<Record>) -> Group {
+    Group {
+        sequence: Sequence(sequence),
         incarnation: Incarnation(3),
         transaction: TransactionId { coordinator: 1, incarnation: Incarnation(3), number: 9 },
         domain: 4,
         state: GroupState::Committed,
-        link: Link { slot: 12, sequence: Sequence(78) },
+        link: Link { slot: next_slot, sequence: Sequence(sequence + 1) },
         records,
-    };
+    }
+}
+
+fn groups() -> Vec<(&'static str, Vec<u8>)> {
     let input = |records| {
         let mut bytes = Vec::new();
-        for (slot, part) in stored_parts(&group(records)) {
+        for (slot, part) in stored_parts(&group(77, 12, records), 3) {
             bytes.push(slot as u8);
             put_piece(&mut bytes, &part);
         }
@@ -246,6 +250,26 @@ fn region() -> Vec<u8> {
     RegionHeader { unit: UnitId(1), incarnation, slots: 500, pairs: 100, sector: 512 }
         .store(&mut page);
     contents(&page)
+}
+
+/// Three groups, of which the home knows nothing yet; the second was done since.
+fn whole_region() -> Vec<u8> {
+    let mut status = vec![0; 512];
+    let link = Link { slot: 9, sequence: Sequence(77) };
+    StatusEntry { of: ROOT, state: GroupState::Done, link }.store(&mut status, 0);
+    let link = Link { slot: 3, sequence: Sequence(79) };
+    StatusEntry { of: Sequence(78), state: GroupState::Done, link }.store(&mut status, 13);
+    let mut bytes = 5_u64.to_le_bytes().to_vec();
+    put_piece(&mut bytes, &[]);
+    put_piece(&mut bytes, &contents(&status));
+    put_piece(&mut bytes, &home());
+    for (slot, sequence, next_slot) in [(9, 77, 12), (12, 78, 3), (3, 79, 40)] {
+        for (slot, part) in stored_parts(&group(sequence, next_slot, records()), slot) {
+            bytes.push(slot as u8);
+            put_piece(&mut bytes, &part);
+        }
+    }
+    bytes
 }
 
 fn pair() -> PairRecord {

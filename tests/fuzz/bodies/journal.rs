@@ -21,21 +21,21 @@ const PART_CRC_FROM: usize = 8;
 const PART_MIN: usize = 40;
 
 /// A page with `contents` as far as they fit, its header made good. The raw bytes are tried too.
-fn sealed(magic: [u8; 4], len: usize, contents: &[u8]) -> Vec<u8> {
+pub fn sealed(magic: [u8; 4], len: usize, contents: &[u8], version: u64) -> Vec<u8> {
     let identity = PageIdentity { magic, pool: POOL, index: 0 };
     let _ = identity.verify(contents);
     let mut page = vec![0; len];
     let taken = contents.len().min(len - PAGE_HEADER);
     page[PAGE_HEADER..PAGE_HEADER + taken].copy_from_slice(&contents[..taken]);
-    identity.seal(&mut page, 1);
-    assert_eq!(identity.verify(&page), CopyState::Good(1));
+    identity.seal(&mut page, version);
+    assert_eq!(identity.verify(&page), CopyState::Good(version));
     page
 }
 
 /// A region's header page, and the layout that follows from it.
 pub fn region(data: &[u8]) -> bool {
     let _ = RegionHeader::parse(data);
-    let mut page = sealed(HEADER_MAGIC, 4096, data);
+    let mut page = sealed(HEADER_MAGIC, 4096, data, 1);
     let Some(header) = RegionHeader::parse(&page) else { return false };
     header.store(&mut page);
     assert_eq!(RegionHeader::parse(&page), Some(header));
@@ -51,7 +51,7 @@ pub fn status(data: &[u8]) -> bool {
     let mut any = false;
     for sector in [512, 4096] {
         let _ = StatusEntry::parse(data, 0);
-        let mut page = sealed(STATUS_MAGIC, sector, data);
+        let mut page = sealed(STATUS_MAGIC, sector, data, 1);
         for index in 0..entries_per_page(sector) + 2 {
             let Some(entry) = StatusEntry::parse(&page, index) else { continue };
             entry.store(&mut page, index);
@@ -66,7 +66,7 @@ pub fn status(data: &[u8]) -> bool {
 pub fn home(data: &[u8]) -> bool {
     let mut any = false;
     let _ = Line::parse(data, 0);
-    let mut page = sealed(HOME_MAGIC, HOME_PAGE, data);
+    let mut page = sealed(HOME_MAGIC, HOME_PAGE, data, 1);
     for index in 0..=LINES_PER_PAGE {
         let Some(line) = Line::parse(&page, index) else { continue };
         assert!(line.is_sound());
@@ -125,7 +125,7 @@ pub fn group(data: &[u8]) -> bool {
 }
 
 /// Makes a part's magic and checksum good.
-fn seal_part(bytes: &mut [u8]) {
+pub fn seal_part(bytes: &mut [u8]) {
     if bytes.len() < PART_MIN {
         return;
     }
@@ -140,15 +140,15 @@ fn seal_part(bytes: &mut [u8]) {
 fn stored_again(group: &Group) -> Group {
     let parse = |bytes: &[u8]| Part::parse(bytes, POOL).expect("what is stored can be read");
     let parts: BTreeMap<u32, Part> =
-        stored_parts(group).into_iter().map(|(slot, bytes)| (slot, parse(&bytes))).collect();
+        stored_parts(group, 3).into_iter().map(|(slot, bytes)| (slot, parse(&bytes))).collect();
     let first = *parts.keys().next().expect("a group has a part");
     Group::assemble(first, |slot| parts.get(&slot)).expect("all parts are there").0
 }
 
-/// The parts of a group, in slots from 3 on, each without the zeros after its used bytes.
-pub fn stored_parts(group: &Group) -> Vec<(u32, Vec<u8>)> {
+/// The parts of a group, in slots from `first` on, each without the zeros after its used bytes.
+pub fn stored_parts(group: &Group, first: u32) -> Vec<(u32, Vec<u8>)> {
     let parts = Parts::of(&group.records);
-    let slots: Vec<u32> = (3..).take(parts.count()).collect();
+    let slots: Vec<u32> = (first..).take(parts.count()).collect();
     let mut out = vec![0; parts.count() * SLOT_BYTES];
     group.store(POOL, &parts, &slots, &mut out);
     let pieces = out.chunks(SLOT_BYTES).zip(parts.used()).map(|(part, used)| part[..used].to_vec());

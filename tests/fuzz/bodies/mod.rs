@@ -18,6 +18,7 @@ pub mod journal;
 pub mod metadata;
 pub mod nbd;
 pub mod outside;
+pub mod recovery;
 pub mod store;
 
 /// A body: whether the parser let the bytes through.
@@ -35,6 +36,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("nbd_handshake", nbd::handshake),
     ("nbd_request", nbd::request),
     ("record", journal::record),
+    ("recovery", recovery::recovery),
     ("region", journal::region),
     ("status", journal::status),
     ("superblock", outside::superblock),
