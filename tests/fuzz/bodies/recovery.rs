@@ -3,11 +3,10 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 
 use flipside::env::Region;
+use flipside::env::sim::{DiskShape, Faults, Limit, Machine, Shape};
 use flipside::format::header::{HEADER_MAGIC, RegionHeader, SLOTS_MIN};
 use flipside::format::home::{HOME_MAGIC, HOME_PAGE, LINES_PER_PAGE, Line};
 use flipside::format::ids::{Incarnation, UnitId};
@@ -15,7 +14,7 @@ use flipside::format::page::{PAGE_HEADER, VERSION_MAX};
 use flipside::format::status::STATUS_MAGIC;
 use flipside::journal::layout::{PageRuns, RegionLayout};
 use flipside::journal::{Journal, JournalError, Opened};
-use flipside::uring::buffers::{ARENA_BLOCK, BufferPool, View};
+use flipside::uring::buffers::{ARENA_BLOCK, View};
 
 use super::cursor::Cursor;
 use super::journal::{POOL, seal_part, sealed};
@@ -133,14 +132,12 @@ fn put_page(bytes: &mut [u8], runs: &PageRuns, magic: [u8; 4], contents: &[u8], 
 }
 
 fn open(region: &Memory) -> Result<Opened<Memory>, JournalError> {
-    thread_local! {
-        static BUFFERS: BufferPool =
-            BufferPool::new(2 * ARENA_BLOCK, ARENA_BLOCK).expect("memory can be mapped");
-    }
-    let buffers = BUFFERS.with(BufferPool::clone);
-    let mut opening = pin!(Journal::open(region.clone(), POOL, UNIT, PAIRS, &buffers));
-    match opening.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(opened) => opened,
-        Poll::Pending => panic!("nothing here waits"),
-    }
+    const LIMIT: Limit = Limit { time_ns: 1_000_000_000, steps: 100_000 };
+    let disk = DiskShape { len: 4096, sector: SECTOR, volatile_cache: false };
+    let buffers_max = 2 * ARENA_BLOCK;
+    let shape = Shape { disks: vec![disk], nvram: None, storage_max: 0, buffers_max };
+    let env = Machine::new(0, &shape).boot(Faults::none());
+    let (handle, region) = (env.clone(), region.clone());
+    let opening = async move { Journal::open(&handle, region, POOL, UNIT, PAIRS).await };
+    env.run(LIMIT, opening).expect("opening comes to an end")
 }
