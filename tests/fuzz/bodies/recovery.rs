@@ -6,8 +6,10 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use flipside::env::Region;
+use flipside::env::sim::{SimDisk, SimLink};
+use flipside::env::{Env, Moment, Region};
 use flipside::format::header::{HEADER_MAGIC, RegionHeader, SLOTS_MIN};
 use flipside::format::home::{HOME_MAGIC, HOME_PAGE, LINES_PER_PAGE, Line};
 use flipside::format::ids::{Incarnation, UnitId};
@@ -55,6 +57,36 @@ impl Region for Memory {
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         std::future::ready(Ok(()))
+    }
+}
+
+/// All that opening asks of its environment is buffers: no read fails, so it never waits.
+#[derive(Clone)]
+struct Machine(BufferPool);
+
+impl Env for Machine {
+    type Disk = SimDisk;
+    type Nvram = Memory;
+    type Link = SimLink;
+
+    fn spawn(&self, _: impl Future<Output = ()> + 'static) {
+        panic!("opening a journal starts no task")
+    }
+
+    fn now(&self) -> Moment {
+        Moment(0)
+    }
+
+    fn sleep(&self, _: Duration) -> impl Future<Output = ()> + 'static {
+        std::future::ready(())
+    }
+
+    fn random(&self) -> u64 {
+        0
+    }
+
+    fn buffers(&self) -> &BufferPool {
+        &self.0
     }
 }
 
@@ -134,11 +166,12 @@ fn put_page(bytes: &mut [u8], runs: &PageRuns, magic: [u8; 4], contents: &[u8], 
 
 fn open(region: &Memory) -> Result<Opened<Memory>, JournalError> {
     thread_local! {
-        static BUFFERS: BufferPool =
-            BufferPool::new(2 * ARENA_BLOCK, ARENA_BLOCK).expect("memory can be mapped");
+        static MACHINE: Machine = Machine(
+            BufferPool::new(2 * ARENA_BLOCK, ARENA_BLOCK).expect("memory can be mapped"),
+        );
     }
-    let buffers = BUFFERS.with(BufferPool::clone);
-    let mut opening = pin!(Journal::open(region.clone(), POOL, UNIT, PAIRS, &buffers));
+    let machine = MACHINE.with(Machine::clone);
+    let mut opening = pin!(Journal::open(&machine, region.clone(), POOL, UNIT, PAIRS));
     match opening.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(opened) => opened,
         Poll::Pending => panic!("nothing here waits"),
