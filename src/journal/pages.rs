@@ -172,8 +172,7 @@ const READ_AGAIN: [Duration; 6] = [
 /// then its contents do not count.
 ///
 /// That must not be said lightly, because what does not count is invalidated. So a sector is tried
-/// again for a while, and where it is not the medium that fails but the way to it, that is an
-/// error.
+/// again for a while, and where not the medium fails but the way to it, that is an error.
 pub async fn read_what_can_be<E: Env, R: Region>(
     env: &E,
     region: &R,
