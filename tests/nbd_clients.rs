@@ -1,4 +1,5 @@
-//! The clients that people use, against an export in memory and against the real target. `make setup` installs them.
+//! The clients that people use, against an export in memory and against the real target.
+//! `make setup` installs them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -68,7 +68,8 @@ pub trait Export: Clone + 'static {
     /// without contents read as zeros.
     fn status(&self, offset: u64, length: u64, runs_max: usize) -> Result<Vec<Run>, ExportError>;
 
-    /// Makes the bytes zeros; whole blocks quickly, without `no_hole`; with `no_hole` they stay backed, so that later writes find space.
+    /// Makes the bytes zeros; with `no_hole` they stay backed, so that later writes find space.
+    /// Without it, whole blocks are zeroed without writing data.
     fn write_zeroes(
         &self,
         offset: u64,

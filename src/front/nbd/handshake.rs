@@ -3,7 +3,7 @@
 //! ```text
 //!  (greeting sent) ──client flags──▶ Options ──EXPORT_NAME or GO──▶ Finished::Transmission
 //!        │                           │  ▲  │
-//!        │ unknown flags             │  └──┤ LIST, INFO, STRUCTURED_REPLY, contexts, anything unknown
+//!        │ unknown flags             │  └──┤ LIST, INFO, STRUCTURED_REPLY, contexts, unknown ones
 //!        ▼                           │     └──data too long──▶ Skip ──all skipped──▶ Options
 //!  Finished::Close ◀──ABORT, garbage─┘
 //! ```
