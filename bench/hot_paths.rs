@@ -77,7 +77,14 @@ fn requests(criterion: &mut Criterion) {
     };
     let mut bytes = [0; REQUEST_HEADER];
     bytes.copy_from_slice(header.as_bytes());
-    let terms = Terms { size: 1 << 30, payload_max: PAYLOAD_MAX, structured: true };
+    let terms = Terms {
+        size: 1 << 30,
+        block_size: 4096,
+        payload_max: PAYLOAD_MAX,
+        structured: true,
+        status: true,
+        read_only: false,
+    };
     criterion.bench_function("nbd_request", |bencher| {
         bencher.iter(|| {
             let request = Request::parse(black_box(&bytes)).expect("the magic is right");

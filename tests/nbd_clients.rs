@@ -1,4 +1,5 @@
-//! The clients that people use, against an export in memory. `make setup` installs them.
+//! The clients that people use, against an export in memory and against the real target.
+//! `make setup` installs them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,8 +9,11 @@ use std::fs;
 use std::process::{Command, Output};
 
 use flipside::front::nbd::Limits;
+use support::device::Device;
 use support::memory_server::{MemoryServer, SIZE};
-use support::nbd_client::Client;
+use support::nbd_client::{Client, EPERM};
+use support::programs::{directory, say};
+use support::target::{Service, format};
 
 /// Runs a tool and gives its standard output; it must succeed.
 fn run(tool: &str, arguments: &[&str]) -> String {
@@ -33,7 +37,17 @@ fn nbdinfo() {
     let export = &info["exports"][0];
     assert_eq!(export["export-name"], "vol1");
     assert_eq!(export["export-size"], SIZE);
-    for can in ["can_df", "can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"] {
+    assert_eq!(export["contexts"][0], "base:allocation");
+    for can in [
+        "can_cache",
+        "can_df",
+        "can_fast_zero",
+        "can_flush",
+        "can_fua",
+        "can_multi_conn",
+        "can_trim",
+        "can_zero",
+    ] {
         assert_eq!(export[can], true, "{can}");
     }
     let limits = (
@@ -139,4 +153,105 @@ fn nbd_client_lists() {
     let server = MemoryServer::start(Limits::default());
     let list = run("nbd-client", &["-l", "127.0.0.1", &server.port.to_string()]);
     assert!(list.contains("vol0") && list.contains("vol1"), "{list}");
+}
+
+/// Says which version of a client is tested.
+fn say_version(tool: &str) {
+    let version = run(tool, &["--version"]);
+    say(&format!("tested with {}", version.lines().next().unwrap_or(tool)));
+}
+
+/// The bytes of an export that have contents, as nbdinfo maps them; the map must cover it all.
+fn used_by_nbdinfo(uri: &str) -> u64 {
+    let map: serde_json::Value =
+        serde_json::from_str(&run("nbdinfo", &["--map", "--json", uri])).unwrap();
+    let (mut end, mut used) = (0, 0);
+    for run in map.as_array().unwrap() {
+        let number = |name: &str| run[name].as_u64().unwrap();
+        assert_eq!(number("offset"), end);
+        end += number("length");
+        match number("type") {
+            0 => used += number("length"),
+            kind => assert_eq!(kind, 3, "a hole that reads as zeros"),
+        }
+    }
+    assert_eq!(end, VOLUME);
+    used
+}
+
+/// The same as qemu-img maps it.
+fn used_by_qemu_img(uri: &str) -> u64 {
+    let map: serde_json::Value =
+        serde_json::from_str(&run("qemu-img", &["map", "-f", "raw", "--output=json", uri]))
+            .unwrap();
+    let runs = map.as_array().unwrap();
+    assert_eq!(runs.iter().map(|run| run["length"].as_u64().unwrap()).sum::<u64>(), VOLUME);
+    let used = runs.iter().filter(|run| run["data"] == true);
+    used.map(|run| run["length"].as_u64().unwrap()).sum()
+}
+
+/// Size of the real target's volume.
+const VOLUME: u64 = 64 << 20;
+
+/// Goal: on the real target nbdcopy and qemu-img copy and compare without a changed byte, sparse
+/// stays sparse, and both see the same map; QEMU's patterns hold; read-only is read-only.
+#[test]
+fn the_real_target() {
+    for tool in ["nbdinfo", "nbdcopy", "qemu-img", "qemu-io"] {
+        say_version(tool);
+    }
+    let dir = directory();
+    let device = Device::create(dir.path(), "disk", 256 << 20);
+    format(device.path(), &["--volume", "vol0=64M"]);
+    let mut service = Service::new(dir.path(), device.path());
+    let target = service.serve();
+    let uri = target.uri("vol0");
+    assert_eq!((used_by_nbdinfo(&uri), used_by_qemu_img(&uri)), (0, 0));
+
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (source, back, converted) = (path("source"), path("back"), path("converted"));
+    let mut bytes = vec![0; VOLUME as usize];
+    let parts = [0..1 << 20, 4 << 20..(4 << 20) + (64 << 10), (60 << 20) + 4096..61 << 20];
+    for part in parts.clone() {
+        bytes[part].iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8 | 1);
+    }
+    fs::write(&source, &bytes).unwrap();
+    run("nbdcopy", &["--flush", "--sparse=4096", &source, &uri]);
+    let used: u64 = parts.map(|part| part.len() as u64).iter().sum();
+    assert_eq!((used_by_nbdinfo(&uri), used_by_qemu_img(&uri)), (used, used));
+    run("nbdcopy", &[&uri, &back]);
+    assert!(fs::read(&back).unwrap() == bytes);
+    run("qemu-img", &["convert", "-f", "raw", "-O", "raw", &uri, &converted]);
+    assert!(fs::read(&converted).unwrap() == bytes);
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &source, &uri]);
+
+    let commands = [
+        "write -P 0x5a 8M 1M",
+        "write -P 0xa5 8389000 777",
+        "read -P 0xa5 8389000 777",
+        "write -z -u -n 8M 64k",
+        "read -P 0 8M 64k",
+        "discard 9M 4k",
+        "write -z 8912896 10000",
+        "read -P 0 8912896 10000",
+        "read -P 0x5a 8922896 4096",
+        "flush",
+    ];
+    let mut arguments = vec!["-f", "raw", "-t", "writeback", "-d", "unmap"];
+    arguments.extend(commands.iter().flat_map(|command| ["-c", command]));
+    arguments.push(&uri);
+    let output = run("qemu-io", &arguments);
+    assert!(!output.contains("failed") && !output.contains("Pattern verification"), "{output}");
+    assert_eq!(used_by_nbdinfo(&uri), used_by_qemu_img(&uri));
+    let before = used_by_nbdinfo(&uri);
+    assert!(target.stop().success());
+
+    service.arguments.push("--read-only".into());
+    let target = service.serve();
+    let info: serde_json::Value = serde_json::from_str(&run("nbdinfo", &["--json", &uri])).unwrap();
+    assert_eq!(info["exports"][0]["is_read_only"], true);
+    assert_eq!(used_by_nbdinfo(&uri), before);
+    let refused = target.connect("vol0").write(0, &[1; 4096]).unwrap_err();
+    assert_eq!(refused.errno(), Some(EPERM));
+    assert!(target.stop().success());
 }

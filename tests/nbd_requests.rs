@@ -10,7 +10,8 @@ use flipside::front::control::{self, ControlError, Request};
 use flipside::front::nbd::Limits;
 use support::memory_server::{BAD, FULL, MemoryServer, SIZE, SLOW};
 use support::nbd_client::{
-    Client, DF, EINVAL, EIO, ENOSPC, EOVERFLOW, FLUSH, FUA, NO_HOLE, READ, TRIM, WRITE,
+    BLOCK_STATUS, CACHE, Client, DF, EINVAL, EIO, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, FAST_ZERO,
+    FLUSH, FUA, NO_HOLE, READ, REQ_ONE, TRIM, WRITE, WRITE_ZEROES,
 };
 
 fn pattern(seed: u64, length: usize) -> Vec<u8> {
@@ -149,6 +150,71 @@ fn failures_have_numbers() {
     }
     assert_eq!(server.status("connections_dropped"), 0);
     server.wait_for("payload_bytes_used", 0);
+}
+
+/// Goal: the status of a range is said in runs from its first byte to its last, or in one where
+/// one is wanted, and no reply is longer than its bound; only who asked for it gets it.
+#[test]
+fn block_status() {
+    let server = MemoryServer::start(Limits::default());
+    let mut client = Client::unix_status(&server.socket(), "vol0").unwrap();
+    let good = SIZE as u32 - 12288;
+    assert_eq!(client.status(0, 0, good).unwrap(), [(good, 3)]);
+    client.write(8192, &[1; 5000]).unwrap();
+    assert_eq!(client.status(0, 100, 20_000).unwrap(), [(8092, 3), (8192, 0), (3716, 3)]);
+    assert_eq!(client.status(REQ_ONE, 100, 20_000).unwrap(), [(8092, 3)]);
+    assert_eq!(client.status(REQ_ONE, 9000, 1).unwrap(), [(1, 0)]);
+    for block in 0..600 {
+        client.write((1 << 20) + block * 8192, b"x").unwrap();
+    }
+    let many = client.status(0, 1 << 20, 600 * 8192).unwrap();
+    assert_eq!(many.len(), 511);
+    assert!(many.iter().all(|run| run.0 == 4096));
+    let errno = |result: Result<_, support::nbd_client::Error>| result.unwrap_err().errno();
+    assert_eq!(errno(client.status(0, 0, 0)), Some(EINVAL));
+    assert_eq!(errno(client.status(0, SIZE, 1)), Some(EINVAL));
+    assert_eq!(errno(client.status(0, BAD.start, 1)), Some(EIO));
+    for connect in [Client::unix, Client::unix_simple] {
+        let mut other = connect(&server.socket(), "vol0").unwrap();
+        let refused = other.call(BLOCK_STATUS, 0, 0, 4096, &[]).unwrap_err();
+        assert_eq!(refused.errno(), Some(EINVAL));
+        other.read(0, 1).unwrap();
+    }
+    drop(client);
+    server.wait_for("payload_bytes_used", 0);
+}
+
+/// Goal: fast zeros are fast or refused, and a range to cache is looked at.
+#[test]
+fn fast_zeroes_and_caching() {
+    let server = MemoryServer::start(Limits::default());
+    let mut client = Client::unix(&server.socket(), "vol0").unwrap();
+    client.write(0, &[1; 8192]).unwrap();
+    client.write_zeroes(4096, 4096, FAST_ZERO).unwrap();
+    assert_eq!(client.read(4095, 2).unwrap(), [1, 0]);
+    let mut errno = |flags, length| client.write_zeroes(0, length, flags).unwrap_err().errno();
+    assert_eq!(errno(FAST_ZERO, 4095), Some(ENOTSUP));
+    assert_eq!(errno(FAST_ZERO | NO_HOLE, 4096), Some(ENOTSUP));
+    assert_eq!(client.read(0, 1).unwrap(), [1]);
+    client.call(CACHE, 0, 0, 8192, &[]).unwrap();
+    let beyond = client.call(CACHE, 0, SIZE, 1, &[]).unwrap_err();
+    assert_eq!(beyond.errno(), Some(EINVAL));
+}
+
+/// Goal: nobody writes to read-only exports, and connections survive the attempt.
+#[test]
+fn read_only() {
+    let server = MemoryServer::start(Limits { read_only: true, ..Limits::default() });
+    for connect in [Client::unix, Client::unix_simple] {
+        let mut client = connect(&server.socket(), "vol1").unwrap();
+        assert_eq!(client.flags() & 2, 2);
+        for (command, payload) in [(WRITE, &[1; 4096][..]), (TRIM, &[]), (WRITE_ZEROES, &[])] {
+            let refused = client.call(command, 0, 0, 4096, payload).unwrap_err();
+            assert_eq!(refused.errno(), Some(EPERM));
+        }
+        assert!(client.read(0, 4096).unwrap().iter().all(|&byte| byte == 0));
+        client.flush().unwrap();
+    }
 }
 
 /// Goal: the control socket answers in its own words and survives nonsense.

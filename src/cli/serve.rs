@@ -76,6 +76,9 @@ pub struct Args {
     /// When journal space is given back
     #[arg(long, value_enum, default_value = "pressure")]
     settle: Settle,
+    /// Refuse the clients' writes
+    #[arg(long)]
+    read_only: bool,
     /// The socket for status, commit and settle
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
@@ -123,8 +126,9 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
     info!(%pool, ?recovery, "recovered");
     let (counters, latencies) = (unit.counters(), unit.latencies());
     let (ring, buffers) = (env.ring(), env.buffers());
+    let limits = Limits { read_only: args.read_only, ..Limits::default() };
     let server: Server<Volume<OsEnv>> =
-        Server::new(ring, buffers, Limits::default(), Rc::clone(&counters), Rc::clone(&latencies))?;
+        Server::new(ring, buffers, limits, Rc::clone(&counters), Rc::clone(&latencies))?;
     let volumes = unit.volumes();
     let uri = |bound: &Bound, volume: &Volume<OsEnv>| bound.uri(volume.name());
     let exports: Vec<_> = clients

@@ -63,7 +63,13 @@ pub trait Export: Clone + 'static {
         fua: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + 'static;
 
+    /// Which of the bytes have contents of their own: runs from `offset` on, of which neighbours
+    /// differ, and at most `runs_max` of them; so they may end early, but there is one. Bytes
+    /// without contents read as zeros.
+    fn status(&self, offset: u64, length: u64, runs_max: usize) -> Result<Vec<Run>, ExportError>;
+
     /// Makes the bytes zeros; with `no_hole` they stay backed, so that later writes find space.
+    /// Without it, whole blocks are zeroed without writing data.
     fn write_zeroes(
         &self,
         offset: u64,
@@ -71,6 +77,15 @@ pub trait Export: Clone + 'static {
         fua: bool,
         no_hole: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + 'static;
+}
+
+/// Bytes that follow each other and have contents of their own, or have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// How many bytes; not zero.
+    pub length: u64,
+    /// Whether they have contents of their own.
+    pub used: bool,
 }
 
 /// Where a request's payload lies in its buffer: the export keeps room around it to work in place.

@@ -6,4 +6,4 @@ pub mod listen;
 pub mod nbd;
 mod volume;
 
-pub use export::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement};
+pub use export::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement, Run};

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::future::Future;
 
-use super::export::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement};
+use super::export::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement, Run};
 use crate::env::Env;
 use crate::unit::{IoError, Volume};
 use crate::uring::buffers::Buf;
@@ -64,6 +64,11 @@ impl<E: Env> Export for Volume<E> {
     ) -> impl Future<Output = Result<(), ExportError>> + 'static {
         let volume = self.clone();
         async move { Ok(Volume::trim(&volume, offset, length, fua).await?) }
+    }
+
+    fn status(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Run>, ExportError> {
+        let runs = self.allocation(offset, length, max)?;
+        Ok(runs.into_iter().map(|run| Run { length: run.len, used: run.used }).collect())
     }
 
     fn write_zeroes(

@@ -84,10 +84,7 @@ impl<E: Env> Inner<E> {
                 continue;
             };
             let seen = state.visible(pair);
-            uncommitted |= state
-                .pairs
-                .work(pair)
-                .is_some_and(|work| wanted.meets(work.open.blocks() | work.sealed.blocks()));
+            uncommitted |= state.is_uncommitted(pair, wanted);
             for run in (wanted - seen.used()).runs() {
                 buf.as_mut_slice()[place(run.start)..place(run.end)].fill(0);
             }

@@ -386,6 +386,12 @@ impl State {
         }
     }
 
+    /// Whether any of some blocks has been changed since the last commit.
+    pub fn is_uncommitted(&self, pair: PairId, blocks: BlockSet) -> bool {
+        let work = self.pairs.work(pair);
+        work.is_some_and(|work| blocks.meets(work.open.blocks() | work.sealed.blocks()))
+    }
+
     /// Brings what is derived from a pair's durable line up to date with it.
     pub fn line_changed(&mut self, pair: PairId) {
         let line = *self.pairs.line(pair);

@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::Inner;
 use super::error::IoError;
-use super::request::{Span, covering};
+use super::request::{Span, covering, extents};
 use super::state::VolumeState;
 use crate::env::Env;
+use crate::format::blocks::BlockSet;
 use crate::format::ids::VolumeId;
 use crate::uring::buffers::Buf;
 
@@ -48,6 +50,15 @@ pub struct Room {
     pub total: usize,
     /// Where in it the request's own bytes lie.
     pub place: Range<usize>,
+}
+
+/// Bytes that follow each other and have contents of their own, or have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// How many bytes; not zero.
+    pub len: u64,
+    /// Whether they have contents, committed or not. Those that have none read as zeros.
+    pub used: bool,
 }
 
 impl<E: Env> Volume<E> {
@@ -120,6 +131,52 @@ impl<E: Env> Volume<E> {
         Ok(buf)
     }
 
+    /// Which bytes have contents, as reads would find them now: runs from `offset` on, of which
+    /// neighbours differ, and at most `runs_max` of them. It waits for nothing and reads nothing.
+    pub fn allocation(
+        &self,
+        offset: u64,
+        len: u64,
+        runs_max: usize,
+    ) -> Result<Vec<Allocation>, IoError> {
+        let span = self.check("a query of the allocation", offset, len, u64::MAX)?;
+        let (end, block) = (offset + len, u64::from(self.block_size()));
+        let mut found: Vec<Allocation> = Vec::new();
+        if len == 0 {
+            return Ok(found);
+        }
+        let geometry = self.unit.geometry;
+        let state = self.unit.state.borrow();
+        let failed = &state.domains[self.index].failed;
+        for (logical, local, first) in extents(covering(span, geometry), geometry) {
+            let wanted = BlockSet::range(local);
+            let mut used = BlockSet::EMPTY;
+            if let Some(pair) = state.volumes[self.index].pair(logical) {
+                // Reads of these fail too: nothing is known of them.
+                if let Some(reason) = failed
+                    && state.is_uncommitted(pair, wanted)
+                {
+                    return Err(IoError::Latched(Arc::clone(reason)));
+                }
+                used = state.visible(pair).used() & wanted;
+            }
+            for (run, used) in alternating(wanted, used) {
+                let from = ((first + run.start as u64) * block).max(offset);
+                let to = ((first + run.end as u64) * block).min(end);
+                if let Some(last) = found.last_mut()
+                    && last.used == used
+                {
+                    last.len += to - from;
+                } else if found.len() == runs_max {
+                    return Ok(found);
+                } else {
+                    found.push(Allocation { len: to - from, used });
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Writes; the bytes lie in the buffer where [`Volume::buffer_for`] says. With `fua`, returns
     /// when they are durable.
     pub async fn write(&self, offset: u64, len: u64, buf: Buf, fua: bool) -> Result<(), IoError> {
@@ -188,6 +245,14 @@ impl<E: Env> Volume<E> {
     }
 }
 
+/// The runs of the blocks of a range, in order, and which of them are used.
+fn alternating(wanted: BlockSet, used: BlockSet) -> Vec<(Range<usize>, bool)> {
+    let with = used.runs().map(|run| (run, true));
+    let mut all: Vec<_> = with.chain((wanted - used).runs().map(|run| (run, false))).collect();
+    all.sort_unstable_by_key(|(run, _)| run.start);
+    all
+}
+
 /// A span as it is where it is no longer than `max`, otherwise cut at multiples of `max`.
 ///
 /// Each piece is atomic by itself: a request that can be one piece must be.
@@ -217,5 +282,14 @@ mod tests {
         assert_eq!(cut(5, 9), [(5, 3), (8, 6)]);
         assert_eq!(cut(0, 17), [(0, 8), (8, 8), (16, 1)]);
         assert_eq!(cut(3, 0), []);
+    }
+
+    /// Goal: every block is in one run, in order, with what it is.
+    #[test]
+    fn runs_alternate() {
+        let used = BlockSet::range(3..5) | BlockSet::one(9);
+        let runs = alternating(BlockSet::range(2..10), used);
+        assert_eq!(runs, [(2..3, false), (3..5, true), (5..9, false), (9..10, true)]);
+        assert_eq!(alternating(BlockSet::range(0..4), BlockSet::EMPTY), [(0..4, false)]);
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use flipside::front::control::{self, Operator, Request};
 use flipside::front::listen::Address;
 use flipside::front::nbd::{Limits, PAYLOADS_MIN, Server};
-use flipside::front::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement};
+use flipside::front::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement, Run};
 use flipside::observe::{Counters, Gauges, Latencies, Snapshot};
 use flipside::uring::buffers::{ARENA_BLOCK, Buf, BufferPool};
 use flipside::uring::{Ring, RingOptions};
@@ -144,6 +144,29 @@ impl Export for Memory {
     ) -> impl Future<Output = Result<(), ExportError>> + 'static {
         let this = self.clone();
         async move { this.fill(offset, length, 0) }
+    }
+
+    fn status(&self, offset: u64, length: u64, max: usize) -> Result<Vec<Run>, ExportError> {
+        check(offset, length, false)?;
+        let bytes = self.bytes.borrow();
+        let (mut runs, mut at): (Vec<Run>, _) = (Vec::new(), offset);
+        while at < offset + length {
+            let block = at / BLOCK * BLOCK;
+            let next = (block + BLOCK).min(offset + length);
+            let contents = &bytes[block as usize..(block + BLOCK) as usize];
+            let used = contents.iter().any(|&byte| byte != 0);
+            if let Some(last) = runs.last_mut()
+                && last.used == used
+            {
+                last.length += next - at;
+            } else if runs.len() == max {
+                break;
+            } else {
+                runs.push(Run { length: next - at, used });
+            }
+            at = next;
+        }
+        Ok(runs)
     }
 
     fn write_zeroes(

@@ -10,10 +10,12 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Error numbers of the protocol.
+pub const EPERM: u32 = 1;
 pub const EIO: u32 = 5;
 pub const EINVAL: u32 = 22;
 pub const ENOSPC: u32 = 28;
 pub const EOVERFLOW: u32 = 75;
+pub const ENOTSUP: u32 = 95;
 pub const ESHUTDOWN: u32 = 108;
 
 /// Commands.
@@ -22,18 +24,24 @@ pub const WRITE: u16 = 1;
 pub const DISC: u16 = 2;
 pub const FLUSH: u16 = 3;
 pub const TRIM: u16 = 4;
+pub const CACHE: u16 = 5;
 pub const WRITE_ZEROES: u16 = 6;
+pub const BLOCK_STATUS: u16 = 7;
 
 /// Flags of commands.
 pub const FUA: u16 = 1;
 pub const NO_HOLE: u16 = 2;
 pub const DF: u16 = 4;
+pub const REQ_ONE: u16 = 8;
+pub const FAST_ZERO: u16 = 16;
 
 const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
 const OPT_GO: u32 = 7;
 const OPT_STRUCTURED_REPLY: u32 = 8;
+const OPT_SET_META_CONTEXT: u32 = 10;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
+const REP_META_CONTEXT: u32 = 4;
 
 /// A socket of either kind.
 pub trait Stream: Read + Write + Send {
@@ -122,8 +130,22 @@ impl Client {
         Self::begin(Box::new(TcpStream::connect(("127.0.0.1", port))?), export, true)
     }
 
+    /// Connects to an export behind a unix socket, with block status.
+    pub fn unix_status(path: &Path, export: &str) -> io::Result<Self> {
+        Self::shake_hands(Box::new(UnixStream::connect(path)?), export, true, true)
+    }
+
     /// Does the handshake on a fresh connection.
-    pub fn begin(mut stream: Box<dyn Stream>, export: &str, structured: bool) -> io::Result<Self> {
+    pub fn begin(stream: Box<dyn Stream>, export: &str, structured: bool) -> io::Result<Self> {
+        Self::shake_hands(stream, export, structured, false)
+    }
+
+    fn shake_hands(
+        mut stream: Box<dyn Stream>,
+        export: &str,
+        structured: bool,
+        status: bool,
+    ) -> io::Result<Self> {
         stream.timeout(Duration::from_secs(100));
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting)?;
@@ -132,6 +154,9 @@ impl Client {
         if structured {
             option(&mut *stream, OPT_STRUCTURED_REPLY, &[])?;
             require(option_reply(&mut *stream)?.0 == REP_ACK, "structured replies")?;
+        }
+        if status {
+            set_context(&mut *stream, export)?;
         }
         let mut go = (export.len() as u32).to_be_bytes().to_vec();
         go.extend_from_slice(export.as_bytes());
@@ -252,6 +277,18 @@ impl Client {
         self.call(WRITE_ZEROES, flags, offset, length, &[]).map(drop)
     }
 
+    /// The status of a range: lengths and flags.
+    pub fn status(
+        &mut self,
+        flags: u16,
+        offset: u64,
+        length: u32,
+    ) -> Result<Vec<(u32, u32)>, Error> {
+        let payload = self.call(BLOCK_STATUS, flags, offset, length, &[])?;
+        let word = |at: &[u8]| u32::from_be_bytes(at[..4].try_into().expect("4 bytes"));
+        Ok(payload[4..].chunks(8).map(|run| (word(run), word(&run[4..]))).collect())
+    }
+
     /// Says farewell and waits for the server to close.
     pub fn disconnect(mut self) -> io::Result<()> {
         self.send(DISC, 0, 0, 0, &[])?;
@@ -268,6 +305,7 @@ impl Client {
         let result = match word & 0xffff {
             0 => Ok(Vec::new()),
             1 => Ok(payload[8..].to_vec()),
+            5 => Ok(payload),
             0x8001 => Err(u32::from_be_bytes(payload[..4].try_into().expect("4 bytes"))),
             other => return Err(io::Error::other(format!("a chunk of type {other}"))),
         };
@@ -294,6 +332,21 @@ impl Client {
         self.stream.read_exact(&mut bytes)?;
         Ok(u64::from_be_bytes(bytes))
     }
+}
+
+/// Selects `base:allocation` for an export.
+fn set_context(stream: &mut dyn Stream, export: &str) -> io::Result<()> {
+    let mut data = Vec::new();
+    for text in [export, "base:allocation"] {
+        data.extend_from_slice(&(text.len() as u32).to_be_bytes());
+        data.extend_from_slice(text.as_bytes());
+        if data.len() == 4 + export.len() {
+            data.extend_from_slice(&1u32.to_be_bytes());
+        }
+    }
+    option(stream, OPT_SET_META_CONTEXT, &data)?;
+    require(option_reply(stream)?.0 == REP_META_CONTEXT, "a metadata context")?;
+    require(option_reply(stream)?.0 == REP_ACK, "the end of contexts")
 }
 
 /// A request's header.

@@ -93,12 +93,19 @@ async fn talk<X: Export>(
     let mut heads = room.heads().ok_or(Ended::NoRoom)?;
     let mut inbox = Inbox::new(room).ok_or(Ended::NoRoom)?;
     let agreed = shake_hands(server, &socket, &progress, &mut inbox, &mut heads).await?;
-    let Some((export, structured)) = agreed else { return Ok(()) };
+    let Some(Agreed { export, structured, status }) = agreed else { return Ok(()) };
     progress.enter(Phase::Idle);
     let places_max = server.0.limits.requests_per_connection;
     let line = Rc::new(Line {
         server: server.clone(),
-        terms: Terms { size: export.size(), payload_max: export.payload_max(), structured },
+        terms: Terms {
+            size: export.size(),
+            block_size: export.block_size(),
+            payload_max: export.payload_max(),
+            structured,
+            status,
+            read_only: server.0.limits.read_only,
+        },
         export,
         socket,
         progress,
@@ -136,15 +143,24 @@ async fn flush<X: Export>(line: Rc<Line<X>>) {
     }
 }
 
-/// The handshake: the export that the client took and whether with structured replies, or none
-/// where it left in good order.
+/// What a handshake agreed on.
+struct Agreed<X> {
+    /// The export that the client took.
+    export: X,
+    /// Whether with structured replies.
+    structured: bool,
+    /// Whether with block status.
+    status: bool,
+}
+
+/// The handshake: what was agreed on, or nothing where the client left in good order.
 async fn shake_hands<X: Export>(
     server: &Server<X>,
     socket: &Socket,
     progress: &Progress,
     inbox: &mut Inbox,
     heads: &mut Buf,
-) -> Result<Option<(X, bool)>, Ended> {
+) -> Result<Option<Agreed<X>>, Ended> {
     let mut out = Vec::new();
     let mut handshake = Handshake::begin(&mut out);
     loop {
@@ -157,11 +173,11 @@ async fn shake_hands<X: Export>(
         }
         send_vec(socket, progress, heads, &mut out).await?;
         match step.finished {
-            Some(Finished::Transmission { export, structured }) => {
+            Some(Finished::Transmission { export, structured, status }) => {
                 let wanted = &exports[export].name;
                 // It may have been removed while the reply was on its way.
                 let export = server.export(wanted).ok_or(Reason::UnknownExport)?;
-                return Ok(Some((export, structured)));
+                return Ok(Some(Agreed { export, structured, status }));
             }
             Some(Finished::Close(reason)) => return Err(reason.into()),
             None => {}

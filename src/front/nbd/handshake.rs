@@ -3,7 +3,7 @@
 //! ```text
 //!  (greeting sent) ──client flags──▶ Options ──EXPORT_NAME or GO──▶ Finished::Transmission
 //!        │                           │  ▲  │
-//!        │ unknown flags             │  └──┤ LIST, INFO, STRUCTURED_REPLY, anything unknown
+//!        │ unknown flags             │  └──┤ LIST, INFO, STRUCTURED_REPLY, contexts, unknown ones
 //!        ▼                           │     └──data too long──▶ Skip ──all skipped──▶ Options
 //!  Finished::Close ◀──ABORT, garbage─┘
 //! ```
@@ -16,6 +16,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::meta::{self, Query};
 use super::wire::{self, OptionHeader, handshake_flags, info, option, option_reply};
 
 /// The longest option data that is looked at, in bytes: a name of the longest legal length (4096)
@@ -39,6 +40,8 @@ pub struct ExportInfo {
     pub block_size: u32,
     /// The longest payload of a request.
     pub payload_max: u32,
+    /// Whether clients may not write.
+    pub read_only: bool,
 }
 
 /// How a handshake ended.
@@ -50,6 +53,8 @@ pub enum Finished {
         export: usize,
         /// Whether reads are answered with structured replies.
         structured: bool,
+        /// Whether the client selected the context `base:allocation`.
+        status: bool,
     },
     /// The connection is to be closed, once the output has been sent.
     Close(Reason),
@@ -104,6 +109,8 @@ pub struct Handshake {
     structured: bool,
     padding: bool,
     options: u32,
+    /// The export for which `base:allocation` is selected.
+    status_of: Option<String>,
 }
 
 /// The exports at this moment, and whether clients may still take one.
@@ -124,7 +131,7 @@ impl Handshake {
             flags: (handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES).into(),
         };
         out.extend_from_slice(greeting.as_bytes());
-        Self { state: State::Flags, structured: false, padding: true, options: 0 }
+        Self { state: State::Flags, structured: false, padding: true, options: 0, status_of: None }
     }
 
     /// Whether the client stands between two options rather than in the middle of one.
@@ -173,6 +180,10 @@ impl Handshake {
             return close(Reason::NotAnOption(header.magic.get()));
         }
         let (option, length) = (header.option.get(), header.length.get());
+        if option == option::SET_META_CONTEXT {
+            // It replaces what was selected even where it fails.
+            self.status_of = None;
+        }
         if length > OPTION_SKIP_MAX {
             return close(Reason::TooLong(length));
         }
@@ -235,6 +246,9 @@ impl Handshake {
                 }
                 reply(out, option, option_reply::ACK, &[]);
             }
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.meta_context(option, data, offer, out);
+            }
             option::STRUCTURED_REPLY => {
                 self.structured = true;
                 reply(out, option, option_reply::ACK, &[]);
@@ -252,12 +266,45 @@ impl Handshake {
         let Some(index) = find(offer.exports, name) else {
             return Finished::Close(Reason::UnknownExport);
         };
-        let size = offer.exports[index].size;
-        append(out, &wire::ExportNameReply { size: size.into(), flags: self.flags().into() });
+        let export = &offer.exports[index];
+        let flags = self.flags(export);
+        append(out, &wire::ExportNameReply { size: export.size.into(), flags: flags.into() });
         if self.padding {
             out.extend_from_slice(&[0; wire::EXPORT_NAME_PADDING]);
         }
-        Finished::Transmission { export: index, structured: self.structured }
+        self.transmission(index, export)
+    }
+
+    fn transmission(&self, index: usize, export: &ExportInfo) -> Finished {
+        let status = self.status_of.as_ref() == Some(&export.name);
+        Finished::Transmission { export: index, structured: self.structured, status }
+    }
+
+    fn meta_context(&mut self, option: u32, data: &[u8], offer: Offer<'_>, out: &mut Vec<u8>) {
+        let sets = option == option::SET_META_CONTEXT;
+        let refusal = |kind, why: &'static str| (kind, why.as_bytes());
+        let found = if self.structured {
+            Query::parse(data)
+                .ok_or(refusal(option_reply::ERR_INVALID, "the option's lengths do not add up"))
+                .and_then(|query| match find(offer.exports, query.export) {
+                    Some(index) => Ok((query, &offer.exports[index])),
+                    None => Err(refusal(option_reply::ERR_UNKNOWN, "there is no such export")),
+                })
+        } else {
+            Err(refusal(option_reply::ERR_INVALID, "structured replies come first"))
+        };
+        let (query, export) = match found {
+            Ok(found) => found,
+            Err((kind, why)) => return reply(out, option, kind, &[why]),
+        };
+        if if sets { query.selects } else { query.lists } {
+            let id = if sets { meta::ALLOCATION_ID } else { 0 }.to_be_bytes();
+            reply(out, option, option_reply::META_CONTEXT, &[&id, meta::ALLOCATION]);
+            if sets {
+                self.status_of = Some(export.name.clone());
+            }
+        }
+        reply(out, option, option_reply::ACK, &[]);
     }
 
     fn info_or_go(
@@ -279,7 +326,7 @@ impl Handshake {
         let about = wire::InfoExport {
             info: info::EXPORT.into(),
             size: export.size.into(),
-            flags: self.flags().into(),
+            flags: self.flags(export).into(),
         };
         reply(out, option, option_reply::INFO, &[about.as_bytes()]);
         let wants = |kind: u16| wanted.chunks_exact(2).any(|code| *code == kind.to_be_bytes());
@@ -297,19 +344,22 @@ impl Handshake {
             reply(out, option, option_reply::INFO, &[limits.as_bytes()]);
         }
         reply(out, option, option_reply::ACK, &[]);
-        (option == option::GO)
-            .then_some(Finished::Transmission { export: index, structured: self.structured })
+        (option == option::GO).then(|| self.transmission(index, export))
     }
 
-    fn flags(&self) -> u16 {
+    fn flags(&self, export: &ExportInfo) -> u16 {
         use wire::transmission_flags as flags;
         let always = flags::HAS_FLAGS
             | flags::SEND_FLUSH
             | flags::SEND_FUA
-            | flags::SEND_TRIM
-            | flags::SEND_WRITE_ZEROES
+            | flags::SEND_CACHE
             | flags::CAN_MULTI_CONN;
-        always | if self.structured { flags::SEND_DF } else { 0 }
+        let writes = if export.read_only {
+            flags::READ_ONLY
+        } else {
+            flags::SEND_TRIM | flags::SEND_WRITE_ZEROES | flags::SEND_FAST_ZERO
+        };
+        always | writes | if self.structured { flags::SEND_DF } else { 0 }
     }
 }
 

@@ -8,6 +8,7 @@ fn exports() -> Vec<ExportInfo> {
         size,
         block_size: 4096,
         payload_max: 32 << 20,
+        read_only: name == "other",
     };
     vec![export("vol0", 1 << 30), export("other", 1 << 20)]
 }
@@ -73,7 +74,10 @@ fn structured_go() {
     .concat();
     for step in [1, 3, 16, 1000] {
         let (out, finished) = converse(3, &input, step);
-        assert_eq!(finished, Some(Finished::Transmission { export: 1, structured: true }));
+        assert_eq!(
+            finished,
+            Some(Finished::Transmission { export: 1, structured: true, status: false })
+        );
         let replies = replies(&out);
         let kinds: Vec<u32> = replies.iter().map(|reply| reply.0).collect();
         let wanted = [
@@ -87,6 +91,8 @@ fn structured_go() {
         let about = wire::InfoExport::read_from_bytes(&replies[1].1).unwrap();
         assert_eq!(about.size.get(), 1 << 20);
         assert_ne!(about.flags.get() & wire::transmission_flags::SEND_DF, 0);
+        assert_ne!(about.flags.get() & wire::transmission_flags::READ_ONLY, 0);
+        assert_eq!(about.flags.get() & wire::transmission_flags::SEND_TRIM, 0);
         assert_eq!(&replies[2].1[2..], b"other");
         let limits = wire::InfoBlockSize::read_from_bytes(&replies[3].1).unwrap();
         let limits = (limits.minimum.get(), limits.preferred.get(), limits.maximum.get());
@@ -100,7 +106,8 @@ fn structured_go() {
 fn export_name() {
     for (flags, padding) in [(1, 124), (3, 0), (0, 124)] {
         let (out, finished) = converse(flags, &option(option::EXPORT_NAME, b""), 7);
-        assert_eq!(finished, Some(Finished::Transmission { export: 0, structured: false }));
+        let taken = Finished::Transmission { export: 0, structured: false, status: false };
+        assert_eq!(finished, Some(taken));
         assert_eq!(out.len(), size_of::<wire::ExportNameReply>() + padding);
         let about = wire::ExportNameReply::read_from_prefix(&out).unwrap().0;
         assert_eq!(about.size.get(), 1 << 30);
@@ -143,6 +150,44 @@ fn refusals_do_not_end_the_haggling() {
         option_reply::ACK,
     ];
     assert_eq!(kinds, wanted);
+}
+
+fn context_data(name: &str, query: &str) -> Vec<u8> {
+    let string = |text: &str| [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat();
+    [string(name), 1u32.to_be_bytes().to_vec(), string(query)].concat()
+}
+
+/// Goal: a context counts for the export that it was selected for, and only while the last
+/// selection stands; without structured replies there is none.
+#[test]
+fn contexts_belong_to_an_export() {
+    let structured = option(option::STRUCTURED_REPLY, &[]);
+    let set = |name, query| option(option::SET_META_CONTEXT, &context_data(name, query));
+    let long = option(option::SET_META_CONTEXT, &vec![0; OPTION_DATA_MAX as usize + 1]);
+    let go = option(option::GO, &go_data("vol0", &[]));
+    let selected = |before: &[Vec<u8>]| {
+        let input = [before.concat(), go.clone()].concat();
+        match converse(3, &input, 100).1 {
+            Some(Finished::Transmission { status, .. }) => status,
+            other => panic!("{other:?}"),
+        }
+    };
+    let good = set("vol0", "base:allocation");
+    assert!(selected(&[structured.clone(), good.clone()]));
+    assert!(selected(&[structured.clone(), set("", "base:allocation")]));
+    assert!(!selected(std::slice::from_ref(&good)));
+    assert!(!selected(&[structured.clone(), set("other", "base:allocation")]));
+    assert!(!selected(&[structured.clone(), set("vol0", "base:")]));
+    assert!(!selected(&[structured.clone(), good.clone(), set("none", "base:allocation")]));
+    assert!(!selected(&[structured.clone(), good.clone(), long]));
+    let list = option(option::LIST_META_CONTEXT, &context_data("vol0", "base:"));
+    assert!(selected(&[structured.clone(), good, list.clone()]));
+    let (out, _) = converse(3, &[structured, list].concat(), 100);
+    let context = [&[0, 0, 0, 0][..], b"base:allocation"].concat();
+    assert_eq!(
+        replies(&out)[1..],
+        [(option_reply::META_CONTEXT, context), (option_reply::ACK, vec![])]
+    );
 }
 
 /// Goal: garbage and abuse end the connection.

@@ -3,13 +3,14 @@
 //! | file | what is in it |
 //! | --- | --- |
 //! | [`wire`] | the messages as they are on the wire |
-//! | [`handshake`], [`request`], [`reply`], [`progress`] | decisions, without any I/O |
+//! | [`handshake`], [`meta`], [`request`], [`reply`], [`progress`] | decisions, without any I/O |
 //! | `server` | exports, listeners, connections, shared memory |
 //! | `connection`, `receive`, `perform`, `outbox`, `inbox` | one connection's tasks |
 
 mod connection;
 pub mod handshake;
 mod inbox;
+pub mod meta;
 mod outbox;
 mod perform;
 pub mod progress;

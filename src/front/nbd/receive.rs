@@ -6,19 +6,27 @@
 
 use std::rc::Rc;
 
+use zerocopy::IntoBytes;
+
 use super::connection::{Ended, Line};
 use super::inbox::Inbox;
+use super::meta;
 use super::outbox::{Place, Places, Reply};
 use super::perform::{Work, perform};
 use super::progress::Phase;
 use super::reply::Outcome;
 use super::request::{Command, Refusal, Request, SKIP_MAX};
-use super::wire::{Errno, REQUEST_HEADER};
+use super::wire::{Errno, REQUEST_HEADER, StatusRun, allocation};
 use crate::front::export::{Export, Placement};
-use crate::uring::buffers::Buf;
+use crate::uring::buffers::{Buf, PAGE, View};
 
 /// Longer payloads are received straight into their own buffer, in bytes.
 pub const THROUGH_INBOX_MAX: usize = 16 << 10;
+
+/// The payload of a block status: a context and runs, in bytes at most.
+const STATUS_MAX: usize = PAGE;
+/// The runs of a block status at most.
+const STATUS_RUNS_MAX: usize = (STATUS_MAX - size_of::<u32>()) / size_of::<StatusRun>();
 
 /// Receives requests and sets them to work until the client leaves.
 pub(super) async fn receive_all<X: Export>(
@@ -69,9 +77,14 @@ async fn take<X: Export>(
             line.outbox.push(Reply { cookie, read, outcome, data: None, places });
             return Ok(());
         }
-        Ok(Command::Read { length: 0, .. } | Command::Write { length: 0, .. }) => {
+        Ok(Command::Read { length: 0, .. } | Command::Write { length: 0, .. } | Command::Cache) => {
             let outcome = Outcome::Done;
             line.outbox.push(Reply { cookie, read, outcome, data: None, places });
+            return Ok(());
+        }
+        Ok(Command::Status { offset, length, one }) => {
+            let (outcome, data) = status(line, offset, length, one).await;
+            line.outbox.push(Reply { cookie, read, outcome, data, places });
             return Ok(());
         }
         Ok(Command::Read { offset, length }) => {
@@ -93,6 +106,35 @@ async fn take<X: Export>(
     };
     line.server.0.ring.spawn(perform(Rc::clone(line), cookie, work, places));
     Ok(())
+}
+
+/// The block status of a range, from the maps in memory: answered at once.
+async fn status<X: Export>(
+    line: &Line<X>,
+    offset: u64,
+    length: u32,
+    one: bool,
+) -> (Outcome, Option<View>) {
+    let shared = &line.server.0;
+    let runs_max = if one { 1 } else { STATUS_RUNS_MAX };
+    let runs = match line.export.status(offset, length.into(), runs_max) {
+        Ok(runs) => runs,
+        Err(error) => {
+            shared.counters.errors.increment();
+            return (Outcome::failed(error, false), None);
+        }
+    };
+    let (mut buf, _) = shared.payloads.acquire(STATUS_MAX).await;
+    let (context, mut end) = (meta::ALLOCATION_ID.to_be_bytes(), size_of::<u32>());
+    buf.as_mut_slice()[..end].copy_from_slice(&context);
+    for run in runs {
+        let length = u32::try_from(run.length).expect("no run is longer than the request");
+        let flags = if run.used { 0 } else { allocation::HOLE | allocation::ZERO };
+        let run = StatusRun { length: length.into(), flags: flags.into() };
+        buf.as_mut_slice()[end..end + size_of::<StatusRun>()].copy_from_slice(run.as_bytes());
+        end += size_of::<StatusRun>();
+    }
+    (Outcome::Status { length: end as u32 }, Some(buf.view(0..end)))
 }
 
 /// A place for one more request, waiting until there is one.

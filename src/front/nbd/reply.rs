@@ -25,6 +25,11 @@ pub enum Outcome {
         /// Bytes; not zero.
         length: u32,
     },
+    /// A metadata context and its runs follow, `length` bytes.
+    Status {
+        /// Bytes.
+        length: u32,
+    },
     /// Not done.
     Failed {
         /// The number.
@@ -65,6 +70,9 @@ impl Outcome {
                 let length = size_of::<U64>() as u32 + length;
                 let head = header(chunk::OFFSET_DATA, cookie, length);
                 put(out, head.as_bytes(), &[offset.as_bytes()])
+            }
+            Self::Status { length } => {
+                put(out, header(chunk::BLOCK_STATUS, cookie, *length).as_bytes(), &[])
             }
             Self::Failed { errno, message } => {
                 let message = cut(message).as_bytes();

@@ -29,10 +29,16 @@ pub struct Request {
 pub struct Terms {
     /// Size of the export in bytes.
     pub size: u64,
+    /// The length and alignment of what is zeroed without writing zeros.
+    pub block_size: u32,
     /// The longest payload, in bytes.
     pub payload_max: u32,
     /// Whether replies to reads are structured.
     pub structured: bool,
+    /// Whether block status was agreed on.
+    pub status: bool,
+    /// Whether the client may not write.
+    pub read_only: bool,
 }
 
 /// A request that makes sense: its range lies within the export and its flags are known.
@@ -75,6 +81,17 @@ pub enum Command {
         fua: bool,
         /// Keep them backed.
         no_hole: bool,
+    },
+    /// Be ready to send these bytes. They may be none.
+    Cache,
+    /// Say which of these bytes have contents of their own.
+    Status {
+        /// First byte.
+        offset: u64,
+        /// Bytes; not zero.
+        length: u32,
+        /// Only the first run.
+        one: bool,
     },
     /// Leave when all is answered.
     Disconnect,
@@ -134,12 +151,16 @@ impl Request {
         let allowed = wire::command_flags::FUA
             | match self.command {
                 wire::command::READ if terms.structured => wire::command_flags::DF,
-                wire::command::WRITE_ZEROES => wire::command_flags::NO_HOLE,
+                wire::command::WRITE_ZEROES => {
+                    wire::command_flags::NO_HOLE | wire::command_flags::FAST_ZERO
+                }
+                wire::command::BLOCK_STATUS => wire::command_flags::REQ_ONE,
                 _ => 0,
             };
         if self.flags & !allowed != 0 && !self.is_disconnect() {
             return refuse(Errno::Invalid, "a flag that this command does not have");
         }
+        self.check_permission(terms)?;
         match self.command {
             wire::command::READ => {
                 self.check_payload(terms, Errno::Overflow)?;
@@ -163,10 +184,45 @@ impl Request {
             wire::command::WRITE_ZEROES => {
                 self.check_range(terms, Errno::NoSpace)?;
                 let no_hole = self.flags & wire::command_flags::NO_HOLE != 0;
+                self.check_fast(terms, no_hole)?;
                 Ok(Command::WriteZeroes { offset, length, fua, no_hole })
+            }
+            wire::command::CACHE => {
+                self.check_range(terms, Errno::Invalid)?;
+                Ok(Command::Cache)
+            }
+            wire::command::BLOCK_STATUS if !terms.status => {
+                refuse(Errno::Invalid, "no metadata context was selected")
+            }
+            wire::command::BLOCK_STATUS if length == 0 => {
+                refuse(Errno::Invalid, "the status of nothing")
+            }
+            wire::command::BLOCK_STATUS => {
+                self.check_range(terms, Errno::Invalid)?;
+                let one = self.flags & wire::command_flags::REQ_ONE != 0;
+                Ok(Command::Status { offset, length, one })
             }
             _ => refuse(Errno::Invalid, "an unknown command"),
         }
+    }
+
+    fn check_permission(&self, terms: Terms) -> Result<(), Refusal> {
+        use wire::command::{TRIM, WRITE, WRITE_ZEROES};
+        if terms.read_only && [WRITE, TRIM, WRITE_ZEROES].contains(&self.command) {
+            return refuse(Errno::Permission, "the export is read-only");
+        }
+        Ok(())
+    }
+
+    /// Whole blocks become unused, which is fast; all else is written.
+    fn check_fast(&self, terms: Terms, no_hole: bool) -> Result<(), Refusal> {
+        let block = u64::from(terms.block_size);
+        let whole =
+            self.offset.is_multiple_of(block) && u64::from(self.length).is_multiple_of(block);
+        if self.flags & wire::command_flags::FAST_ZERO != 0 && (no_hole || !whole) {
+            return refuse(Errno::NotSupported, "these zeros would be written");
+        }
+        Ok(())
     }
 
     fn check_payload(&self, terms: Terms, errno: Errno) -> Result<(), Refusal> {
@@ -194,7 +250,14 @@ mod tests {
     use proptest::prelude::*;
     use zerocopy::IntoBytes;
 
-    const TERMS: Terms = Terms { size: 1 << 30, payload_max: PAYLOAD_MAX, structured: true };
+    const TERMS: Terms = Terms {
+        size: 1 << 30,
+        block_size: 4096,
+        payload_max: PAYLOAD_MAX,
+        structured: true,
+        status: true,
+        read_only: false,
+    };
 
     fn request(command: u16, flags: u16, offset: u64, length: u32) -> Request {
         let header = RequestHeader {
@@ -234,16 +297,39 @@ mod tests {
     /// Goal: a flag passes only where it has a meaning; FUA passes everywhere.
     #[test]
     fn flags_are_checked() {
-        use wire::command::{FLUSH, READ, TRIM, WRITE, WRITE_ZEROES};
-        use wire::command_flags::{DF, FUA, NO_HOLE};
+        use wire::command::{BLOCK_STATUS, CACHE, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES};
+        use wire::command_flags::{DF, FAST_ZERO, FUA, NO_HOLE, REQ_ONE};
         for command in [READ, WRITE, FLUSH, TRIM, WRITE_ZEROES] {
             assert_eq!(errno(command, FUA, 0, 0), None);
             assert_eq!(errno(command, DF, 0, 0).is_none(), command == READ);
             assert_eq!(errno(command, NO_HOLE, 0, 0).is_none(), command == WRITE_ZEROES);
             assert_eq!(errno(command, 1 << 15, 0, 0), Some(Errno::Invalid));
         }
+        assert_eq!(errno(WRITE_ZEROES, FAST_ZERO, 4096, 8192), None);
+        assert_eq!(errno(WRITE_ZEROES, FAST_ZERO, 4096, 8191), Some(Errno::NotSupported));
+        assert_eq!(errno(WRITE_ZEROES, FAST_ZERO, 1, 8192), Some(Errno::NotSupported));
+        assert_eq!(errno(WRITE_ZEROES, FAST_ZERO | NO_HOLE, 0, 4096), Some(Errno::NotSupported));
+        assert_eq!(errno(BLOCK_STATUS, REQ_ONE, 0, 1), None);
+        assert_eq!(errno(BLOCK_STATUS, 0, 0, 0), Some(Errno::Invalid));
+        assert_eq!(errno(CACHE, REQ_ONE, 0, 1), Some(Errno::Invalid));
+        let without = Terms { status: false, ..TERMS };
+        assert!(request(BLOCK_STATUS, 0, 0, 1).check(without).is_err());
         let simple = Terms { structured: false, ..TERMS };
         assert!(request(READ, DF, 0, 0).check(simple).is_err());
+    }
+
+    /// Goal: who may not write is told so, and may do all else.
+    #[test]
+    fn read_only() {
+        use wire::command::{BLOCK_STATUS, CACHE, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES};
+        let terms = Terms { read_only: true, ..TERMS };
+        for command in [WRITE, TRIM, WRITE_ZEROES] {
+            let refusal = request(command, 0, 0, 4096).check(terms).unwrap_err();
+            assert_eq!(refusal.errno, Errno::Permission);
+        }
+        for (command, length) in [(READ, 1), (FLUSH, 0), (CACHE, 1), (BLOCK_STATUS, 1)] {
+            assert!(request(command, 0, 0, length).check(terms).is_ok());
+        }
     }
 
     proptest! {
@@ -267,9 +353,10 @@ mod tests {
                 }
                 Ok(
                     Command::Trim { offset, length, .. }
-                    | Command::WriteZeroes { offset, length, .. },
+                    | Command::WriteZeroes { offset, length, .. }
+                    | Command::Status { offset, length, .. },
                 ) => prop_assert!(offset + u64::from(length) <= TERMS.size),
-                Ok(Command::Flush | Command::Disconnect) | Err(_) => {}
+                Ok(Command::Flush | Command::Cache | Command::Disconnect) | Err(_) => {}
             }
         }
     }

@@ -36,6 +36,8 @@ pub struct Limits {
     pub requests: u32,
     /// How long clients may stand still.
     pub patience: Patience,
+    /// Whether clients may not write at all.
+    pub read_only: bool,
 }
 
 impl Default for Limits {
@@ -45,6 +47,7 @@ impl Default for Limits {
             requests_per_connection: 128,
             requests: 16 << 10,
             patience: Patience::default(),
+            read_only: false,
         }
     }
 }
@@ -192,6 +195,7 @@ impl<X: Export> Server<X> {
             size: export.size(),
             block_size: export.block_size(),
             payload_max: export.payload_max(),
+            read_only: self.0.limits.read_only,
         };
         exports.iter().map(info).collect()
     }

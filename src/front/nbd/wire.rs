@@ -13,6 +13,7 @@
 //! | [`RequestHeader`] | 28 | client, then a write's payload |
 //! | [`SimpleReply`] | 16 | server, then a read's data |
 //! | [`ChunkHeader`] | 20 | server, then the chunk's payload |
+//! | [`StatusRun`] | 8 | server, each run of a block status |
 
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -56,6 +57,10 @@ pub mod transmission_flags {
     pub const SEND_DF: u16 = 1 << 7;
     /// A flush on one connection covers all.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// CACHE is known.
+    pub const SEND_CACHE: u16 = 1 << 10;
+    /// The `FAST_ZERO` flag is known.
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
 }
 
 /// Options.
@@ -72,6 +77,10 @@ pub mod option {
     pub const GO: u32 = 7;
     /// Use structured replies.
     pub const STRUCTURED_REPLY: u32 = 8;
+    /// Name metadata contexts.
+    pub const LIST_META_CONTEXT: u32 = 9;
+    /// Select metadata contexts.
+    pub const SET_META_CONTEXT: u32 = 10;
 }
 
 /// Types of replies to options.
@@ -82,6 +91,8 @@ pub mod option_reply {
     pub const SERVER: u32 = 2;
     /// A piece of information.
     pub const INFO: u32 = 3;
+    /// A metadata context.
+    pub const META_CONTEXT: u32 = 4;
     /// The option is not known.
     pub const ERR_UNSUP: u32 = 1 << 31 | 1;
     /// The option makes no sense.
@@ -116,8 +127,12 @@ pub mod command {
     pub const FLUSH: u16 = 3;
     /// Forget a range.
     pub const TRIM: u16 = 4;
+    /// Be ready to be read from.
+    pub const CACHE: u16 = 5;
     /// Zero a range.
     pub const WRITE_ZEROES: u16 = 6;
+    /// Say what a range holds.
+    pub const BLOCK_STATUS: u16 = 7;
 }
 
 /// Flags of commands.
@@ -128,6 +143,10 @@ pub mod command_flags {
     pub const NO_HOLE: u16 = 1 << 1;
     /// The data in one chunk.
     pub const DF: u16 = 1 << 2;
+    /// The status of one run only.
+    pub const REQ_ONE: u16 = 1 << 3;
+    /// Zeroed faster than by writing zeros, or not at all.
+    pub const FAST_ZERO: u16 = 1 << 4;
 }
 
 /// Types of chunks.
@@ -136,10 +155,20 @@ pub mod chunk {
     pub const NONE: u16 = 0;
     /// An offset and data.
     pub const OFFSET_DATA: u16 = 1;
+    /// A metadata context and runs.
+    pub const BLOCK_STATUS: u16 = 5;
     /// An error and a message.
     pub const ERROR: u16 = 1 << 15 | 1;
     /// Chunk flag: the last of its reply.
     pub const FLAG_DONE: u16 = 1 << 0;
+}
+
+/// Flags of a run in `base:allocation`.
+pub mod allocation {
+    /// Nothing is allocated.
+    pub const HOLE: u32 = 1 << 0;
+    /// It reads as zeros.
+    pub const ZERO: u32 = 1 << 1;
 }
 
 /// Error numbers, as the protocol fixes them.
@@ -156,6 +185,8 @@ pub enum Errno {
     NoSpace = 28,
     /// Too long.
     Overflow = 75,
+    /// Not in the way that was asked for.
+    NotSupported = 95,
     /// The server is shutting down.
     Shutdown = 108,
 }
@@ -282,6 +313,15 @@ wire! {
         cookie: [u8; 8],
         /// Bytes of payload that follow.
         length: U32,
+    }
+}
+wire! {
+    /// A run of bytes with the same status.
+    StatusRun, 8 {
+        /// Bytes.
+        length: U32,
+        /// [`allocation`].
+        flags: U32,
     }
 }
 

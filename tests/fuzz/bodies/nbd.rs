@@ -19,6 +19,7 @@ pub fn handshake(data: &[u8]) -> bool {
         size,
         block_size: 4096,
         payload_max: PAYLOAD_MAX,
+        read_only: false,
     };
     let exports = [export("vol0", SIZE), export("other", 1 << 20)];
     let offer = Offer { exports: &exports, shutting_down: how & 0x80 != 0 };
@@ -60,7 +61,14 @@ pub fn request(data: &[u8]) -> bool {
 }
 
 fn one_request(bytes: &[u8; REQUEST_HEADER], structured: bool) -> bool {
-    let terms = Terms { size: SIZE, payload_max: PAYLOAD_MAX, structured };
+    let terms = Terms {
+        size: SIZE,
+        block_size: 4096,
+        payload_max: PAYLOAD_MAX,
+        structured,
+        status: true,
+        read_only: false,
+    };
     let Ok(request) = Request::parse(bytes) else { return false };
     let payload = request.payload();
     let Ok(command) = request.check(terms) else { return false };
@@ -77,7 +85,10 @@ fn one_request(bytes: &[u8; REQUEST_HEADER], structured: bool) -> bool {
         Command::Trim { offset, length, .. } | Command::WriteZeroes { offset, length, .. } => {
             assert!(within(offset, length) && payload == 0);
         }
-        Command::Flush | Command::Disconnect => assert_eq!(payload, 0),
+        Command::Status { offset, length, .. } => {
+            assert!(length > 0 && within(offset, length) && payload == 0);
+        }
+        Command::Flush | Command::Cache | Command::Disconnect => assert_eq!(payload, 0),
     }
     true
 }
