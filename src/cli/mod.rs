@@ -11,6 +11,7 @@
 mod commit;
 mod control;
 mod device;
+mod documents;
 mod format;
 mod inspect;
 mod operator;
@@ -25,7 +26,7 @@ mod zero;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// Block volumes on which every flush is an atomic transaction.
@@ -59,6 +60,11 @@ enum Command {
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Print what a shell needs to complete command lines
+    Completions(documents::CompletionsArgs),
+    /// Write the manual's pages into a directory
+    #[command(hide = true)]
+    Man(documents::ManArgs),
 }
 
 /// Runs the command line of this process.
@@ -71,6 +77,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),
+        Command::Completions(args) => documents::print_completions(&args, Cli::command()),
+        Command::Man(args) => documents::write_man_pages(&args, Cli::command()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,7 +107,6 @@ mod tests {
     /// Goal: the definitions of all commands are consistent.
     #[test]
     fn definitions_are_sound() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
 }

@@ -9,6 +9,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
@@ -26,6 +27,7 @@ use super::values::{CommitInterval, Mode, Settle};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
+use crate::env::os::activation::passed_sockets;
 use crate::env::os::notify::notify;
 use crate::env::os::{OsEnv, OsLink, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
@@ -58,6 +60,7 @@ Examples:
 
 The target prints 'ready nbd+unix:///vol0?socket=PATH' or 'ready nbd://HOST:PORT/vol0' for each
 volume once it can be used. SIGTERM or SIGINT commits everything and ends it with exit code 0.
+Sockets that a service manager passes (LISTEN_FDS) are listened on as well.
 Without --listen and --control, sockets are in /run/flipside (root) or $XDG_RUNTIME_DIR/flipside.";
 
 /// Flags of `flipside serve`.
@@ -86,6 +89,8 @@ pub struct Args {
 
 /// Serves a pool.
 pub fn run(args: Args) -> Result<()> {
+    // Before anything else is opened, which could take their numbers.
+    let passed = passed_sockets().context("the sockets of the service manager")?;
     let (ring, env) = device::environment(BUFFERS_LEN)?;
     // Before any other thread is started, so that the signals come to this one alone.
     let signals = Signals::new(&ring)?;
@@ -93,7 +98,7 @@ pub fn run(args: Args) -> Result<()> {
         Ok(limit) => debug!(limit, "open files"),
         Err(error) => warn!("the limit of open files stays as it is: {error}"),
     }
-    let served = ring.block_on(serve(env, args, signals));
+    let served = ring.block_on(serve(env, args, passed, signals));
     // Tasks hold the link to the metadata server, which ends when the last of them is gone.
     ring.shutdown();
     let (ended, metadata_server) = served?;
@@ -102,12 +107,17 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Serves until told to stop; how that went, and the thread that is left.
-async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, JoinHandle<()>)> {
+async fn serve(
+    env: OsEnv,
+    args: Args,
+    passed: Vec<OwnedFd>,
+    signals: Signals,
+) -> Result<(Result<()>, JoinHandle<()>)> {
     let claimed = device::claim_all(&env, &args.devices).await?;
     let members = device::recognise(&env, claimed).await?;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
     let pool = first.superblock.pool;
-    let (clients, operators) = bind(&args, pool)?;
+    let (clients, operators) = bind(&args, passed, pool)?;
     let (link, metadata_server) = start_metadata_server(first)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
     let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link)));
@@ -156,19 +166,20 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
-fn bind(args: &Args, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
+fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
     let control = match &args.control {
         Some(path) => path.clone(),
         None => socket_path(&make_runtime_dir()?, pool),
     };
     let operators = Address::Unix(control).bind(crate::front::listen::SOCKET_MODE_DEFAULT)?;
-    let own = if args.listen.is_empty() {
+    let own = if args.listen.is_empty() && passed.is_empty() {
         vec![Address::Unix(make_runtime_dir()?.join(format!("{pool}.nbd")))]
     } else {
         Vec::new()
     };
     let addresses = args.listen.iter().chain(&own);
-    let clients = addresses.map(|address| address.bind(args.socket_mode.0));
+    let bound = addresses.map(|address| address.bind(args.socket_mode.0));
+    let clients = passed.into_iter().map(Bound::adopt).chain(bound);
     Ok((clients.collect::<Result<_, _>>()?, operators))
 }
 
