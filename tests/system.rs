@@ -4,9 +4,11 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,9 +17,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::nbd_client::Client;
 use support::programs::{directory, installed, run};
+use support::target::{Service, Target};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_flipside");
 const SIZE: u64 = 64 << 20;
+const WRONG_USE: i32 = 2;
 
 /// A formatted file with one volume, `vol0`.
 fn pool(directory: &Path) -> PathBuf {
@@ -25,6 +29,15 @@ fn pool(directory: &Path) -> PathBuf {
     File::create(&path).unwrap().set_len(SIZE).unwrap();
     run(BINARY, arguments!["format", &path]);
     path
+}
+
+/// Asserts that the program ends with the code for a wrong command line, saying `words`.
+#[track_caller]
+fn refused(arguments: &[&OsStr], words: &str) {
+    let output = Command::new(BINARY).args(arguments).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(WRONG_USE), "{error}");
+    assert!(error.contains(words), "'{words}' is not in: {error}");
 }
 
 /// Every file below `directory`, relative to it.
@@ -150,5 +163,87 @@ fn passed_sockets_are_served() {
         assert!(stop(target));
         assert!(lines.next().is_none(), "no other socket was opened");
         assert!(socket.exists());
+    }
+}
+
+/// Goal: a configuration file says what the flags do, the command line goes before it, and a wrong
+/// one is refused with its name; so is a wrong filter of the log.
+#[test]
+fn a_file_configures() {
+    let dir = directory();
+    let device = pool(dir.path());
+    let config = dir.path().join("flipside.toml");
+    let (socket, control) = (dir.path().join("file.sock"), dir.path().join("control.sock"));
+    let text = format!(
+        "devices = ['{}']\nlisten = 'unix:{}'\ncontrol = '{}'\nsocket-mode = '666'\n\
+         slow-io = '2s'\nlog = 'debug'\n",
+        device.display(),
+        socket.display(),
+        control.display(),
+    );
+    fs::write(&config, &text).unwrap();
+    let mut target = Command::new(BINARY)
+        .args(arguments!["serve", "--config", &config, "--socket-mode", "640"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = target.stderr.take().unwrap();
+    let mut lines = BufReader::new(target.stdout.take().unwrap()).lines();
+    let ready = lines.next().unwrap().unwrap();
+    assert_eq!(ready, format!("ready nbd+unix:///vol0?socket={}", socket.display()));
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640, "the command line goes before the file");
+    assert!(stop(target));
+    let mut logged = String::new();
+    log.read_to_string(&mut logged).unwrap();
+    assert!(logged.contains("DEBUG"), "{logged}");
+    let recovery = logged.lines().find(|line| line.contains("recovered")).unwrap();
+    assert!(recovery.contains("groups") && recovery.contains("took_us"), "{recovery}");
+    for (line, words) in [
+        ("lisen = 'tcp:0'", "flipside.toml: unknown key 'lisen'"),
+        ("settle = 'never'", "'never'"),
+        ("socket-mode = 660", "flipside.toml: socket-mode: expected a text"),
+    ] {
+        let text = text.replace("socket-mode = '666'\n", "") + line;
+        fs::write(&config, text).unwrap();
+        refused(arguments!["serve", "--config", &config], words);
+    }
+    refused(arguments!["serve", "--config", dir.path().join("absent")], "absent: No such file");
+    refused(arguments!["--log", "loud", "status"], "flipside::unit=debug");
+}
+
+/// Goal: what takes longer than allowed is warned about, with its stage and the disk.
+#[test]
+fn slow_operations_are_warned_about() {
+    let dir = directory();
+    let device = pool(dir.path());
+    let mut service = Service::new(dir.path(), &device);
+    let warned = |target: &Target, stage: &str| {
+        let line = |line: &&str| line.contains("slow I/O") && line.contains(stage);
+        target.log().lines().any(|text| line(&text))
+    };
+    let target = service.serve();
+    target.connect("vol0").write(0, &vec![1; 1 << 20]).unwrap();
+    assert!(!warned(&target, "stage"), "{}", target.log());
+    assert!(target.stop().success());
+    service.arguments = vec!["--slow-io".to_owned(), "1us".to_owned()];
+    let target = service.serve();
+    let mut client = target.connect("vol0");
+    client.write(0, &vec![1; 1 << 20]).unwrap();
+    client.flush().unwrap();
+    for stage in ["client write", "client flush", "disk write", &*device.to_string_lossy()] {
+        assert!(warned(&target, stage), "no {stage} in {}", target.log());
+    }
+    drop(client);
+    assert!(target.stop().success());
+}
+
+/// Goal: exit codes are documented where they are looked for.
+#[test]
+fn exit_codes_are_documented() {
+    for arguments in [arguments!["--help"], arguments!["serve", "--help"]] as [&[_]; 2] {
+        let help = run(BINARY, arguments);
+        assert!(help.contains("Exit codes:") && help.contains("\n  2  "), "{help}");
     }
 }
