@@ -30,8 +30,6 @@ const BLOCK: u32 = 8;
 const HOT_BLOCKS: u32 = 512;
 /// The longest request, in blocks: several extents.
 const BLOCKS_MAX: u64 = 640;
-/// Where written zeros are cut into pieces that are atomic, in granules.
-const ZEROS_WRITTEN: u32 = (1 << 20) / GRANULE as u32;
 /// How much is read at once when a whole volume is read back, in bytes.
 const PIECE: u64 = 4 << 20;
 
@@ -235,16 +233,7 @@ impl Worker<'_> {
 
     fn send_zeroes(&mut self) -> io::Result<()> {
         let blocks = self.rng.between(1, 300) as u32;
-        let (command, flags) = self.rng.pick(&[
-            (nbd::TRIM, 0),
-            (nbd::WRITE_ZEROES, 0),
-            (nbd::WRITE_ZEROES, nbd::NO_HOLE),
-        ]);
-        let mut granules = self.place(blocks * BLOCK, BLOCK);
-        if flags & nbd::NO_HOLE != 0 {
-            // Zeros that are to be written are atomic in pieces of this size only.
-            granules.end = granules.end.min((granules.start / ZEROS_WRITTEN + 1) * ZEROS_WRITTEN);
-        }
+        let granules = self.place(blocks * BLOCK, BLOCK);
         let covered = granules.start / BLOCK..granules.end / BLOCK;
         {
             let mut trimmed = self.volume.trimmed.lock().expect("no worker has panicked");
@@ -253,6 +242,11 @@ impl Worker<'_> {
             }
             trimmed.extend(covered);
         }
+        let (command, flags) = match self.rng.below(4) {
+            0 | 1 => (nbd::TRIM, 0),
+            2 => (nbd::WRITE_ZEROES, 0),
+            _ => (nbd::WRITE_ZEROES, nbd::NO_HOLE),
+        };
         let stamp = self.volume.next_stamp.fetch_add(1, Ordering::Relaxed);
         self.send_change(stamp, &granules, command, flags, &[])
     }
