@@ -223,6 +223,7 @@ fn slow_operations_are_warned_about() {
         let line = |line: &&str| line.contains("slow I/O") && line.contains(stage);
         target.log().lines().any(|text| line(&text))
     };
+    service.arguments = vec!["--slow-io".to_owned(), "never".to_owned()];
     let target = service.serve();
     target.connect("vol0").write(0, &vec![1; 1 << 20]).unwrap();
     assert!(!warned(&target, "stage"), "{}", target.log());
