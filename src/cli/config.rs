@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for (text, words) in [
-            ("listen = 'x'", "c.toml: unknown key 'listen'"),
+            ("lisen = 'x'", "c.toml: unknown key 'lisen'"),
             ("config = 'x'", "c.toml: unknown key 'config'"),
             ("help = true", "c.toml: unknown key 'help'"),
             ("[serve]\nlisten = 'x'", "c.toml: unknown key 'serve'"),
