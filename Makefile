@@ -5,12 +5,24 @@ SEEDS ?= 2000
 SEED ?= 1
 SECONDS ?= 20
 
+# Where `make install` puts things; DESTDIR goes in front of it, for packages.
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINARY ?= target/release/flipside
+BIN_DIR = $(DESTDIR)$(PREFIX)/bin
+MAN_DIR = $(DESTDIR)$(PREFIX)/share/man/man1
+BASH_DIR = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSH_DIR = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISH_DIR = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+UNIT_DIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
+EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
+
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
-.PHONY: help setup build test soak sim demo serve bench fuzz clean
+.PHONY: help setup build test soak sim demo serve bench fuzz install uninstall clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what everything else needs (Debian packages; a list where it may not)
 	@tools/setup.sh
@@ -42,6 +54,27 @@ bench: setup build ## Flipside beside qemu-nbd on one RAM-backed device; writes 
 
 fuzz: ## every parser, SECONDS each (needs cargo-fuzz, which this installs)
 	@tools/fuzz.sh $(SECONDS)
+
+# Built again where a source is newer, and not otherwise: `sudo make install` needs no toolchain.
+target/release/flipside: Cargo.toml Cargo.lock $(shell find src -name '*.rs')
+	$(CARGO) build --release
+	@touch $@
+
+install: $(BINARY) ## binary, man pages, completions, systemd units; PREFIX=/usr/local DESTDIR=
+	install -d $(BIN_DIR) $(MAN_DIR) $(BASH_DIR) $(ZSH_DIR) $(FISH_DIR) $(UNIT_DIR) $(EXAMPLE_DIR)
+	install -m 755 $(BINARY) $(BIN_DIR)/flipside
+	$(BIN_DIR)/flipside man $(MAN_DIR)
+	$(BIN_DIR)/flipside completions bash >$(BASH_DIR)/flipside
+	$(BIN_DIR)/flipside completions zsh >$(ZSH_DIR)/_flipside
+	$(BIN_DIR)/flipside completions fish >$(FISH_DIR)/flipside.fish
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' tools/systemd/flipside.service >$(UNIT_DIR)/flipside.service
+	install -m 644 tools/systemd/flipside.socket $(UNIT_DIR)
+	install -m 644 tools/systemd/flipside.toml $(EXAMPLE_DIR)
+
+uninstall: ## remove what install put there; disks and /etc/flipside.toml stay
+	rm -f $(BIN_DIR)/flipside $(MAN_DIR)/flipside.1 $(MAN_DIR)/flipside-*.1
+	rm -f $(BASH_DIR)/flipside $(ZSH_DIR)/_flipside $(FISH_DIR)/flipside.fish
+	rm -f $(UNIT_DIR)/flipside.service $(UNIT_DIR)/flipside.socket $(EXAMPLE_DIR)/flipside.toml
 
 clean: ## remove what was built
 	$(CARGO) clean

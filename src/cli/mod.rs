@@ -6,13 +6,16 @@
 //! | --- | --- |
 //! | 0 | done; of `serve`: stopped as it was told to, everything committed |
 //! | 1 | failed; the reason is on the standard error |
-//! | 2 | the command line is wrong |
+//! | 2 | the command line or the configuration file is wrong |
 
 mod commit;
+mod config;
 mod control;
 mod device;
+mod documents;
 mod format;
 mod inspect;
+mod log;
 mod operator;
 mod plan;
 mod serve;
@@ -22,11 +25,13 @@ mod status;
 pub mod values;
 mod zero;
 
-use std::io::IsTerminal as _;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use log::LogFilter;
 
 /// Block volumes on which every flush is an atomic transaction.
 ///
@@ -35,6 +40,10 @@ use tracing_subscriber::EnvFilter;
 #[derive(Parser)]
 #[command(name = "flipside", version, after_help = EXAMPLES)]
 struct Cli {
+    /// What is logged: error, warn, info (the default), debug, trace, or levels of modules as in
+    /// info,flipside::unit=debug; goes before RUST_LOG
+    #[arg(long, global = true, value_name = "LEVEL|FILTER")]
+    log: Option<LogFilter>,
     #[command(subcommand)]
     command: Command,
 }
@@ -45,7 +54,10 @@ Examples:
   flipside serve /dev/sdx
   flipside status
 
-Exit codes: 0 done, 1 failed, 2 wrong command line.";
+Exit codes:
+  0  done; of serve: stopped as it was told to, with everything committed
+  1  failed; the reason is on the standard error
+  2  the command line or the configuration file is wrong";
 
 #[derive(Subcommand)]
 enum Command {
@@ -59,18 +71,25 @@ enum Command {
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Print what a shell needs to complete command lines
+    Completions(documents::CompletionsArgs),
+    /// Write the manual's pages into a directory
+    #[command(hide = true)]
+    Man(documents::ManArgs),
 }
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    start_log();
+    let cli = command_line();
+    log::start(cli.log);
     let done = match cli.command {
         Command::Format(args) => format::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Status(args) => status::run(&args),
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),
+        Command::Completions(args) => documents::print_completions(&args, Cli::command()),
+        Command::Man(args) => documents::write_man_pages(&args, Cli::command()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,15 +100,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Logs to the standard error what `RUST_LOG` asks for; by default what an operator should know.
-fn start_log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+/// The command line, with what a configuration file adds to it; ends the process if one is wrong.
+fn command_line() -> Cli {
+    let given: Vec<OsString> = std::env::args_os().collect();
+    let mut command = Cli::command();
+    command.build();
+    let matches = command.clone().get_matches_from(&given);
+    let extended = config::extend(given.clone(), &command, &matches);
+    let extended = extended
+        .unwrap_or_else(|wrong| command.error(ErrorKind::InvalidValue, wrong.to_string()).exit());
+    let matches = if extended == given { matches } else { command.get_matches_from(&extended) };
+    Cli::from_arg_matches(&matches).unwrap_or_else(|wrong| wrong.exit())
 }
 
 #[cfg(test)]
@@ -99,7 +120,6 @@ mod tests {
     /// Goal: the definitions of all commands are consistent.
     #[test]
     fn definitions_are_sound() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
 }

@@ -9,6 +9,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
@@ -22,10 +23,11 @@ use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
 use super::operator::Target;
 use super::status::{Recovery, Report};
-use super::values::{CommitInterval, Mode, Settle};
+use super::values::{CommitInterval, Mode, Settle, SlowIo};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
+use crate::env::os::activation::passed_sockets;
 use crate::env::os::notify::notify;
 use crate::env::os::{OsEnv, OsLink, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
@@ -37,6 +39,7 @@ use crate::mds::backend::RegionBackend;
 use crate::mds::catalog::Catalog;
 use crate::mds::redb_store::RedbStore;
 use crate::mds::{embedded, server, wire};
+use crate::observe::{Latencies, SlowWatch};
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
 
 /// Memory for all I/O, in bytes.
@@ -53,11 +56,20 @@ Examples:
     flipside serve /dev/sdx
   On a socket that a group may use, and on the loopback's port 10809:
     flipside serve --listen unix:/run/vm.sock --socket-mode 660 --listen tcp:10809 /dev/sdx
+  As a file says, and more in the log:
+    flipside --log debug serve --config /etc/flipside.toml
   To attach a volume:
     nbd-client -unix /run/vm.sock -N vol0 /dev/nbd0
 
 The target prints 'ready nbd+unix:///vol0?socket=PATH' or 'ready nbd://HOST:PORT/vol0' for each
-volume once it can be used. SIGTERM or SIGINT commits everything and ends it with exit code 0.
+volume once it can be used. SIGTERM or SIGINT commits everything and ends it.
+
+Exit codes:
+  0  stopped as it was told to, with everything committed
+  1  failed; the reason is on the standard error
+  2  the command line or the configuration file is wrong
+
+Sockets that a service manager passes (LISTEN_FDS) are listened on as well.
 Without --listen and --control, sockets are in /run/flipside (root) or $XDG_RUNTIME_DIR/flipside.";
 
 /// Flags of `flipside serve`.
@@ -82,13 +94,21 @@ pub struct Args {
     /// The socket for status, commit and settle
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Warn in the log of a request, or an operation on a disk, that takes longer
+    #[arg(long, value_name = "TIME|never", default_value = "1s")]
+    slow_io: SlowIo,
+    /// A TOML file with any of these flags, by their names; the command line goes before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// All devices of the pool, in any order
-    #[arg(required = true, value_name = "DEVICE")]
+    #[arg(required_unless_present = "config", value_name = "DEVICE")]
     devices: Vec<PathBuf>,
 }
 
 /// Serves a pool.
 pub fn run(args: Args) -> Result<()> {
+    // Before anything else is opened, which could take their numbers.
+    let passed = passed_sockets().context("the sockets of the service manager")?;
     let (ring, env) = device::environment(BUFFERS_LEN)?;
     // Before any other thread is started, so that the signals come to this one alone.
     let signals = Signals::new(&ring)?;
@@ -96,7 +116,7 @@ pub fn run(args: Args) -> Result<()> {
         Ok(limit) => debug!(limit, "open files"),
         Err(error) => warn!("the limit of open files stays as it is: {error}"),
     }
-    let served = ring.block_on(serve(env, args, signals));
+    let served = ring.block_on(serve(env, args, passed, signals));
     // Tasks hold the link to the metadata server, which ends when the last of them is gone.
     ring.shutdown();
     let (ended, metadata_server) = served?;
@@ -105,15 +125,22 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Serves until told to stop; how that went, and the thread that is left.
-async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, JoinHandle<()>)> {
+async fn serve(
+    env: OsEnv,
+    args: Args,
+    passed: Vec<OwnedFd>,
+    signals: Signals,
+) -> Result<(Result<()>, JoinHandle<()>)> {
     let claimed = device::claim_all(&env, &args.devices).await?;
     let members = device::recognise(&env, claimed).await?;
+    let slow = Rc::new(SlowWatch::new(args.slow_io.0));
+    members.iter().for_each(|member| member.claimed.disk.watch(Rc::clone(&slow)));
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
     let pool = first.superblock.pool;
-    let (clients, operators) = bind(&args, pool)?;
+    let (clients, operators) = bind(&args, passed, pool)?;
     let (link, metadata_server) = start_metadata_server(first)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
-    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link)));
+    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link, slow)));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
         Either::Left((recovered, _)) => recovered?,
@@ -160,19 +187,20 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
-fn bind(args: &Args, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
+fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
     let control = match &args.control {
         Some(path) => path.clone(),
         None => socket_path(&make_runtime_dir()?, pool),
     };
     let operators = Address::Unix(control).bind(crate::front::listen::SOCKET_MODE_DEFAULT)?;
-    let own = if args.listen.is_empty() {
+    let own = if args.listen.is_empty() && passed.is_empty() {
         vec![Address::Unix(make_runtime_dir()?.join(format!("{pool}.nbd")))]
     } else {
         Vec::new()
     };
     let addresses = args.listen.iter().chain(&own);
-    let clients = addresses.map(|address| address.bind(args.socket_mode.0));
+    let bound = addresses.map(|address| address.bind(args.socket_mode.0));
+    let clients = passed.into_iter().map(Bound::adopt).chain(bound);
     Ok((clients.collect::<Result<_, _>>()?, operators))
 }
 
@@ -188,7 +216,13 @@ fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)>
 }
 
 /// What the unit is made of.
-fn parts(env: &OsEnv, args: &Args, members: &[PoolMember], link: OsLink) -> UnitParts<OsEnv> {
+fn parts(
+    env: &OsEnv,
+    args: &Args,
+    members: &[PoolMember],
+    link: OsLink,
+    slow: Rc<SlowWatch>,
+) -> UnitParts<OsEnv> {
     let [first, ..] = members else { unreachable!("a pool has a device") };
     let devices: Vec<_> = members
         .iter()
@@ -214,7 +248,7 @@ fn parts(env: &OsEnv, args: &Args, members: &[PoolMember], link: OsLink) -> Unit
             ..Config::default()
         },
         counters: Rc::default(),
-        latencies: Rc::default(),
+        latencies: Rc::new(Latencies::watched(slow)),
     }
 }
 

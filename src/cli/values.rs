@@ -22,7 +22,7 @@ pub enum ValueError {
     #[error("a percentage is a whole number from 1% to 90%")]
     Percent,
     /// Not a time.
-    #[error("a time is a whole number with ms, s, m or h, as in 5s, and not zero; or never")]
+    #[error("a time is a whole number with us, ms, s, m or h, as in 5s, and not zero; or never")]
     Time,
     /// Not a volume's name and size.
     #[error("a volume is given as NAME=SIZE, as in data=10G")]
@@ -92,22 +92,40 @@ impl FromStr for CommitInterval {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        if text == "never" {
-            return Ok(Self(None));
-        }
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let number: u64 = digits.parse().map_err(|_| ValueError::Time)?;
-        let unit_ms = match text.get(digits.len()..) {
-            Some("ms") => 1,
-            Some("s") => 1000,
-            Some("m") => 60 * 1000,
-            Some("h") => 60 * 60 * 1000,
-            _ => return Err(ValueError::Time),
-        };
-        match number.checked_mul(unit_ms) {
-            None | Some(0) => Err(ValueError::Time),
-            Some(ms) => Ok(Self(Some(Duration::from_millis(ms)))),
-        }
+        parse_time(text).map(Self)
+    }
+}
+
+/// How long I/O may take before it is warned about; `None` is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowIo(pub Option<Duration>);
+
+impl FromStr for SlowIo {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        parse_time(text).map(Self)
+    }
+}
+
+/// A time that is not zero, or never.
+fn parse_time(text: &str) -> Result<Option<Duration>, ValueError> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| ValueError::Time)?;
+    let unit_us = match text.get(digits.len()..) {
+        Some("us") => 1,
+        Some("ms") => 1000,
+        Some("s") => 1000 * 1000,
+        Some("m") => 60 * 1000 * 1000,
+        Some("h") => 60 * 60 * 1000 * 1000,
+        _ => return Err(ValueError::Time),
+    };
+    match number.checked_mul(unit_us) {
+        None | Some(0) => Err(ValueError::Time),
+        Some(us) => Ok(Some(Duration::from_micros(us))),
     }
 }
 
@@ -219,6 +237,7 @@ mod tests {
         assert_eq!("5s".parse(), interval(5000));
         assert_eq!("2m".parse(), interval(120_000));
         assert_eq!("never".parse(), Ok(CommitInterval(None)));
+        assert_eq!("1us".parse(), Ok(SlowIo(Some(Duration::from_micros(1)))));
         for text in ["0s", "5", "s", "-1s", "5d", "99999999999999999999s", ""] {
             assert_eq!(text.parse::<CommitInterval>(), Err(ValueError::Time), "{text}");
         }

@@ -5,7 +5,8 @@
 //! - **Stale sockets**: a socket file that nobody listens on is replaced; one that somebody listens
 //!   on, and anything that is no socket, is left alone and refused.
 //! - **Mode**: a unix socket never has more permissions than asked for, not even for a moment.
-//! - **Ownership**: a [`Bound`] removes its socket file when it is dropped, if it is still its own.
+//! - **Ownership**: a [`Bound`] removes its socket file when it is dropped, if it is still its own;
+//!   never that of a socket that was passed to this process.
 
 use std::fmt::{self, Write as _};
 use std::fs;
@@ -19,7 +20,8 @@ use std::str::FromStr;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname,
+    getsockopt, listen, socket, sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
@@ -77,7 +79,11 @@ pub struct Bound {
 
 #[derive(Debug)]
 enum Place {
-    Unix { path: PathBuf, inode: u64 },
+    /// The inode is that of the socket's file; none where somebody else made and removes it.
+    Unix {
+        path: PathBuf,
+        inode: Option<u64>,
+    },
     Tcp(SocketAddr),
 }
 
@@ -178,10 +184,33 @@ fn bind_unix(path: &Path, socket_mode: u32) -> io::Result<Bound> {
     fs::set_permissions(path, fs::Permissions::from_mode(socket_mode))?;
     listen(&fd, Backlog::new(BACKLOG)?)?;
     let inode = fs::symlink_metadata(path)?.ino();
-    Ok(Bound { fd, place: Place::Unix { path: path.to_owned(), inode } })
+    Ok(Bound { fd, place: Place::Unix { path: path.to_owned(), inode: Some(inode) } })
+}
+
+/// Where a socket listens that somebody else opened.
+fn adopted_place(fd: &OwnedFd) -> io::Result<Place> {
+    if getsockopt(fd, sockopt::SockType)? != SockType::Stream
+        || !getsockopt(fd, sockopt::AcceptConn)?
+    {
+        return Err(io::Error::other("it is no stream socket that listens"));
+    }
+    let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    if let Some(address) = address.as_unix_addr() {
+        let path = address.path().ok_or_else(|| io::Error::other("it has no path"))?;
+        return Ok(Place::Unix { path: path.to_owned(), inode: None });
+    }
+    Ok(Place::Tcp(TcpListener::from(fd.try_clone()?).local_addr()?))
 }
 
 impl Bound {
+    /// A socket that listens already, opened by whoever started this process.
+    pub fn adopt(fd: OwnedFd) -> Result<Self, ListenError> {
+        let address = format!("the passed socket {}", fd.as_raw_fd());
+        let place = adopted_place(&fd);
+        let place = place.map_err(|error| ListenError::System { address, error })?;
+        Ok(Self { fd, place })
+    }
+
     /// Where a client finds this export, as an NBD URI.
     pub fn uri(&self, export: &str) -> String {
         match &self.place {
@@ -208,7 +237,7 @@ impl AsFd for Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Place::Unix { path, inode } = &self.place
+        if let Place::Unix { path, inode: Some(inode) } = &self.place
             && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.ino() == *inode)
         {
             // A file that stays behind is replaced at the next start.
@@ -289,6 +318,23 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(matches!(address.bind(0o660), Err(ListenError::NotASocket(_))));
         assert!(path.exists());
+    }
+
+    /// Goal: a socket that was opened elsewhere is used as it is, and its file is left alone; what
+    /// does not listen is refused.
+    #[test]
+    fn passed_sockets() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("passed");
+        let bound = Bound::adopt(UnixListener::bind(&path).unwrap().into()).unwrap();
+        assert_eq!(bound.to_string(), format!("unix:{}", path.display()));
+        drop(bound);
+        assert!(path.exists());
+        let bound = Bound::adopt(TcpListener::bind("127.0.0.1:0").unwrap().into()).unwrap();
+        assert!(bound.is_tcp() && bound.uri("v").starts_with("nbd://127.0.0.1:"));
+        let (one, _other) = UnixStream::pair().unwrap();
+        let error = Bound::adopt(one.into()).unwrap_err();
+        assert!(error.to_string().contains("no stream socket that listens"), "{error}");
     }
 
     /// Goal: TCP is the loopback's unless an address is given, and the URI names the real port.

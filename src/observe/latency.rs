@@ -1,10 +1,12 @@
 //! How long operations take: one histogram for each kind.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::slow::SlowWatch;
 use super::snapshot::{LatencySummary, OperationLatencies};
 
 /// The longest time that is told apart, in nanoseconds; what takes longer counts as this.
@@ -34,6 +36,7 @@ pub struct Latencies {
     flush: RefCell<Histogram<u64>>,
     trim: RefCell<Histogram<u64>>,
     commit: RefCell<Histogram<u64>>,
+    slow: Rc<SlowWatch>,
 }
 
 impl Default for Latencies {
@@ -44,15 +47,41 @@ impl Default for Latencies {
                     .expect("the bounds are constants that a histogram takes"),
             )
         };
-        Self { read: empty(), write: empty(), flush: empty(), trim: empty(), commit: empty() }
+        Self {
+            read: empty(),
+            write: empty(),
+            flush: empty(),
+            trim: empty(),
+            commit: empty(),
+            slow: Rc::default(),
+        }
+    }
+}
+
+impl Operation {
+    /// What it is called in a warning.
+    fn stage(self) -> &'static str {
+        match self {
+            Self::Read => "client read",
+            Self::Write => "client write",
+            Self::Flush => "client flush",
+            Self::Trim => "client trim",
+            Self::Commit => "commit",
+        }
     }
 }
 
 impl Latencies {
+    /// Histograms beside which `slow` warns about single operations.
+    pub fn watched(slow: Rc<SlowWatch>) -> Self {
+        Self { slow, ..Self::default() }
+    }
+
     /// Counts one operation that took `elapsed`.
     pub fn record(&self, operation: Operation, elapsed: Duration) {
         let nanoseconds = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
         self.of(operation).borrow_mut().saturating_record(nanoseconds.clamp(1, LATENCY_NS_MAX));
+        self.slow.check(operation.stage(), elapsed, "from its arrival to its end");
     }
 
     /// The percentiles of all kinds.

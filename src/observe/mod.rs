@@ -9,10 +9,12 @@
 
 mod counters;
 mod latency;
+mod slow;
 mod snapshot;
 
 pub use counters::{Count, Counters};
 pub use latency::{Latencies, Operation};
+pub use slow::SlowWatch;
 pub use snapshot::{
     DeviceBytes, Gauges, LatencySummary, OperationLatencies, RequestCounts, Snapshot, VolumeGauges,
 };

@@ -8,7 +8,7 @@
 //! - **Alignment**: offsets and lengths are asserted to be whole sectors inside the disk.
 //! - **Failure**: nothing is repeated but what the kernel did not begin.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,6 +21,7 @@ use nix::libc;
 use super::open_error::{DiskOpenError, DiskOpenErrorKind};
 use super::probe::{self, Kind};
 use crate::env::{Disk, Durability};
+use crate::observe::SlowWatch;
 use crate::uring::buffers::View;
 use crate::uring::{Fd, Ring};
 
@@ -46,6 +47,7 @@ struct Inner {
     sector: u32,
     volatile_cache: bool,
     discard: Cell<DiscardBy>,
+    slow: OnceCell<Rc<SlowWatch>>,
 }
 
 /// How a range is discarded: the best way that has not failed yet.
@@ -86,6 +88,7 @@ impl OsDisk {
             } else {
                 DiscardBy::Hole
             }),
+            slow: OnceCell::new(),
         })))
     }
 
@@ -97,6 +100,31 @@ impl OsDisk {
     /// Whether the disk has gone, or has lost some of its size, since it was opened.
     pub fn has_vanished(&self) -> bool {
         probe::size(&self.0.fd, self.0.kind).map_or(true, |size| size < self.0.len)
+    }
+
+    /// Has `slow` warn about operations from now on.
+    ///
+    /// # Panics
+    /// If the disk is watched already.
+    pub fn watch(&self, slow: Rc<SlowWatch>) {
+        assert!(self.0.slow.set(slow).is_ok(), "a disk is watched once");
+    }
+
+    /// Times `operation`, which is `length` bytes at `offset`.
+    async fn timed(
+        self,
+        stage: &'static str,
+        offset: u64,
+        length: u64,
+        operation: impl Future<Output = io::Result<()>>,
+    ) -> io::Result<()> {
+        let Inner { ring, slow, name, .. } = &*self.0;
+        let Some(slow) = slow.get() else { return operation.await };
+        let start_ns = ring.now_ns();
+        let ended = operation.await;
+        let elapsed = Duration::from_nanos(ring.now_ns() - start_ns);
+        slow.check(stage, elapsed, format_args!("{name}: {length} bytes at {offset}"));
+        ended
     }
 
     fn check(&self, offset: u64, length: u64) {
@@ -157,7 +185,9 @@ impl Disk for OsDisk {
 
     fn read(&self, offset: u64, view: View) -> impl Future<Output = io::Result<()>> + 'static {
         self.check(offset, view.len() as u64);
-        self.0.ring.read_at(&self.0.fd, offset, view)
+        let length = view.len() as u64;
+        let read = self.0.ring.read_at(&self.0.fd, offset, view);
+        self.clone().timed("disk read", offset, length, read)
     }
 
     fn write(
@@ -167,17 +197,21 @@ impl Disk for OsDisk {
         durability: Durability,
     ) -> impl Future<Output = io::Result<()>> + 'static {
         self.check(offset, view.len() as u64);
-        self.0.ring.write_at(&self.0.fd, offset, view, durability)
+        let length = view.len() as u64;
+        let write = self.0.ring.write_at(&self.0.fd, offset, view, durability);
+        self.clone().timed("disk write", offset, length, write)
     }
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         // The data and what is needed to find it again; the time of the last change is not.
-        self.0.ring.fsync(&self.0.fd, true)
+        let flush = self.0.ring.fsync(&self.0.fd, true);
+        self.clone().timed("disk flush", 0, self.0.len, flush)
     }
 
     fn discard(&self, offset: u64, length: u64) -> impl Future<Output = io::Result<()>> + 'static {
         self.check(offset, length);
-        self.clone().discard_somehow(offset, length)
+        let discard = self.clone().discard_somehow(offset, length);
+        self.clone().timed("disk discard", offset, length, discard)
     }
 }
 

@@ -6,7 +6,9 @@
 //! | [`disk`], `probe`, [`open_error`] | disks: claiming, asking what they are, using them |
 //! | [`link`] | the channel to a metadata server on another thread |
 //! | [`signals`], [`notify`] | the ends of a service: being stopped, saying that it is ready |
+//! | [`activation`] | sockets that a service manager opened for this process |
 
+pub mod activation;
 pub mod disk;
 pub mod link;
 pub mod notify;
