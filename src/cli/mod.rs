@@ -13,6 +13,7 @@ mod control;
 mod device;
 mod format;
 mod inspect;
+mod nvram;
 mod operator;
 mod plan;
 mod serve;

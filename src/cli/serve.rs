@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
+use super::nvram::{self, FlagsArgs};
 use super::operator::Target;
 use super::status::{Recovery, Report};
 use super::values::{CommitInterval, Mode, Settle};
@@ -27,7 +28,7 @@ use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::os::notify::notify;
-use crate::env::os::{OsEnv, OsLink, Signals, notify_ready};
+use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
 use crate::front::control;
@@ -53,6 +54,8 @@ Examples:
     flipside serve /dev/sdx
   On a socket that a group may use, and on the loopback's port 10809:
     flipside serve --listen unix:/run/vm.sock --socket-mode 660 --listen tcp:10809 /dev/sdx
+  With the journal in persistent memory, or in a file on a faster disk:
+    flipside serve --flags nvram --nvram /mnt/pmem/flags /dev/sdx
   To attach a volume:
     nbd-client -unix /run/vm.sock -N vol0 /dev/nbd0
 
@@ -79,6 +82,8 @@ pub struct Args {
     /// The socket for status, commit and settle
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    #[command(flatten)]
+    flags: FlagsArgs,
     /// All devices of the pool, in any order
     #[arg(required = true, value_name = "DEVICE")]
     devices: Vec<PathBuf>,
@@ -104,13 +109,14 @@ pub fn run(args: Args) -> Result<()> {
 /// Serves until told to stop; how that went, and the thread that is left.
 async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, JoinHandle<()>)> {
     let claimed = device::claim_all(&env, &args.devices).await?;
-    let members = device::recognise(&env, claimed).await?;
+    let mut members = device::recognise(&env, claimed).await?;
+    let (nvram, flags) = nvram::place(&env, &args.flags, &mut members).await?;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
     let pool = first.superblock.pool;
     let (clients, operators) = bind(&args, pool)?;
     let (link, metadata_server) = start_metadata_server(first)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
-    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link)));
+    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, nvram, link)));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
         Either::Left((recovered, _)) => recovered?,
@@ -143,6 +149,7 @@ async fn serve(env: OsEnv, args: Args, signals: Signals) -> Result<(Result<()>, 
         pid: std::process::id(),
         devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
         exports: exports.clone(),
+        flags,
         recovery,
         ..Report::default()
     };
@@ -184,7 +191,13 @@ fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)>
 }
 
 /// What the unit is made of.
-fn parts(env: &OsEnv, args: &Args, members: &[PoolMember], link: OsLink) -> UnitParts<OsEnv> {
+fn parts(
+    env: &OsEnv,
+    args: &Args,
+    members: &[PoolMember],
+    nvram: Option<OsNvram>,
+    link: OsLink,
+) -> UnitParts<OsEnv> {
     let [first, ..] = members else { unreachable!("a pool has a device") };
     let devices: Vec<_> = members
         .iter()
@@ -201,7 +214,10 @@ fn parts(env: &OsEnv, args: &Args, members: &[PoolMember], link: OsLink) -> Unit
         unit: first.superblock.unit,
         geometry: first.superblock.geometry,
         reserve: first.superblock.journal_reserve,
-        region: FlagsRegion::Device(DeviceRegion::new(disk.clone(), region.offset, region.len)),
+        region: match nvram {
+            Some(nvram) => FlagsRegion::Nvram(nvram),
+            None => FlagsRegion::Device(DeviceRegion::new(disk.clone(), region.offset, region.len)),
+        },
         devices,
         link,
         config: Config {
