@@ -40,6 +40,8 @@ struct Image<'a> {
     barred: Vec<Option<u32>>,
     /// Who is seen somewhere in an operation's range, and so comes after it.
     followers: Vec<Vec<u32>>,
+    /// When the last acknowledgement came of an operation and all that were sent before it.
+    ended: Vec<Option<u64>>,
 }
 
 /// Members, and who must come before whom.
@@ -113,7 +115,12 @@ impl<'a> Image<'a> {
         });
         let places = places.collect();
         let (barred, followers) = (vec![None; ops.len()], vec![Vec::new(); ops.len()]);
-        let mut image = Image { oracle, ops, seen, places, barred, followers };
+        let last_end = |last: &mut Option<u64>, op: &Op| {
+            *last = op.acknowledged.max(*last);
+            Some(*last)
+        };
+        let ended = ops.iter().scan(None, last_end).collect();
+        let mut image = Image { oracle, ops, seen, places, barred, followers, ended };
         image.bar();
         Ok(image)
     }
@@ -230,9 +237,7 @@ impl<'a> Image<'a> {
             let (now, rest): (Vec<u32>, _) = left.into_iter().partition(|&i| ready(i, &done));
             for &i in &now {
                 let mut mine = Set::none(self.ops.len());
-                let ended = (0..self.ops.len() as u32)
-                    .filter(|&e| done.has(e) && self.op(e).is_before(self.op(i)));
-                for e in guess.earlier(i).chain(ended) {
+                for e in guess.earlier(i).chain(self.last_before(i, &done)) {
                     mine.add(e);
                     mine.add_all(&before[e as usize]);
                 }
@@ -247,6 +252,16 @@ impl<'a> Image<'a> {
             }
         }
         Ok(before)
+    }
+
+    /// Those of the members in `done` that are before one, but for those that are before another of
+    /// these: their own predecessors have them.
+    fn last_before(&self, index: u32, done: &Set) -> impl Iterator<Item = u32> {
+        let before = move |&e: &u32| done.has(e) && self.op(e).is_before(self.op(index));
+        let last_sent = (0..index).rev().find(&before).map(|e| self.op(e).sent);
+        let ended_since = move |&e: &u32| self.op(e).acknowledged > last_sent;
+        let may_have = (0..index).rev().take_while(move |&e| self.ended[e as usize] > last_sent);
+        may_have.filter(before).filter(ended_since)
     }
 
     fn circle(&self, guess: &Guess, left: &[u32]) -> Violation {

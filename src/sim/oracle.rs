@@ -14,11 +14,13 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::cut;
 use super::stamp::{self, Seen, Stamp, ZEROS};
 
 /// An operation that changes a volume.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Op {
     pub stamp: Stamp,
     pub granules: Range<u32>,
@@ -66,7 +68,8 @@ pub struct Sent(u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
 
-/// The model of one volume.
+/// The model of one volume. It can be kept in a file, for a process that judges later.
+#[derive(Serialize, Deserialize)]
 pub struct Oracle {
     volume: u8,
     granule: usize,

@@ -2,12 +2,17 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::programs::{run, skip, try_run};
 use crate::arguments;
 
 /// Bytes of the sectors in which the kernel counts.
 const COUNTED_SECTOR: u64 = 512;
+
+/// How long a device that was detached may stay in use.
+const DETACH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A device for one test; gone when dropped.
 pub struct Device {
@@ -48,14 +53,18 @@ impl Device {
         &self.path
     }
 
+    fn in_sysfs(&self, attribute: &str) -> PathBuf {
+        let name = self.path.file_name().expect("a device's name");
+        Path::new("/sys/block").join(name).join(attribute)
+    }
+
     /// What the kernel has counted.
     ///
     /// # Panics
     /// If this is no loop device.
     pub fn counters(&self) -> Counters {
         assert!(self.is_loop, "only devices are counted");
-        let name = self.path.file_name().and_then(|name| name.to_str()).expect("a device's name");
-        let text = fs::read_to_string(format!("/sys/block/{name}/stat")).expect("sysfs");
+        let text = fs::read_to_string(self.in_sysfs("stat")).expect("sysfs");
         let fields: Vec<u64> =
             text.split_whitespace().map(|field| field.parse().expect("a number")).collect();
         Counters {
@@ -68,10 +77,26 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if self.is_loop
-            && let Err(message) = try_run("losetup", arguments!["--detach", &self.path])
-        {
+        if !self.is_loop {
+            return;
+        }
+        let backing = fs::read(self.in_sysfs("loop/backing_file"));
+        if let Err(message) = try_run("losetup", arguments!["--detach", &self.path]) {
             eprintln!("{message}");
+            return;
+        }
+        // Detached is when the last one has closed it: a killed target's ring may take a moment.
+        let deadline = Instant::now() + DETACH_PATIENCE;
+        let attached = || fs::read(self.in_sysfs("loop/backing_file"));
+        let is_ours = |now: Vec<u8>| {
+            backing.as_ref().is_ok_and(|file| now.starts_with(file.trim_ascii_end()))
+        };
+        while attached().is_ok_and(is_ours) {
+            if Instant::now() > deadline {
+                eprintln!("{} is still in use by somebody", self.path.display());
+                return;
+            }
+            thread::sleep(Duration::from_millis(2));
         }
     }
 }

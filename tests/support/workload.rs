@@ -5,9 +5,13 @@
 //! "acknowledged before it was sent" is never claimed where it was not so. After a crash the whole
 //! volume is read back and the oracle decides whether some cut of the writes explains it.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::collections::{HashMap, HashSet};
-use std::io;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
@@ -95,6 +99,26 @@ impl Volume {
             trimmed: Mutex::default(),
             tally: Tally::default(),
         }
+    }
+
+    /// Writes what is known of the volume to `path`, for [`Volume::open`].
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        serde_json::to_writer(&mut file, &*self.oracle())?;
+        file.flush()
+    }
+
+    /// A volume of which [`Volume::save`] wrote what is known: to be verified, not to be loaded.
+    pub fn open(path: &Path) -> io::Result<Volume> {
+        let oracle: Oracle = serde_json::from_reader(BufReader::new(File::open(path)?))?;
+        let volume = Volume::new(u64::from(oracle.granules()) * GRANULE as u64);
+        *volume.oracle() = oracle;
+        Ok(volume)
+    }
+
+    /// How many requests were sent that change the volume, and neither acknowledged nor refused.
+    pub fn under_way(&self) -> usize {
+        self.oracle().pending().count()
     }
 
     /// Loads the volume until `stop` is set or the target is gone.
