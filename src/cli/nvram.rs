@@ -183,7 +183,7 @@ async fn bind(
             .await
             .with_context(|| format!("{} cannot be written", member.claimed.path.display()))?;
     }
-    info!(nvram = %name, region = %Uuid::from_bytes(id), "the pool's flags are in NVRAM from now on");
+    info!(nvram = %name, region = %Uuid::from_bytes(id), "the flags are in NVRAM from now on");
     Ok(used(path, &nvram, unit.len))
 }
 

@@ -3,8 +3,9 @@
 //! # Contracts
 //!
 //! - **Durability**: [`MappedRegion`]'s `persist` returns after the last cache line of every piece
-//!   has left the caches, and a fence. Behind a `MAP_SYNC` mapping that is durable: the kernel keeps
-//!   what it needs to find the bytes again durable too. Behind any other it is so where memory is.
+//!   has left the caches, and a fence. Behind a `MAP_SYNC` mapping that is durable: the kernel
+//!   keeps what it needs to find the bytes again durable too. Behind any other it is so where
+//!   memory is.
 //! - **Bounds**: every access is asserted to lie in the mapping. Whoever makes the file shorter
 //!   meanwhile ends the process (SIGBUS): the file's claim is there to be respected.
 

@@ -67,7 +67,11 @@ mod x86_64 {
                             asm!("clwb [{}]", in(reg) line, options(nostack, preserves_flags));
                         }
                         Self::Clflushopt => {
-                            asm!("clflushopt [{}]", in(reg) line, options(nostack, preserves_flags));
+                            asm!(
+                                "clflushopt [{}]",
+                                in(reg) line,
+                                options(nostack, preserves_flags)
+                            );
                         }
                         Self::Clflush => _mm_clflush(line),
                     }
