@@ -53,7 +53,8 @@ def run(command, **options):
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, **options)
     except FileNotFoundError as error:
-        raise BenchError(f"{command[0]} is not installed (tools/setup.sh installs it)") from error
+        raise BenchError(f"{command[0]} is not there (make setup installs the tools, make build "
+                         "builds flipside)") from error
     except subprocess.TimeoutExpired as error:
         raise BenchError(f"{shlex.join(map(str, command))}: no end within {error.timeout} s") \
             from error

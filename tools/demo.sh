@@ -48,7 +48,7 @@ choose_directory() {
     [ -d "$parent" ] && [ -w "$parent" ] || continue
     free=$(df --output=avail --block-size=1M "$parent" | tail -n 1)
     if [ "$free" -ge "$ROOM_MIB" ]; then
-      mktemp -d "$parent/flipside-demo-XXXXXX"
+      mktemp -d --tmpdir="$parent" --suffix=-flipside-demo
       return
     fi
   done
@@ -106,6 +106,7 @@ written=$(device_written)
 FLIPSIDE_URI="nbd+unix:///vol0?socket=$directory/nbd.sock" fio --output="$directory/fio.json" \
   --output-format=json --eta=always --eta-newline=1 bench/fio/demo.fio |
   sed -un 's/[ \r]*$//; s/.*\r//; s/\[eta.*//; s/^Jobs: .*): /  /p'
+echo
 "$flipside" commit --control "$directory/control.sock" >/dev/null
 status after.json
 written=$(($(device_written) - written))

@@ -1,7 +1,7 @@
 //! The list of linked groups, as kept in memory: which groups, in what order, and what changes when
 //! some of them are unlinked. Pure: nothing here touches the region.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format::group::{GroupState, Link};
 use crate::format::ids::{PairId, Sequence};
@@ -80,17 +80,32 @@ impl List {
         linked.published = true;
     }
 
-    /// The longest run of groups from the oldest on that all are published.
-    pub fn published_prefix(&self) -> Vec<Sequence> {
-        self.iter().take_while(|(_, linked)| linked.published).map(|(s, _)| s).collect()
+    /// The groups, ascending, that may go once their effect is durable in the home: all that are
+    /// published, but for those that follow a group of the same pair that stays.
+    pub fn unlinkable(&self) -> Vec<Sequence> {
+        let mut kept = BTreeSet::new();
+        let mut chosen = Vec::new();
+        for (sequence, linked) in self.iter() {
+            if linked.published && !names_any(linked, &kept) {
+                chosen.push(sequence);
+            } else {
+                kept.extend(linked.pairs.iter().copied());
+            }
+        }
+        chosen
     }
 
-    /// Whether a group may go along with those already chosen: no older group that stays names any
-    /// pair of it, or replay would bring older locations back (design section 5 ‡).
-    pub fn may_unlink(&self, sequence: Sequence, chosen: &[Sequence]) -> bool {
-        let linked = &self.groups[&sequence];
-        self.groups.range(..sequence).all(|(older, other)| {
-            chosen.binary_search(older).is_ok() || !meet(&other.pairs, &linked.pairs)
+    /// Whether these groups (ascending) may go: none of them names a pair that an older group which
+    /// stays names too, or replay would bring older locations back (design section 5 ‡).
+    pub fn may_unlink(&self, chosen: &[Sequence]) -> bool {
+        let mut kept = BTreeSet::new();
+        let mut chosen = chosen.iter().peekable();
+        self.iter().all(|(sequence, linked)| {
+            if chosen.next_if_eq(&&sequence).is_some() {
+                return !names_any(linked, &kept);
+            }
+            kept.extend(linked.pairs.iter().copied());
+            true
         })
     }
 
@@ -128,17 +143,8 @@ impl List {
     }
 }
 
-/// Whether two ascending lists have an element in common.
-fn meet(a: &[PairId], b: &[PairId]) -> bool {
-    let (mut i, mut j) = (0, 0);
-    while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
-        match x.cmp(y) {
-            std::cmp::Ordering::Equal => return true,
-            std::cmp::Ordering::Less => i += 1,
-            std::cmp::Ordering::Greater => j += 1,
-        }
-    }
-    false
+fn names_any(linked: &Linked, pairs: &BTreeSet<PairId>) -> bool {
+    !pairs.is_empty() && linked.pairs.iter().any(|pair| pairs.contains(pair))
 }
 
 #[cfg(test)]
@@ -204,7 +210,7 @@ mod tests {
     #[test]
     fn the_middle_group_goes_first() {
         let mut list = list(3, |n| vec![PairId(n as u32)]);
-        assert!(list.may_unlink(Sequence(2), &[]));
+        assert!(list.may_unlink(&[Sequence(2)]));
         let plan = list.plan_unlink(&[Sequence(2)]);
         assert_eq!(plan, [(Sequence(1), link(3))]);
         list.unlink(&[Sequence(2)], &plan);
@@ -215,8 +221,31 @@ mod tests {
     #[test]
     fn an_older_group_of_the_same_pair_holds_back() {
         let list = list(3, |n| vec![PairId(n as u32 % 2), PairId(7 + n as u32)]);
-        assert!(!list.may_unlink(Sequence(3), &[]));
-        assert!(list.may_unlink(Sequence(3), &[Sequence(1)]));
-        assert!(list.may_unlink(Sequence(2), &[]));
+        assert!(!list.may_unlink(&[Sequence(3)]));
+        assert!(list.may_unlink(&[Sequence(1), Sequence(3)]));
+        assert!(list.may_unlink(&[Sequence(2)]));
+    }
+
+    proptest! {
+        /// Goal: whichever groups are published, all of those go that may, and no others.
+        #[test]
+        fn everything_goes_that_may(pairs in prop::collection::vec((0_u32..4, any::<bool>()), 0..10)) {
+            let mut list = list(pairs.len() as u64, |n| vec![PairId(pairs[n as usize - 1].0)]);
+            for (linked, (_, published)) in list.groups.values_mut().zip(&pairs) {
+                linked.published = *published;
+            }
+            let chosen = list.unlinkable();
+            prop_assert!(list.may_unlink(&chosen));
+            for (i, (_, published)) in pairs.iter().enumerate() {
+                let sequence = Sequence(i as u64 + 1);
+                let Err(at) = chosen.binary_search(&sequence) else {
+                    prop_assert!(*published);
+                    continue;
+                };
+                let mut more = chosen.clone();
+                more.insert(at, sequence);
+                prop_assert!(!published || !list.may_unlink(&more));
+            }
+        }
     }
 }

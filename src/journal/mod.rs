@@ -253,9 +253,9 @@ impl<R: Region> Journal<R> {
         }
     }
 
-    /// The oldest groups, as far as all of them are published.
-    pub fn published_prefix(&self) -> Vec<Sequence> {
-        self.inner.borrow().list.published_prefix()
+    /// The groups that may be unlinked once the home holds their effect.
+    pub fn unlinkable(&self) -> Vec<Sequence> {
+        self.inner.borrow().list.unlinkable()
     }
 
     /// Unlinks groups (ascending), whose effect must be durable in the home already; any of them,
@@ -265,12 +265,7 @@ impl<R: Region> Journal<R> {
         let plan = {
             let mut guard = self.inner.borrow_mut();
             let inner = &mut *guard;
-            for &sequence in chosen {
-                assert!(
-                    inner.list.may_unlink(sequence, chosen),
-                    "{sequence} follows an older group"
-                );
-            }
+            assert!(inner.list.may_unlink(chosen), "a group follows an older one of its pairs");
             let plan = inner.list.plan_unlink(chosen);
             for &(of, link) in &plan {
                 let entry = StatusEntry { of, state: inner.state_of(of), link };

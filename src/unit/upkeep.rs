@@ -34,7 +34,7 @@ impl<E: Env> Inner<E> {
     /// A page may get newer contents than those groups': lines hold nothing but what is hardened.
     pub(super) async fn checkpoint(&self) -> Result<(), JournalError> {
         let _one_at_a_time = self.checkpoint_lock.lock().await;
-        let groups = self.journal.published_prefix();
+        let groups = self.journal.unlinkable();
         if groups.is_empty() {
             return Ok(());
         }
