@@ -229,7 +229,7 @@ mod tests {
     proptest! {
         /// Goal: whichever groups are published, all of those go that may, and no others.
         #[test]
-        fn everything_goes_that_may(pairs in prop::collection::vec((0_u32..4, any::<bool>()), 0..10)) {
+        fn all_go_that_may(pairs in prop::collection::vec((0_u32..4, any::<bool>()), 0..10)) {
             let mut list = list(pairs.len() as u64, |n| vec![PairId(pairs[n as usize - 1].0)]);
             for (linked, (_, published)) in list.groups.values_mut().zip(&pairs) {
                 linked.published = *published;
