@@ -10,6 +10,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -72,7 +73,21 @@ fn round(volume: &Volume, target: Target, rng: &mut Rng) {
     });
 }
 
-fn rounds(name: &str, device_bytes: u64, count: u64) {
+fn half_of_all() -> u64 {
+    number("FLIPSIDE_ROUNDS").unwrap_or(20).div_ceil(2)
+}
+
+fn on_the_device(_: &Path) -> Vec<String> {
+    Vec::new()
+}
+
+/// Arguments of `flipside serve` that put flags and journal into a file of this directory.
+fn in_nvram(directory: &Path) -> Vec<String> {
+    let path = directory.join("nvram").display().to_string();
+    ["--flags", "nvram", "--nvram", &path].map(String::from).to_vec()
+}
+
+fn rounds(name: &str, device_bytes: u64, count: u64, place: fn(&Path) -> Vec<String>) {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock past 1970");
     let seed = number("FLIPSIDE_SEED").unwrap_or(u64::from(clock.subsec_nanos()));
     say(&format!("kill test, {name}: {count} rounds, FLIPSIDE_SEED={seed}"));
@@ -84,6 +99,7 @@ fn rounds(name: &str, device_bytes: u64, count: u64) {
     let mut service = Service::new(directory.path(), device.path());
     for number in 1..=count {
         service.arguments = choose(&mut rng);
+        service.arguments.extend(place(directory.path()));
         let target = serve(&service, &mut rng);
         judge(&volume, &target, &format!("before round {number} of {name}, seed {seed}"));
         round(&volume, target, &mut rng);
@@ -104,11 +120,28 @@ fn judge(volume: &Volume, target: &Target, when: &str) {
 /// where there is journal space for everything.
 #[test]
 fn killed_with_room() {
-    rounds("with room", 4 * VOLUME, number("FLIPSIDE_ROUNDS").unwrap_or(20).div_ceil(2));
+    rounds("with room", 4 * VOLUME, half_of_all(), on_the_device);
 }
 
 /// Goal: the same where journal space is short, so that areas are settled and epochs end early.
 #[test]
 fn killed_without_room() {
-    rounds("without room", VOLUME * 3 / 2, number("FLIPSIDE_ROUNDS").unwrap_or(20).div_ceil(2));
+    rounds("without room", VOLUME * 3 / 2, half_of_all(), on_the_device);
+}
+
+/// Goal: the same with flags and journal in NVRAM that is written with direct I/O, from the
+/// binding on, which may be cut short too.
+#[test]
+fn killed_with_nvram() {
+    rounds("nvram", VOLUME * 3 / 2, half_of_all(), in_nvram);
+}
+
+/// Goal: the same with memory that is trusted.
+#[test]
+fn killed_with_trusted_memory() {
+    rounds("trusted memory", VOLUME * 3 / 2, half_of_all(), |directory| {
+        let mut arguments = in_nvram(directory);
+        arguments.push("--nvram-trust-memory".to_owned());
+        arguments
+    });
 }

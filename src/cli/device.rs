@@ -7,7 +7,7 @@ use tracing::warn;
 
 use crate::env::Env as _;
 use crate::env::os::{OsDisk, OsEnv};
-use crate::format::superblock::{FlagsPlace, Superblock};
+use crate::format::superblock::{FlagsPlace, Superblock, Warning};
 use crate::format::superblock_io;
 use crate::uring::buffers::BufferPool;
 use crate::uring::{Ring, RingOptions};
@@ -16,7 +16,7 @@ use crate::uring::{Ring, RingOptions};
 const ARENA_LEN: usize = 64 << 20;
 
 /// Of a pool whose flags are where this program does not look.
-const UNKNOWN_PLACE: &str = "this version serves only pools with --flags device";
+const UNKNOWN_PLACE: &str = "this version serves only pools with --flags device or nvram";
 
 /// A device that this process holds.
 pub struct Claimed {
@@ -48,7 +48,8 @@ pub async fn claim_all(env: &OsEnv, paths: &[PathBuf]) -> Result<Vec<Claimed>> {
     Ok(claimed)
 }
 
-fn same_file(one: &Path, other: &Path) -> bool {
+/// Whether two paths lead to the same file.
+pub fn same_file(one: &Path, other: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
     real(one).is_some_and(|one| real(other) == Some(one))
 }
@@ -71,6 +72,11 @@ pub async fn recognise(env: &OsEnv, claimed: Vec<Claimed>) -> Result<Vec<PoolMem
         if let Some(warning) = warning {
             warn!(device = %path, "{warning}");
         }
+        if let Some(Warning::Stale(_)) = warning {
+            // What was interrupted is completed: the older copy must never be all that is left.
+            let completed = superblock_io::write(&claimed.disk, env.buffers(), &superblock).await;
+            completed.with_context(|| format!("{path} cannot be written"))?;
+        }
         members.push(PoolMember { claimed, superblock });
     }
     members.sort_by_key(|member| member.superblock.device_index);
@@ -91,10 +97,8 @@ fn check_pool(members: &[(&Path, &Superblock)]) -> Result<()> {
             "{one} and {other} contradict each other about their pool"
         );
     }
-    match first.flags {
-        FlagsPlace::Device => {}
-        FlagsPlace::Nvram { .. } => bail!("the pool's flags are in NVRAM: {UNKNOWN_PLACE}"),
-        FlagsPlace::Mds => bail!("the pool's flags are at a metadata server: {UNKNOWN_PLACE}"),
+    if first.flags == FlagsPlace::Mds {
+        bail!("the pool's flags are at a metadata server: {UNKNOWN_PLACE}");
     }
     for pair in members.windows(2) {
         let [(one, a), (other, b)] = pair else { unreachable!("windows are of two") };
@@ -146,12 +150,9 @@ mod tests {
     /// Goal: a pool that would lose what is kept elsewhere is not served.
     #[test]
     fn the_place_of_the_flags_must_be_known() {
-        let nvram = FlagsPlace::Nvram { region: [1; 16], len: 1 << 20 };
-        for flags in [nvram, FlagsPlace::Mds] {
-            let pool = pool(0).into_iter().map(|of| Superblock { flags, ..of });
-            let pool: Vec<_> = pool.collect();
-            assert!(check(&pool.iter().collect::<Vec<_>>()).unwrap_err().contains("flags"));
-        }
+        let pool = pool(0).into_iter().map(|of| Superblock { flags: FlagsPlace::Mds, ..of });
+        let pool: Vec<_> = pool.collect();
+        assert!(check(&pool.iter().collect::<Vec<_>>()).unwrap_err().contains("flags"));
     }
 
     /// Goal: all devices of one pool, each once; anything else is said.

@@ -16,6 +16,7 @@ mod documents;
 mod format;
 mod inspect;
 mod log;
+mod nvram;
 mod operator;
 mod plan;
 mod serve;

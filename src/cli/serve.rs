@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
+use super::nvram::{self, FlagsArgs};
 use super::operator::Target;
 use super::status::{Recovery, Report};
 use super::values::{CommitInterval, Mode, Settle, SlowIo};
@@ -29,7 +30,7 @@ use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::os::activation::passed_sockets;
 use crate::env::os::notify::notify;
-use crate::env::os::{OsEnv, OsLink, Signals, notify_ready};
+use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
 use crate::front::control;
@@ -58,6 +59,8 @@ Examples:
     flipside serve --listen unix:/run/vm.sock --socket-mode 660 --listen tcp:10809 /dev/sdx
   As a file says, and more in the log:
     flipside --log debug serve --config /etc/flipside.toml
+  With the journal in persistent memory, or in a file on a faster disk:
+    flipside serve --flags nvram --nvram /mnt/pmem/flags /dev/sdx
   To attach a volume:
     nbd-client -unix /run/vm.sock -N vol0 /dev/nbd0
 
@@ -100,6 +103,8 @@ pub struct Args {
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: FlagsArgs,
     /// All devices of the pool, in any order
     #[arg(required_unless_present = "config", value_name = "DEVICE")]
     devices: Vec<PathBuf>,
@@ -132,7 +137,8 @@ async fn serve(
     signals: Signals,
 ) -> Result<(Result<()>, JoinHandle<()>)> {
     let claimed = device::claim_all(&env, &args.devices).await?;
-    let members = device::recognise(&env, claimed).await?;
+    let mut members = device::recognise(&env, claimed).await?;
+    let (nvram, flags) = nvram::place(&env, &args.flags, &mut members).await?;
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
     members.iter().for_each(|member| member.claimed.disk.watch(Rc::clone(&slow)));
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
@@ -140,7 +146,8 @@ async fn serve(
     let (clients, operators) = bind(&args, passed, pool)?;
     let (link, metadata_server) = start_metadata_server(first)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
-    let recovered = Box::pin(Unit::recover(parts(&env, &args, &members, link, slow)));
+    let parts = parts(&env, &args, &members, nvram, link, slow);
+    let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
         Either::Left((recovered, _)) => recovered?,
@@ -174,6 +181,7 @@ async fn serve(
         pid: std::process::id(),
         devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
         exports: exports.clone(),
+        flags,
         recovery,
         ..Report::default()
     };
@@ -220,6 +228,7 @@ fn parts(
     env: &OsEnv,
     args: &Args,
     members: &[PoolMember],
+    nvram: Option<OsNvram>,
     link: OsLink,
     slow: Rc<SlowWatch>,
 ) -> UnitParts<OsEnv> {
@@ -239,7 +248,10 @@ fn parts(
         unit: first.superblock.unit,
         geometry: first.superblock.geometry,
         reserve: first.superblock.journal_reserve,
-        region: FlagsRegion::Device(DeviceRegion::new(disk.clone(), region.offset, region.len)),
+        region: match nvram {
+            Some(nvram) => FlagsRegion::Nvram(nvram),
+            None => FlagsRegion::Device(DeviceRegion::new(disk.clone(), region.offset, region.len)),
+        },
         devices,
         link,
         config: Config {

@@ -1,6 +1,7 @@
 //! `flipside status`: what a running target does, for people or as JSON.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use comfy_table::presets::NOTHING;
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use super::control::ControlArgs;
 use super::values::Size;
+use crate::env::os::nvram::Persistence;
 use crate::front::control::Request;
 use crate::observe::{LatencySummary, Snapshot};
 use crate::unit::RecoveryReport;
@@ -48,6 +50,48 @@ impl From<RecoveryReport> for Recovery {
     }
 }
 
+/// Where a target keeps flags and journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlagsReport {
+    /// As `--flags` has it.
+    pub place: String,
+    /// The NVRAM, where they are in one.
+    pub nvram: Option<String>,
+    /// What makes writes to it durable.
+    pub persistence: Option<String>,
+    /// Whether it is durable only as far as memory is.
+    pub memory_trusted: bool,
+}
+
+impl FlagsReport {
+    /// On the first device.
+    pub fn device() -> Self {
+        Self { place: "device".to_owned(), ..Self::default() }
+    }
+
+    /// In NVRAM.
+    pub fn nvram(path: &Path, persistence: Persistence) -> Self {
+        Self {
+            place: "nvram".to_owned(),
+            nvram: Some(path.display().to_string()),
+            persistence: Some(persistence.to_string()),
+            memory_trusted: persistence == Persistence::TrustedMemory,
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = self.place.clone();
+        for more in [&self.nvram, &self.persistence].into_iter().flatten() {
+            text.push_str(", ");
+            text.push_str(more);
+        }
+        if self.memory_trusted {
+            text.push_str(": LOST with the machine's power unless its memory survives");
+        }
+        text
+    }
+}
+
 /// A target at one moment. The names are those of `status --json` and stay.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -61,6 +105,8 @@ pub struct Report {
     pub uptime_s: u64,
     /// The devices of the pool.
     pub devices: Vec<String>,
+    /// Where flags and journal are.
+    pub flags: FlagsReport,
     /// Where its exports can be found.
     pub exports: Vec<String>,
     /// What it found when it started.
@@ -93,6 +139,7 @@ fn text(report: &Report) -> String {
     };
     line("pool", report.pool.clone());
     line("devices", report.devices.join(", "));
+    line("flags", report.flags.text());
     for export in &report.exports {
         line("export", export.clone());
     }
@@ -189,8 +236,11 @@ mod tests {
         let latched = Some("a flush failed".to_owned());
         let volume = VolumeGauges { name: "v".into(), size: 1 << 20, epoch: 3, latched };
         report.snapshot.volumes.push(volume);
+        report.flags = FlagsReport::nvram(Path::new("/n"), Persistence::TrustedMemory);
         let text = text(&report);
-        for part in ["pool-id", "v of 1.0 MiB", "STOPPED: a flush failed", "p99.9"] {
+        for part in
+            ["pool-id", "v of 1.0 MiB", "STOPPED: a flush failed", "p99.9", "nvram, /n", "LOST"]
+        {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
     }

@@ -9,6 +9,7 @@ pub mod header;
 pub mod home;
 pub mod ids;
 pub mod layout;
+pub mod nvram;
 pub mod page;
 pub mod probe;
 pub mod record;

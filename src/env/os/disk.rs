@@ -62,7 +62,7 @@ impl OsDisk {
     /// Claims a disk and asks the kernel what it is.
     pub async fn open(ring: &Ring, path: &Path) -> Result<Self, DiskOpenError> {
         let fail = |error| DiskOpenError::from_io(path, error);
-        let (file, kind, metadata) = claim_patiently(ring, path).await?;
+        let (file, kind, metadata) = claim_patiently(ring, path, Caching::None).await?;
         let size = probe::size(&file, kind).map_err(fail)?;
         let sector = probe::sector(&file, kind).map_err(fail)?;
         let refusal = match sector {
@@ -215,15 +215,23 @@ impl Disk for OsDisk {
     }
 }
 
+/// Whether what is read and written goes through the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caching {
+    None,
+    Kernel,
+}
+
 /// Claims a disk, again and again while another process holds it.
-async fn claim_patiently(
+pub(super) async fn claim_patiently(
     ring: &Ring,
     path: &Path,
+    caching: Caching,
 ) -> Result<(File, Kind, Metadata), DiskOpenError> {
     let patience_ns = CLAIM_PATIENCE.as_nanos() as u64;
     let start_ns = ring.now_ns();
     loop {
-        match claim(path) {
+        match claim(path, caching) {
             Err(error)
                 if error.kind == DiskOpenErrorKind::InUse
                     && ring.now_ns() - start_ns < patience_ns =>
@@ -235,12 +243,13 @@ async fn claim_patiently(
     }
 }
 
-fn claim(path: &Path) -> Result<(File, Kind, Metadata), DiskOpenError> {
+fn claim(path: &Path, caching: Caching) -> Result<(File, Kind, Metadata), DiskOpenError> {
     let fail = |error| DiskOpenError::from_io(path, error);
     let not_a_disk = || DiskOpenError::new(DiskOpenErrorKind::NotADisk, path);
     let kind = Kind::of(&fs::metadata(path).map_err(fail)?).ok_or_else(not_a_disk)?;
     // Without O_CREAT the flag means nothing to a regular file, and a claim to a block device.
-    let flags = libc::O_DIRECT | libc::O_EXCL;
+    let direct = if caching == Caching::None { libc::O_DIRECT } else { 0 };
+    let flags = direct | libc::O_EXCL;
     let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
     let file = opened.map_err(|error| refused(path, kind, error))?;
     let metadata = file.metadata().map_err(fail)?;

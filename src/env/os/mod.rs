@@ -4,6 +4,7 @@
 //! | file | what is in it |
 //! | --- | --- |
 //! | [`disk`], `probe`, [`open_error`] | disks: claiming, asking what they are, using them |
+//! | [`nvram`] | what stands in for persistent memory |
 //! | [`link`] | the channel to a metadata server on another thread |
 //! | [`signals`], [`notify`] | the ends of a service: being stopped, saying that it is ready |
 //! | [`activation`] | sockets that a service manager opened for this process |
@@ -12,6 +13,7 @@ pub mod activation;
 pub mod disk;
 pub mod link;
 pub mod notify;
+pub mod nvram;
 pub mod open_error;
 mod probe;
 pub mod signals;
@@ -24,16 +26,13 @@ use uuid::Uuid;
 pub use disk::OsDisk;
 pub use link::OsLink;
 pub use notify::notify_ready;
+pub use nvram::OsNvram;
 pub use open_error::{DiskOpenError, DiskOpenErrorKind};
 pub use signals::{Signals, StopSignal};
 
-use super::region::DeviceRegion;
 use super::{Env, Moment};
 use crate::uring::Ring;
 use crate::uring::buffers::BufferPool;
-
-/// What stands in for persistent memory: a part of a disk, written through the ring.
-pub type OsNvram = DeviceRegion<OsDisk>;
 
 /// The world as it is. Cheap to clone: a handle.
 #[derive(Clone)]
