@@ -30,6 +30,7 @@
 
 use thiserror::Error;
 
+use super::home::{HOME_PAGE, LINES_PER_PAGE};
 use super::ids::ExtentId;
 
 /// Length of a superblock copy, in bytes; also the alignment of both.
@@ -54,10 +55,9 @@ pub const JOURNAL_LEN_MAX: u64 = 64 << 20;
 /// What of a device is for journal slots, as a divisor, within the bounds.
 pub const JOURNAL_DIVISOR: u64 = 128;
 /// A page of the unit's home, in bytes.
-pub const HOME_PAGE_LEN: u64 = 4096;
-/// Lines of the home map (one a pair) in a page: a header of 32 bytes, then 24 bytes of binding and
-/// two sets of 256 bits a line.
-pub const HOME_LINES_PER_PAGE: u64 = (HOME_PAGE_LEN - 32) / (24 + 64);
+pub const HOME_PAGE_LEN: u64 = HOME_PAGE as u64;
+/// Lines of the home map (one a pair) in a page.
+pub const HOME_LINES_PER_PAGE: u64 = LINES_PER_PAGE as u64;
 /// What the unit region has beside slots and home pages: header, links, status pages; in bytes.
 pub const UNIT_SLACK_LEN: u64 = 2 << 20;
 /// The part of the store region that does not depend on the pool's size, in bytes.

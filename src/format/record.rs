@@ -11,6 +11,8 @@
 //! Both that change a pair are absolute, so that applying one again changes nothing, and carry the
 //! pair's generation, so that one of an earlier binding is never applied to a later one.
 
+use std::ops::Range;
+
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -139,6 +141,17 @@ const _: () = assert!(PARTICIPANT_BYTES == 8 && BINDING_BYTES == 32 && PLACE_BYT
 const _: () = assert!(BLOCKS_MAX <= u16::MAX as usize, "a block's number fits its field");
 
 impl Record {
+    /// A run of blocks of a pair, and the side or nowhere that their contents are from here on.
+    pub fn placed(
+        pair: PairId,
+        generation: Generation,
+        run: &Range<usize>,
+        location: Location,
+    ) -> Record {
+        let (first, count) = (run.start as u16, run.len() as u16);
+        Record::Place { pair, generation, first, count, location, payload: None }
+    }
+
     /// The pair that the record names, where it names one.
     pub fn pair(&self) -> Option<PairId> {
         match *self {

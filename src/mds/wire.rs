@@ -36,6 +36,7 @@
 //! never panics. What it lets through has a good checksum and consistent lengths; the records of
 //! the body are parsed by those who know the operation.
 
+pub use crate::format::page::crc32c;
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -218,11 +219,6 @@ pub enum Garbage {
     /// The operation, kind, status or parts make no sense.
     #[error("the datagram's header makes no sense")]
     Header,
-}
-
-/// CRC32C of `bytes`.
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 /// The only door from bytes that arrived to a datagram.

@@ -265,12 +265,5 @@ fn place_records(
     generation: Generation,
     pending: &Pending,
 ) -> impl Iterator<Item = Record> {
-    pending.runs().map(move |(run, location)| Record::Place {
-        pair,
-        generation,
-        first: run.start as u16,
-        count: run.len() as u16,
-        location,
-        payload: None,
-    })
+    pending.runs().map(move |(run, location)| Record::placed(pair, generation, &run, location))
 }

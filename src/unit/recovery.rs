@@ -22,7 +22,7 @@ use super::limits::Limits;
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
 use super::readers::Readers;
-use super::settle::pair_record;
+use super::settle::bound;
 use super::state::{Domain, Pairs, State, VolumeState};
 use super::{Config, Device, Inner, RecoverError, Unit};
 use crate::env::flags::FlagsRegion;
@@ -234,12 +234,7 @@ async fn reconcile<E: Env>(
         if known.get(&pair).is_some_and(|record| record.generation == binding.generation) {
             continue;
         }
-        let record = pair_record(pair, owner, &binding);
-        news.push(if binding.has_journal_area() {
-            Primitive::AssociateDataJournal(record)
-        } else {
-            Primitive::BindData(record)
-        });
+        news.push(bound(pair, owner, &binding));
     }
     // Leavings first: a transaction too large for one must not claim what a later one frees.
     news.sort_by_key(|primitive| {

@@ -342,14 +342,9 @@ impl<E: Env> Inner<E> {
             for item in items {
                 let generation = item.binding.generation;
                 let location = Location::At(item.settlement.keep);
-                records.extend(item.settlement.copy.runs().map(|run| Record::Place {
-                    pair: item.pair,
-                    generation,
-                    first: run.start as u16,
-                    count: run.len() as u16,
-                    location,
-                    payload: None,
-                }));
+                let runs = item.settlement.copy.runs();
+                records
+                    .extend(runs.map(|run| Record::placed(item.pair, generation, &run, location)));
                 records.push(Record::Binding { pair: item.pair, binding: item.after() });
             }
             let transaction = self.journal.local_transaction();
@@ -444,7 +439,7 @@ fn primitives(item: &Item) -> Vec<Primitive> {
 }
 
 /// A pair as the metadata server is told of it.
-pub(super) fn pair_record(
+fn pair_record(
     pair: PairId,
     owner: (VolumeId, crate::format::ids::LogicalExtent),
     binding: &Binding,
@@ -456,5 +451,20 @@ pub(super) fn pair_record(
         generation: binding.generation,
         slots: binding.extents,
         data_slot: binding.data_slot,
+    }
+}
+
+/// What the metadata server is told of a pair as it is bound: with its journal area, where it has
+/// one.
+pub(super) fn bound(
+    pair: PairId,
+    owner: (VolumeId, crate::format::ids::LogicalExtent),
+    binding: &Binding,
+) -> Primitive {
+    let record = pair_record(pair, owner, binding);
+    if binding.has_journal_area() {
+        Primitive::AssociateDataJournal(record)
+    } else {
+        Primitive::BindData(record)
     }
 }

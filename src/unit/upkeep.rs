@@ -4,12 +4,12 @@
 use std::rc::Rc;
 
 use super::Inner;
-use super::settle::pair_record;
+use super::settle::bound;
 use crate::env::Env;
 use crate::format::ids::PairId;
 use crate::journal::JournalError;
 use crate::mds::error::MdsError;
-use crate::mds::records::{Primitive, TRANSACT_PRIMITIVES_MAX};
+use crate::mds::records::TRANSACT_PRIMITIVES_MAX;
 
 impl<E: Env> Inner<E> {
     /// The task that checkpoints the home whenever the journal runs low.
@@ -72,12 +72,7 @@ impl<E: Env> Inner<E> {
                 {
                     let binding = state.pairs.line(pair).binding;
                     let Some(owner) = binding.owner else { continue };
-                    let record = pair_record(pair, owner, &binding);
-                    batch.push(if binding.has_journal_area() {
-                        Primitive::AssociateDataJournal(record)
-                    } else {
-                        Primitive::BindData(record)
-                    });
+                    batch.push(bound(pair, owner, &binding));
                 }
             }
             if batch.is_empty() {
