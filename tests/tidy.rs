@@ -13,7 +13,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 /// The longest line, in characters.
 const LINE_COLUMNS_MAX: usize = 100;
 /// Words for what is not finished.
-const UNFINISHED: [&str; 5] = ["TODO", "FIXME", "dbg!(", "todo!(", "unimplemented!("];
+const UNFINISHED: [&str; 6] = ["TODO", "FIXME", "XXX", "dbg!(", "todo!(", "unimplemented!("];
 /// Where `unsafe` may be.
 const UNSAFE_ROOMS: [&str; 2] = ["src/uring", "src/env/os"];
 
