@@ -69,8 +69,8 @@ const VOLUME: u64 = (EXTENTS - RESERVE) as u64 * EXTENT;
 const REGION: u64 = 4 << 20;
 const BLOCK: u64 = 4096;
 /// Operations that are counted, and those before.
-const COUNTED: u64 = 4000;
-const WARM_UP: u64 = 12_000;
+const COUNTED: u64 = 2000;
+const WARM_UP: u64 = 3_000;
 
 /// A unit over a fresh file, with its metadata server on a thread.
 async fn serve(env: &OsEnv, path: &std::path::Path) -> Unit<OsEnv> {
@@ -142,7 +142,7 @@ fn the_data_path_allocates_little() {
         let volume = unit.volume("vol0").unwrap();
         let mut rng = Rng::new(1);
         work(&env, &volume, Kind::FlushedWrite, WARM_UP, &mut rng).await;
-        for (kind, bound) in [(Kind::Read, 8.0), (Kind::Write, 16.0), (Kind::FlushedWrite, 24.0)] {
+        for (kind, bound) in [(Kind::Read, 4.0), (Kind::Write, 4.0), (Kind::FlushedWrite, 24.0)] {
             work(&env, &volume, kind, COUNTED / 4, &mut rng).await;
             let before = ALLOCATIONS.get();
             work(&env, &volume, kind, COUNTED, &mut rng).await;
