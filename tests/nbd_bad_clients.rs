@@ -11,11 +11,14 @@ use std::time::{Duration, Instant};
 
 use flipside::front::nbd::Limits;
 use flipside::front::nbd::progress::Patience;
+use support::device::Device;
 use support::memory_server::{MemoryServer, SLOW};
 use support::nbd_client::{
-    BLOCK_STATUS, Client, ESHUTDOWN, PAYLOAD_LEN, READ, Stream, TRIM, WRITE, extended_header,
+    BLOCK_STATUS, Client, ESHUTDOWN, FUA, PAYLOAD_LEN, READ, Stream, TRIM, WRITE, extended_header,
     header, option, option_reply,
 };
+use support::programs::{PATIENCE, directory, wait_for};
+use support::target::{Service, format};
 
 /// Little patience, so that the tests end soon.
 fn impatient() -> Limits {
@@ -150,6 +153,43 @@ fn vanishing() {
     assert_all_is_left_behind(&server);
     let mut client = Client::unix(&server.socket(), "vol0").unwrap();
     assert!(client.read(0, 3 << 20).unwrap().iter().all(|&byte| byte == 0));
+}
+
+/// Goal: on the real target, a client that has sent half of a write keeps nobody's commit waiting,
+/// and its write is whole once it has arrived; clients that vanish in the middle of one change
+/// nothing, and the target stops in good order.
+#[test]
+fn half_a_write_keeps_no_commit_waiting() {
+    let dir = directory();
+    let device = Device::create(dir.path(), "disk", 256 << 20);
+    format(device.path(), &["--volume", "vol0=64M"]);
+    let target = Service::new(dir.path(), device.path()).serve();
+    let mut good = target.connect("vol0");
+    good.write(0, &[1; 2 << 20]).unwrap();
+    let mut half = target.connect("vol0");
+    let mut message = header(WRITE, FUA, 1, 0, 1 << 20);
+    message.resize(message.len() + (1 << 20), 2);
+    let (first, rest) = message.split_at(message.len() / 2);
+    half.raw().write_all(first).unwrap();
+    good.write(1 << 20, &[3; 4096]).unwrap();
+    good.flush().unwrap();
+    assert!(good.read(0, 1 << 20).unwrap() == vec![1; 1 << 20], "half of it was written");
+    half.raw().write_all(rest).unwrap();
+    half.receive().unwrap().result.unwrap();
+    assert!(good.read(0, 1 << 20).unwrap() == vec![2; 1 << 20]);
+    message[28..].fill(4);
+    for round in 1..=20 {
+        let mut vanishing = target.connect("vol0");
+        vanishing.raw().write_all(&message[..round * message.len() / 21]).unwrap();
+        drop(vanishing);
+        good.write_fua(1 << 20, &[5; 4096]).unwrap();
+    }
+    assert!(good.read(0, 1 << 20).unwrap() == vec![2; 1 << 20], "a half write was carried out");
+    drop(half);
+    wait_for("the end of the others", PATIENCE, || {
+        (target.status().connections_open == 1).then_some(())
+    });
+    assert!(target.stop().success());
 }
 
 /// Goal: who stops in the middle of something is dropped after its time; who idles between two

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # nbd-tester-client, the test client of the NBD project's own server, against Flipside: built from
-# Debian's sources of `nbd`, unchanged. Half a minute. Needs gcc, make, libglib2.0-dev.
+# Debian's sources of `nbd`, unchanged. Needs gcc, make, pkg-config and libglib2.0-dev.
 #
 #   tools/nbd_tester.sh [SOURCE]     SOURCE: an unpacked source tree of nbd, instead of Debian's
 #
@@ -70,6 +70,8 @@ check() {
   fi
 }
 
+pkg-config --exists glib-2.0 ||
+  { echo "nbd_tester: install pkg-config and libglib2.0-dev first" >&2; exit 1; }
 build "$@"
 cargo build --quiet
 port=$((20000 + $$ % 10000))
