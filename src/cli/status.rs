@@ -178,6 +178,18 @@ fn text(report: &Report) -> String {
         ),
     );
     line("journal", format!("{} extents free", now.journal_extents_free));
+    let space = now.space;
+    let mark = space.mark_crossed.map(|mark| format!(", FULL beyond the mark of {mark}%"));
+    line(
+        "space",
+        format!(
+            "{} of {} data extents used, {}%{}",
+            space.data_extents_used,
+            space.data_extents,
+            space.percent,
+            mark.unwrap_or_default()
+        ),
+    );
     line("connections", format!("{} open", now.connections_open));
     for volume in &now.volumes {
         let state = volume.latched.as_ref().map_or_else(

@@ -188,6 +188,8 @@ impl Engine for Flipside {
             ]),
             settle_batch: rng.pick(&[1, 2, 8, 100]),
             tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
+            discard: rng.chance(400_000),
+            ..Config::default()
         };
         let room = extents - reserve;
         let volumes = draw_volumes(rng, geometry, room);

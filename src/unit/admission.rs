@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::Inner;
 use super::block::write_targets;
 use super::error::IoError;
+use super::manage::check_there;
 use super::policy::throttle;
 use super::request::{Part, Parts};
 use super::state::{Settling, State, Waiter};
@@ -158,6 +159,7 @@ impl<E: Env> Inner<E> {
         if state.stopping {
             return Err(Blocked::Refused(IoError::ShuttingDown));
         }
+        check_there(state, volume, parts, self.geometry).map_err(Blocked::Refused)?;
         for part in parts.iter_mut() {
             part.pair = state.volumes[volume].pair(part.logical);
         }
@@ -230,6 +232,9 @@ impl<E: Env> Inner<E> {
             if !std::mem::replace(&mut work.listed, true) {
                 state.domains[volume].open.pairs.push(pair);
             }
+        }
+        if needs.data_areas > 0 {
+            state.watch_fullness();
         }
         let domain = &mut state.domains[volume];
         let open = &mut domain.open;
