@@ -208,8 +208,7 @@ mod tests {
     /// Goal: the list for people shows what the other one has.
     #[test]
     fn the_list_is_a_table() {
-        let volume =
-            Listed { name: "logs".into(), size: 3 << 30, allocated: 5 << 20, clients: 2 };
+        let volume = Listed { name: "logs".into(), size: 3 << 30, allocated: 5 << 20, clients: 2 };
         let text = table(vec![volume]);
         for part in ["volume", "logs", "3.0 GiB", "5.0 MiB", " 2"] {
             assert!(text.contains(part), "{part} in:\n{text}");

@@ -25,11 +25,12 @@ impl<E: Env> Inner<E> {
         }
         let size = u64::from(self.geometry.extent_size());
         let max = u32::try_from(DISCARD_MAX / size).expect("a few extents").max(1);
-        let discards = runs(extents, max, |extent| self.locate(extent, 0).0).into_iter().map(|run| {
-            let (device, offset) = self.locate(run.start, 0);
-            let len = u64::from(run.count) * size;
-            async move { (device, self.devices[device].disk.discard(offset, len).await) }
-        });
+        let discards =
+            runs(extents, max, |extent| self.locate(extent, 0).0).into_iter().map(|run| {
+                let (device, offset) = self.locate(run.start, 0);
+                let len = u64::from(run.count) * size;
+                async move { (device, self.devices[device].disk.discard(offset, len).await) }
+            });
         for (device, ended) in join_all(discards).await {
             if let Err(error) = ended
                 && !self.devices[device].discard_failed.replace(true)

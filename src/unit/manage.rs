@@ -81,10 +81,8 @@ impl<E: Env> Unit<E> {
         inner.check_change(None)?;
         let index = inner.live(id)?;
         inner.mds.rename_volume(id, name).await?;
-        let before = std::mem::replace(
-            &mut inner.state.borrow_mut().volumes[index].name,
-            Rc::from(name),
-        );
+        let before =
+            std::mem::replace(&mut inner.state.borrow_mut().volumes[index].name, Rc::from(name));
         tracing::info!(volume = %before, name, "a volume was renamed");
         Ok(())
     }
