@@ -13,7 +13,7 @@ use flipside::format::ids::VolumeId;
 use flipside::format::layout::Geometry;
 use flipside::sim::engine::{Engine as _, Refusal, Running as _, Volume as _};
 use flipside::sim::flipside::{Flipside, Served, Serving};
-use flipside::unit::{Config, ManageError};
+use flipside::unit::{Config, ManageError, Volume};
 
 const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 5_000_000 };
 const BLOCK: u64 = 512;
@@ -173,7 +173,7 @@ async fn check(serving: &Serving, change: Change, done: bool) {
         assert!(change == Change::Shrink || allocated == CHANGED * EXTENT);
     }
     settled(serving).await;
-    let allocated = serving.unit().volumes().iter().map(|volume| volume.allocated()).sum::<u64>();
+    let allocated = serving.unit().volumes().iter().map(Volume::allocated).sum::<u64>();
     let used = serving.unit().gauges().space.data_extents_used;
     assert_eq!(used * EXTENT, allocated, "extents of nobody");
     serving.check().expect("the unit agrees with itself");

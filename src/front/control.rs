@@ -53,7 +53,8 @@ pub enum Request {
     Volume(VolumeRequest),
 }
 
-/// What can be asked about volumes: `{"command":"volume","action":"create","name":"v","size":4096}`.
+/// What can be asked about volumes:
+/// `{"command":"volume","action":"create","name":"v","size":4096}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "lowercase", deny_unknown_fields)]
 pub enum VolumeRequest {

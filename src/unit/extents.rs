@@ -59,9 +59,9 @@ impl ExtentMap {
         let piece = place.get_or_insert_with(|| Box::new(Piece::EMPTY));
         let new = pair.map_or(NOTHING, |pair| pair.0);
         let old = std::mem::replace(&mut piece.pairs[at % PIECE], new);
-        let change = i32::from(new != NOTHING) - i32::from(old != NOTHING);
-        piece.backed = piece.backed.strict_add_signed(change);
-        self.backed = self.backed.strict_add_signed(change);
+        let (gained, lost) = (u32::from(new != NOTHING), u32::from(old != NOTHING));
+        piece.backed = piece.backed + gained - lost;
+        self.backed = self.backed + gained - lost;
         if piece.backed == 0 {
             *place = None;
         }

@@ -3,7 +3,8 @@
 //!
 //! | file | what it is about |
 //! | --- | --- |
-//! | [`block`], [`policy`], [`limits`], [`request`], [`fullness`] | decisions: plain functions over plain data |
+//! | [`block`], [`policy`], [`limits`], [`request`] | decisions: plain functions over plain data |
+//! | [`fullness`] | when to warn that the pool fills up: a plain decision, too |
 //! | [`state`], [`extents`], [`pool`], [`readers`] | what the unit knows |
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
