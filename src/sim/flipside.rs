@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::churn;
 use super::engine::{Engine, Outcome, Refusal, Running, Volume, Zeroing};
 use super::metadata::Tables;
 use crate::env::flags::FlagsRegion;
@@ -44,6 +45,8 @@ pub struct Flipside {
     volumes: Vec<u64>,
     granule: usize,
     config: Config,
+    /// Whether other volumes come and go beside those that are checked.
+    churn: bool,
     /// The metadata store's tables, which outlive every crash.
     tables: Tables,
 }
@@ -69,6 +72,7 @@ impl Flipside {
             volumes: vec![size],
             granule: 512,
             config,
+            churn: false,
             tables: Tables::default(),
         }
     }
@@ -152,6 +156,10 @@ impl Flipside {
             latencies: Rc::default(),
         };
         let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
+        if self.churn {
+            let extent = u64::from(self.geometry.extent_size());
+            env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent));
+        }
         Ok(Serving { env, unit })
     }
 }
@@ -204,6 +212,7 @@ impl Engine for Flipside {
             volumes,
             granule: rng.pick(&[512, 512, 128]),
             config,
+            churn: rng.chance(250_000),
             tables: Tables::default(),
         }
     }
@@ -232,7 +241,7 @@ impl Engine for Flipside {
 
     fn may_fill(&self) -> bool {
         let extents: u64 = self.volumes.iter().map(|size| self.geometry.extents_for(*size)).sum();
-        extents > u64::from(self.extents() - self.reserve)
+        self.churn || extents > u64::from(self.extents() - self.reserve)
     }
 
     fn format(
@@ -311,6 +320,7 @@ impl Running for Serving {
 
     fn volumes(&self) -> Vec<Served> {
         let volumes = self.unit.volumes().into_iter();
+        let volumes = volumes.filter(|volume| !churn::is_scratch(&volume.name()));
         volumes.map(|volume| Served { env: self.env.clone(), volume }).collect()
     }
 

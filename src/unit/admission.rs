@@ -280,7 +280,10 @@ fn check_space(state: &mut State, volume: usize, needs: Needs, ticket: u64) -> R
         });
         if trimmed {
             domain.want(domain.open.number);
-        } else if state.empty.is_empty() && state.leaving == 0 && domain.sealed.is_none() {
+        } else if state.empty.is_empty()
+            && state.leaving + state.emptying == 0
+            && domain.sealed.is_none()
+        {
             return Err(Blocked::Refused(IoError::NoSpace));
         }
         return Err(Blocked::Space);

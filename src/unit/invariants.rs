@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use super::state::Stage;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::ids::{ExtentId, LogicalExtent, PairId};
@@ -21,7 +20,7 @@ impl<E: Env> Unit<E> {
         state.pairs.working().next().is_none()
             && state.space_queue.is_empty()
             && state.leaving == 0
-            && state.volumes.iter().all(|volume| volume.stage != Stage::Deleting)
+            && state.emptying == 0
             && state.domains.iter().all(|domain| domain.newest_dirty().is_none())
             && self.0.readers.count() == 0
     }

@@ -24,7 +24,6 @@
 //!   ([`IoError::Deleted`], [`IoError::OutOfRange`]). Handles of volumes stay valid for ever.
 //! - **Cancellation**: these futures must be driven to their end once polled.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -49,10 +48,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub(super) struct Management {
     /// One change at a time; what is left to do of a deletion is not counted.
     lock: Mutex<()>,
-    /// Deletions that go on in the background.
-    deletions: Cell<u32>,
-    /// Woken when one of them ends.
-    ended: Notify,
+    /// Woken when no volume is being emptied any more.
+    emptied: Notify,
 }
 
 impl<E: Env> Unit<E> {
@@ -107,7 +104,10 @@ impl<E: Env> Unit<E> {
         if size < before {
             // From here on nothing is written beyond the new end.
             inner.set_size(index, size);
-            if let Err(error) = inner.shrink(index, id, size).await {
+            inner.emptying_begins();
+            let shrunk = inner.shrink(index, id, size).await;
+            inner.emptying_ends();
+            if let Err(error) = shrunk {
                 inner.set_size(index, before);
                 return Err(error);
             }
@@ -141,7 +141,7 @@ impl<E: Env> Unit<E> {
 
     /// Returns when no deletion goes on any more: all have ended, or wait for the next start.
     pub async fn deletions_ended(&self) {
-        self.0.deletions_ended().await;
+        self.0.emptied().await;
     }
 }
 
@@ -180,15 +180,27 @@ impl<E: Env> Inner<E> {
 
     /// Goes on with a deletion, in the background.
     pub(super) fn begin_deletion(self: &Rc<Self>, index: usize) {
-        let deletions = &self.management.deletions;
-        deletions.set(deletions.get() + 1);
+        self.emptying_begins();
         let inner = Rc::clone(self);
         self.env.spawn(async move {
             inner.finish_deletion(index).await;
-            let management = &inner.management;
-            management.deletions.set(management.deletions.get() - 1);
-            management.ended.notify_waiters();
+            inner.emptying_ends();
         });
+    }
+
+    /// Extents will come back: those who find none wait.
+    fn emptying_begins(&self) {
+        self.state.borrow_mut().emptying += 1;
+    }
+
+    /// They have come, or do not: those who wait look again.
+    fn emptying_ends(&self) {
+        let mut state = self.state.borrow_mut();
+        state.emptying -= 1;
+        state.wake_everyone();
+        if state.emptying == 0 {
+            self.management.emptied.notify_waiters();
+        }
     }
 
     async fn finish_deletion(&self, index: usize) {
@@ -214,14 +226,14 @@ impl<E: Env> Inner<E> {
         Ok(self.mds.remove_volume(id).await?)
     }
 
-    /// Returns when no deletion goes on any more.
-    pub(super) async fn deletions_ended(&self) {
+    /// Returns when no volume is being emptied any more.
+    pub(super) async fn emptied(&self) {
         loop {
-            let ended = self.management.ended.notified();
-            if self.management.deletions.get() == 0 {
+            let emptied = self.management.emptied.notified();
+            if self.state.borrow().emptying == 0 {
                 return;
             }
-            ended.await;
+            emptied.await;
         }
     }
 

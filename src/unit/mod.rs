@@ -302,7 +302,7 @@ impl<E: Env> Unit<E> {
             state.wake_everyone();
         }
         let committed = self.commit(None).await;
-        self.0.deletions_ended().await;
+        self.0.emptied().await;
         if self.0.journal.failure().is_none() {
             let _one_settle_at_a_time = self.0.settle_lock.lock().await;
             self.0

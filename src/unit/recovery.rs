@@ -325,6 +325,7 @@ fn build_state(
         untold: BTreeSet::new(),
         stale_pages: BTreeSet::new(),
         space_queue: VecDeque::new(),
+        emptying: 0,
         leaving: 0,
         next_ticket: 0,
         commit_clock: 0,

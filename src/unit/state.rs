@@ -337,6 +337,8 @@ pub struct State {
     pub stale_pages: BTreeSet<u32>,
     /// Tickets of those who wait for extents, in order.
     pub space_queue: VecDeque<(u64, Rc<Notify>)>,
+    /// Volumes that are being deleted or cut, whose extents come back.
+    pub emptying: u32,
     /// Extents that pairs have left and that are not free yet.
     pub leaving: u32,
     /// The next ticket.
@@ -388,6 +390,7 @@ impl State {
     pub fn may_gain_extents(&self) -> bool {
         let healthy = |domain: &Domain| domain.failed.is_none();
         self.leaving > 0
+            || self.emptying > 0
             || !self.shunned.is_empty()
             || self.domains.iter().any(|d| healthy(d) && d.newest_dirty().is_some())
             || self.journaled.keys().chain(&self.empty).any(|pair| self.may_settle(*pair))
