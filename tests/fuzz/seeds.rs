@@ -43,6 +43,8 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             r#"{"command":"status"}"#,
             r#"{"command":"commit","volume":"vol0"}"#,
             r#"{"command":"settle"}"#,
+            r#"{"command":"volume","action":"list"}"#,
+            r#"{"command":"volume","action":"resize","name":"v","size":4096,"shrink":true}"#,
         ]),
         "datagram" => datagrams(),
         "foreign" => devices(),
@@ -363,7 +365,9 @@ fn conversation() -> Vec<u8> {
         (Operation::Status, &[]),
         (Operation::Renew, &[]),
         (Operation::ResizeVolume, volume.as_bytes()),
+        (Operation::RenameVolume, volume.as_bytes()),
         (Operation::DeleteVolume, volume.as_bytes()),
+        (Operation::RemoveVolume, volume.as_bytes()),
         (Operation::Detach, &[]),
     ];
     let mut bytes = Vec::new();
