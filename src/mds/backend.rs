@@ -1,4 +1,5 @@
-//! Where the store's bytes lie: a region of a device or file, and a watch over any backend.
+//! Where the store's bytes lie: a region of a device or file, and a watch over any backend; and a
+//! part of fixed length for what has no length of its own.
 //!
 //! # The region
 //!
@@ -209,6 +210,49 @@ impl StorageBackend for RegionBackend {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check_range(offset, data.len())?;
         self.file.write_all_at(data, self.offset + DATA_OFFSET + offset)
+    }
+}
+
+/// A part of a device or file that has always the same length.
+#[derive(Debug)]
+pub struct FixedBackend {
+    file: File,
+    offset: u64,
+    len: u64,
+}
+
+impl FixedBackend {
+    /// `len` bytes of the file from `offset` on.
+    pub fn new(file: File, offset: u64, len: u64) -> Self {
+        FixedBackend { file, offset, len }
+    }
+
+    /// The position in the file; beyond the part is refused.
+    fn place(&self, offset: u64, length: usize) -> io::Result<u64> {
+        let inside = offset.checked_add(length as u64).is_some_and(|end| end <= self.len);
+        inside.then_some(self.offset + offset).ok_or(io::ErrorKind::InvalidInput.into())
+    }
+}
+
+impl StorageBackend for FixedBackend {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, self.place(offset, out.len())?)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len == self.len { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, self.place(offset, data.len())?)
     }
 }
 

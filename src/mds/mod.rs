@@ -6,6 +6,9 @@
 //! | [`wire`] | the datagram: header, parts, the door from bytes to verified types |
 //! | [`raw`] | the packed records of bodies and of the store's rows |
 //! | [`assembly`] | messages put together again from their parts, in bounded memory |
+//! | [`store`], [`redb_store`], [`backend`] | where the rows lie, in transactions |
+//! | [`volume_table`], [`mirrored`] | a second copy of the volumes, outside of the store |
+//! | [`opening`] | making and opening all of it, and a new store where the old one is damaged |
 //! | [`client`], [`rtt`] | asking at least once, in a window, with adaptive timeouts |
 //!
 //! # Contracts
@@ -27,6 +30,8 @@ pub mod catalog;
 pub mod client;
 pub mod embedded;
 pub mod error;
+pub mod mirrored;
+pub mod opening;
 pub mod raw;
 pub mod records;
 pub mod redb_store;
@@ -37,4 +42,5 @@ pub mod session;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod volume_table;
 pub mod wire;

@@ -108,9 +108,10 @@ impl<E: Env> Unit<E> {
         )
         .await?;
         let volumes = client.volumes().await?;
+        // Grants first: a store that was made anew must know of them before it is told of pairs.
+        let mut pool = all_grants(&client, pairs).await?;
         report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;
         report.pairs = lines.iter().filter(|line| line.binding.owner.is_some()).count();
-        let mut pool = all_grants(&client, pairs).await?;
         claim_extents(&mut pool, &lines)?;
         let state = build_state(parts.geometry, lines, &volumes, pool, stale_pages)?;
         groups.iter().for_each(|group| journal.publish(group.sequence));

@@ -190,6 +190,24 @@ impl Catalog {
         self.holders = holders;
         Ok(())
     }
+
+    /// Checks that the layout names each live pair where it belongs, and nothing else.
+    pub(super) fn check_layout(&self) -> Result<(), StoreError> {
+        let mut live = BTreeSet::new();
+        self.load(Table::Pairs, |key, row| {
+            let [unit, pair] = store::numbers(key)?;
+            let record = pair_of(row)?;
+            if !record.is_released() {
+                live.insert([record.volume.0, record.logical.0, unit, pair]);
+            }
+            Ok(())
+        })?;
+        let damaged = || StoreError::Damaged("its layout is not that of its pairs".to_owned());
+        self.load(Table::Layout, |key, _| {
+            if live.remove(&store::numbers::<4>(key)?) { Ok(()) } else { Err(damaged()) }
+        })?;
+        if live.is_empty() { Ok(()) } else { Err(damaged()) }
+    }
 }
 
 /// Whether the pair that shall be is what the primitive can leave.
