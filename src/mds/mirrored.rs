@@ -8,7 +8,7 @@
 //!
 //! | sequences | meaning | what is done |
 //! | --- | --- | --- |
-//! | the store's is higher | a crash came between the two, or the table is damaged | the table is written |
+//! | the store's is higher | a crash came between, or the table is damaged | it is written |
 //! | the same, and the same rows | all is well | nothing |
 //! | anything else | the store has lost what it had committed | it is damaged |
 //!

@@ -33,8 +33,8 @@ use super::store::Table;
 use super::wire::crc32c;
 use crate::format::ids::PoolId;
 
-/// Bytes of one of the two places.
-pub const PLACE_LEN: u64 = 1 << 20;
+/// Bytes of one of the two places: room for as many volumes as there can be.
+pub const PLACE_LEN: u64 = 768 << 10;
 /// Bytes of both.
 pub const TABLE_LEN: u64 = 2 * PLACE_LEN;
 /// Written lengths are multiples of this: no smaller than a device's sector.
@@ -210,7 +210,7 @@ mod tests {
     /// pool and a cut are refused.
     #[test]
     fn round_trip_and_damage() {
-        for (volumes, bytes) in [(0, 0), (1, 144), (4096, 200)] {
+        for (volumes, bytes) in [(0, 0), (1, 144), (4096, 170)] {
             let kept = kept(9, volumes, bytes);
             let good = kept.encode(POOL).unwrap();
             assert_eq!(Kept::parse(&good, POOL), Some(kept));
