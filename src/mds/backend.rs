@@ -118,22 +118,25 @@ impl RegionBackend {
     /// The region of a store that was made before.
     pub fn open(file: File, offset: u64, capacity: u64) -> io::Result<Self> {
         check_capacity(capacity)?;
-        let mut newest: Option<Header> = None;
-        for copy in [0, HEADER_BYTES] {
-            let mut raw = RawHeader::new(Header { version: 0, length: 0 });
-            file.read_exact_at(raw.as_mut_bytes(), offset + copy)?;
-            let found = raw.verified(capacity);
-            if found.is_some_and(|found| newest.is_none_or(|newest| found.version > newest.version))
-            {
-                newest = found;
-            }
-        }
+        let copies = [read_header(&file, offset)?, read_header(&file, offset + HEADER_BYTES)?];
+        let verified = copies.iter().filter_map(|raw| raw.verified(capacity));
+        let newest = verified.max_by_key(|header| header.version);
         let damaged = || {
             let text = "both copies of the metadata region's header are damaged";
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
         let header = newest.ok_or_else(damaged)?;
         Ok(RegionBackend { file, offset, capacity, header: Mutex::new(header) })
+    }
+
+    /// Which copies of a region's header are neither good nor, as the first is in a new region,
+    /// never written.
+    pub fn headers_damaged(file: &File, offset: u64, capacity: u64) -> io::Result<[bool; 2]> {
+        let copies = [read_header(file, offset)?, read_header(file, offset + HEADER_BYTES)?];
+        let blank = |raw: &RawHeader| raw.as_bytes().iter().all(|&byte| byte == 0);
+        let new = copies[1].verified(capacity).is_some_and(|header| header.version == 1);
+        let [first, second] = copies.map(|raw| raw.verified(capacity).is_none());
+        Ok([first && !(new && blank(&copies[0])), second])
     }
 
     fn header(&self) -> Header {
@@ -158,6 +161,12 @@ impl RegionBackend {
         }
         self.file.sync_data()
     }
+}
+
+fn read_header(file: &File, at: u64) -> io::Result<RawHeader> {
+    let mut raw = RawHeader::new(Header { version: 0, length: 0 });
+    file.read_exact_at(raw.as_mut_bytes(), at)?;
+    Ok(raw)
 }
 
 fn check_capacity(capacity: u64) -> io::Result<()> {

@@ -17,6 +17,8 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use redb::StorageBackend as _;
+
 use super::backend::{CAPACITY_MIN, FixedBackend, RegionBackend};
 use super::catalog::{Catalog, PoolSpec, fresh_rows};
 use super::mirrored::{Mirrored, sequence_row};
@@ -100,7 +102,9 @@ impl MetadataPlace {
         RedbStore::open(region.map_err(|error| failed(&error))?)
     }
 
-    fn table(&self) -> Result<(VolumeTable<FixedBackend>, [Option<Kept>; 2]), StoreError> {
+    pub(super) fn table(
+        &self,
+    ) -> Result<(VolumeTable<FixedBackend>, [Option<Kept>; 2]), StoreError> {
         let file = self.file.try_clone().map_err(|error| failed(&error))?;
         let storage = FixedBackend::new(file, self.offset + self.capacity, TABLE_LEN);
         VolumeTable::open(storage, self.pool).map_err(|error| failed(&error))
@@ -114,13 +118,53 @@ impl MetadataPlace {
             store.verify()?;
             let (table, _) = self.table()?;
             let catalog = Catalog::open(Box::new(Mirrored::open(store, table, copies)?))?;
-            if !catalog.is_of(&self.spec) {
-                let text = "its pool is not that of the superblock".to_owned();
-                return Err(StoreError::Damaged(text));
-            }
+            self.check_pool(&catalog)?;
             Ok(catalog)
         };
         catching(open)
+    }
+
+    /// Makes a new store from what the old one keeps, or else the table: for a store that is whole
+    /// and contradicts the unit's home. The table is whole before the old store is given up.
+    pub fn renew(&self) -> Result<(), StoreError> {
+        drop(self.open()?);
+        let (_, copies) = self.table()?;
+        let kept = newest(&copies).expect("opening has written it");
+        self.rebuild(kept)
+    }
+
+    /// Writes the store region's header again, into the place of the older copy.
+    pub fn mend_header(&self) -> Result<(), StoreError> {
+        let (file, offset, capacity) = self.store_span()?;
+        let region = RegionBackend::open(file, offset, capacity).map_err(|error| failed(&error))?;
+        let mended = region.len().and_then(|len| region.set_len(len));
+        mended.map_err(|error| failed(&error))
+    }
+
+    /// Puts these rows, and nothing else, into store and table; what they held is gone.
+    pub fn restore(&self, kept: &Kept) -> Result<(), StoreError> {
+        fresh_rows(&self.spec, &kept.rows)?;
+        let (mut table, _) = self.table()?;
+        table.write(kept).map_err(|error| failed(&error))?;
+        self.rebuild(kept)
+    }
+
+    /// Which copies of the store region's header are damaged.
+    pub(super) fn headers_damaged(&self) -> Result<[bool; 2], StoreError> {
+        let (file, offset, capacity) = self.store_span()?;
+        RegionBackend::headers_damaged(&file, offset, capacity).map_err(|error| failed(&error))
+    }
+
+    pub(super) fn store_span(&self) -> Result<(File, u64, u64), StoreError> {
+        let file = self.file.try_clone().map_err(|error| failed(&error))?;
+        Ok((file, self.offset, self.capacity))
+    }
+
+    pub(super) fn check_pool(&self, catalog: &Catalog) -> Result<(), StoreError> {
+        if catalog.is_of(&self.spec) {
+            return Ok(());
+        }
+        Err(StoreError::Damaged("its pool is not that of the superblock".to_owned()))
     }
 }
 
@@ -146,7 +190,7 @@ pub fn catching<T>(open: impl FnOnce() -> Result<T, StoreError>) -> Result<T, St
     })
 }
 
-fn failed(error: &io::Error) -> StoreError {
+pub(super) fn failed(error: &io::Error) -> StoreError {
     match error.kind() {
         io::ErrorKind::InvalidData => StoreError::Damaged(error.to_string()),
         _ => StoreError::Failed(error.to_string()),

@@ -146,7 +146,7 @@ async fn make_stable<E: Env>(parts: &Parts<E>) -> Result<(), RecoverError> {
 }
 
 /// Applies the linked groups to the lines, oldest first; returns the home pages that this changed.
-pub(super) fn replay(
+pub fn replay(
     lines: &mut [Line],
     groups: &[RecoveredGroup],
 ) -> Result<BTreeSet<u32>, RecoverError> {

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use self::rows::{PoolRow, UnitRow};
 use super::error::Refusal;
 use super::raw::{self, NO_EXTENT, RawVolume};
-use super::records::{PoolInfo, ServerStatus, VolumeInfo};
+use super::records::{PairRecord, PoolInfo, ServerStatus, VolumeInfo};
 use super::runs::RunSet;
 use super::store::{self, Changes, Store, StoreError, Table};
 use super::volume_table::KeptRows;
@@ -105,6 +105,34 @@ struct Unit {
     granted: RunSet,
 }
 
+/// What a catalog holds of one unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitFacts {
+    /// The unit.
+    pub unit: UnitId,
+    /// Its last start.
+    pub incarnation: Incarnation,
+    /// How many data areas it may have.
+    pub data_quota: u64,
+    /// The extents that are its own.
+    pub granted: Vec<ExtentRun>,
+}
+
+/// All that a catalog holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogFacts {
+    /// The pool.
+    pub pool: PoolInfo,
+    /// The volumes, by number.
+    pub volumes: Vec<VolumeInfo>,
+    /// The units.
+    pub units: Vec<UnitFacts>,
+    /// The extents of no unit.
+    pub free: Vec<ExtentRun>,
+    /// The pairs, released ones included, by unit and number.
+    pub pairs: Vec<(UnitId, PairRecord)>,
+}
+
 /// The metadata of a pool.
 pub struct Catalog {
     store: Box<dyn Store>,
@@ -162,6 +190,23 @@ impl Catalog {
             holders: vec![None; extents_end as usize],
             counters: ServerStatus::default(),
         }
+    }
+
+    /// All that it holds.
+    pub fn facts(&self) -> Result<CatalogFacts, StoreError> {
+        let unit = |(unit, known): (&UnitId, &Unit)| UnitFacts {
+            unit: *unit,
+            incarnation: known.incarnation,
+            data_quota: known.data_quota,
+            granted: known.granted.iter().collect(),
+        };
+        Ok(CatalogFacts {
+            pool: self.info,
+            volumes: self.volumes.values().cloned().collect(),
+            units: self.units.iter().map(unit).collect(),
+            free: self.free.iter().collect(),
+            pairs: self.stored_pairs()?,
+        })
     }
 
     /// The pool.
