@@ -14,6 +14,8 @@
 //!   longer than [`OPTION_SKIP_MAX`], or the [`OPTIONS_MAX`]th option, ends the connection.
 //! - **Input**: any bytes at all, cut anywhere.
 
+use std::cmp::Ordering;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::meta::{self, Query};
@@ -255,9 +257,6 @@ impl Handshake {
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 self.meta_context(option, data, offer, out);
             }
-            option::STRUCTURED_REPLY if self.framing == Framing::Extended => {
-                reply(out, option, option_reply::ERR_EXT_HEADER_REQD, &[]);
-            }
             option::STRUCTURED_REPLY => self.agree(option, Framing::Structured, out),
             option::EXTENDED_HEADERS => self.agree(option, Framing::Extended, out),
             _ => reply(out, option, option_reply::ERR_UNSUP, &[]),
@@ -265,9 +264,15 @@ impl Handshake {
         None
     }
 
+    /// Agrees on more than there was; never on less, and not twice on the same.
     fn agree(&mut self, option: u32, framing: Framing, out: &mut Vec<u8>) {
-        self.framing = framing;
-        reply(out, option, option_reply::ACK, &[]);
+        let (kind, why) = match framing.cmp(&self.framing) {
+            Ordering::Greater => (option_reply::ACK, ""),
+            Ordering::Equal => (option_reply::ERR_INVALID, "that was agreed on before"),
+            Ordering::Less => (option_reply::ERR_EXT_HEADER_REQD, "extended headers stay"),
+        };
+        self.framing = self.framing.max(framing);
+        reply(out, option, kind, &[why.as_bytes()]);
     }
 
     /// This option has no error reply: whoever asks wrongly is left.

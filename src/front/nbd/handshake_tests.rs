@@ -175,6 +175,8 @@ fn extended_headers() {
         let input = [&before[..], &extend, &extend, &go].concat();
         let (out, finished) = converse(3, &input, 5);
         assert_eq!(finished, taken(false));
+        let again = replies(&out)[before.len().min(1) + 1].0;
+        assert_eq!(again, option_reply::ERR_INVALID, "once is enough");
         assert_eq!(flags_of(&out) & (BLOCK_STATUS_PAYLOAD | SEND_DF), SEND_DF);
     }
     let (out, finished) = converse(3, &[&extend[..], &structured, &set, &go].concat(), 9);
