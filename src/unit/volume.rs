@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Inner;
 use super::error::IoError;
 use super::request::{Span, covering, extents};
-use super::state::VolumeState;
+use super::state::Stage;
 use crate::env::Env;
 use crate::format::blocks::BlockSet;
 use crate::format::ids::VolumeId;
@@ -22,25 +22,19 @@ use crate::uring::buffers::Buf;
 ///   where that says.
 /// - **Durability**: [`Volume::flush`] makes durable all that had been acknowledged when it was
 ///   called.
+/// - **Change**: name and size are those of the moment; a request beyond an end that has moved, or
+///   on a volume that was deleted, is refused.
 /// - **Atomicity**: a write is in the image after a crash wholly or not at all; trims and
 ///   write-zeroes of more than [`Volume::zero_max`] bytes are, piece by piece of that size.
 pub struct Volume<E: Env> {
     unit: Rc<Inner<E>>,
     index: usize,
     id: VolumeId,
-    name: Rc<str>,
-    size: u64,
 }
 
 impl<E: Env> Clone for Volume<E> {
     fn clone(&self) -> Self {
-        Self {
-            unit: Rc::clone(&self.unit),
-            index: self.index,
-            id: self.id,
-            name: Rc::clone(&self.name),
-            size: self.size,
-        }
+        Self { unit: Rc::clone(&self.unit), index: self.index, id: self.id }
     }
 }
 
@@ -68,8 +62,8 @@ const WALK_MAX: usize = 1 << 14;
 const BREATH: Duration = Duration::from_micros(10);
 
 impl<E: Env> Volume<E> {
-    pub(super) fn new(unit: Rc<Inner<E>>, index: usize, state: &VolumeState) -> Self {
-        Self { unit, index, id: state.id, name: Rc::clone(&state.name), size: state.size }
+    pub(super) fn new(unit: Rc<Inner<E>>, index: usize, id: VolumeId) -> Self {
+        Self { unit, index, id }
     }
 
     /// Its number.
@@ -77,14 +71,20 @@ impl<E: Env> Volume<E> {
         self.id
     }
 
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Its name, as it is now.
+    pub fn name(&self) -> Rc<str> {
+        Rc::clone(&self.unit.state.borrow().volumes[self.index].name)
     }
 
-    /// Its size in bytes.
+    /// Its size in bytes, as it is now.
     pub fn size(&self) -> u64 {
-        self.size
+        self.unit.state.borrow().volumes[self.index].size
+    }
+
+    /// How many bytes of it have extents of the pool behind them.
+    pub fn allocated(&self) -> u64 {
+        let backed = self.unit.state.borrow().volumes[self.index].extents.backed();
+        u64::from(backed) * u64::from(self.unit.geometry.extent_size())
     }
 
     /// Bytes of a block: requests aligned to it need no read-modify-write.
@@ -116,12 +116,18 @@ impl<E: Env> Volume<E> {
     }
 
     fn check(&self, what: &'static str, offset: u64, len: u64, max: u64) -> Result<Span, IoError> {
-        let size = self.size;
+        self.check_live()?;
+        let size = self.size();
         let inside = offset.checked_add(len).is_some_and(|end| end <= size);
         if !inside || len > max {
             return Err(IoError::OutOfRange { what, offset, len, size });
         }
         Ok(Span { offset, len })
+    }
+
+    fn check_live(&self) -> Result<(), IoError> {
+        let stage = self.unit.state.borrow().volumes[self.index].stage;
+        if stage == Stage::Live { Ok(()) } else { Err(IoError::Deleted) }
     }
 
     /// Reads; the bytes lie in the returned buffer where [`Volume::buffer_for`] says.
@@ -199,6 +205,7 @@ impl<E: Env> Volume<E> {
     /// Makes durable all that was acknowledged when this was called.
     pub async fn flush(&self) -> Result<(), IoError> {
         self.unit.counters.flushes.increment();
+        self.check_live()?;
         self.unit.flush(self.index).await
     }
 

@@ -29,11 +29,13 @@ use flipside::front::nbd::wire::{
 use flipside::mds::raw::{RawAttach, RawPage, RawPair, RawPrimitive, RawVolume};
 use flipside::mds::records::{PairRecord, Primitive};
 use flipside::mds::session::{Answer, Session};
+use flipside::mds::store::Table;
+use flipside::mds::volume_table::Kept;
 use flipside::mds::wire::{Header, Kind, Operation, PAYLOAD_MIN, encode};
 use zerocopy::IntoBytes;
 
 use super::bodies::cursor::put_piece;
-use super::bodies::journal::stored_parts;
+use super::bodies::journal::{POOL, stored_parts};
 
 /// The seeds of a target: a name and the bytes of each.
 pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
@@ -43,6 +45,8 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             r#"{"command":"status"}"#,
             r#"{"command":"commit","volume":"vol0"}"#,
             r#"{"command":"settle"}"#,
+            r#"{"command":"volume","action":"list"}"#,
+            r#"{"command":"volume","action":"resize","name":"v","size":4096,"shrink":true}"#,
         ]),
         "datagram" => datagrams(),
         "foreign" => devices(),
@@ -56,6 +60,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "region" => vec![("header", region())],
         "status" => vec![("root_and_entry", status())],
         "superblock" => vec![("one_device", superblock(1)), ("second_of_three", superblock(3))],
+        "volume_table" => vec![("two_volumes", volume_table())],
         _ => panic!("{target} has no seeds"),
     }
 }
@@ -363,7 +368,9 @@ fn conversation() -> Vec<u8> {
         (Operation::Status, &[]),
         (Operation::Renew, &[]),
         (Operation::ResizeVolume, volume.as_bytes()),
+        (Operation::RenameVolume, volume.as_bytes()),
         (Operation::DeleteVolume, volume.as_bytes()),
+        (Operation::RemoveVolume, volume.as_bytes()),
         (Operation::Detach, &[]),
     ];
     let mut bytes = Vec::new();
@@ -372,5 +379,17 @@ fn conversation() -> Vec<u8> {
         bytes.push(choice as u8);
         put_piece(&mut bytes, body);
     }
+    bytes
+}
+
+fn volume_table() -> Vec<u8> {
+    let volume = |id: u32| {
+        let row = RawVolume::named(VolumeId(id), "vol", 1 << 20).unwrap();
+        ((Table::Volumes, id.to_be_bytes().to_vec()), row.as_bytes().to_vec())
+    };
+    let pool = ((Table::Pool, Vec::new()), vec![1; 24]);
+    let kept = Kept { sequence: 3, rows: [pool, volume(0), volume(5)].into() };
+    let mut bytes = kept.encode(POOL).unwrap();
+    bytes.truncate(512);
     bytes
 }

@@ -70,7 +70,7 @@ pub(super) async fn serve<X: Export>(
     socket: Socket,
     progress: Rc<Progress>,
 ) {
-    let ended = talk(server, socket, progress).await;
+    let ended = talk(server, number, socket, progress).await;
     match ended {
         Ok(()) | Err(Ended::Handshake(Reason::Aborted)) => {
             tracing::debug!("connection {number} has ended");
@@ -87,6 +87,7 @@ pub(super) async fn serve<X: Export>(
 
 async fn talk<X: Export>(
     server: &Server<X>,
+    number: u64,
     socket: Socket,
     progress: Rc<Progress>,
 ) -> Result<(), Ended> {
@@ -95,6 +96,7 @@ async fn talk<X: Export>(
     let mut inbox = Inbox::new(room).ok_or(Ended::NoRoom)?;
     let agreed = shake_hands(server, &socket, &progress, &mut inbox, &mut heads).await?;
     let Some(Agreed { export, framing, status }) = agreed else { return Ok(()) };
+    server.agreed(number, &export);
     progress.enter(Phase::Idle);
     let places_max = server.0.limits.requests_per_connection;
     let line = Rc::new(Line {
