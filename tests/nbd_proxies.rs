@@ -19,7 +19,7 @@ use support::programs::{PATIENCE, run, say, wait_for};
 struct Proxy {
     child: Child,
     socket: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Proxy {
@@ -36,10 +36,11 @@ impl Proxy {
             .arg(format!("socket={}", server.socket().display()))
             .args(parameters)
             .stdin(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("log")).unwrap())
             .spawn()
             .unwrap_or_else(|error| panic!("nbdkit: {error}; `make setup` installs it"));
         wait_for("nbdkit's socket", PATIENCE, || socket.exists().then_some(()));
-        Self { child, socket, _dir: dir }
+        Self { child, socket, dir }
     }
 
     fn connect(&self) -> Client {
@@ -54,6 +55,10 @@ impl Drop for Proxy {
         // It may have ended already; then there is nothing to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            eprintln!("--- nbdkit's log:\n{log}");
+        }
     }
 }
 
