@@ -156,7 +156,7 @@ fn refusals_do_not_end_the_haggling() {
 /// The flags that the last description of an export among these replies names.
 fn flags_of(out: &[u8]) -> u16 {
     let described = |reply: &(u32, Vec<u8>)| wire::InfoExport::read_from_bytes(&reply.1).ok();
-    replies(out).iter().filter_map(described).last().unwrap().flags.get()
+    replies(out).iter().filter_map(described).next_back().unwrap().flags.get()
 }
 
 /// Goal: extended headers are agreed on with structured replies or without, stay whatever is asked

@@ -145,7 +145,7 @@ pub mod option_reply {
     /// The option is too large.
     pub const ERR_TOO_BIG: u32 = 1 << 31 | 9;
     /// Extended headers were agreed on, and stay.
-    pub const ERR_EXT_HEADER_REQD: u32 = 1 << 31 | 10;
+    pub const ERR_EXT_HEADER_REQD: u32 = 1 << 31 | 0xa;
 }
 
 /// Types of information about an export.
