@@ -13,6 +13,7 @@ mod config;
 mod control;
 mod device;
 mod documents;
+mod flags;
 mod format;
 mod inspect;
 mod log;
@@ -72,6 +73,8 @@ enum Command {
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Show or change where a pool's flags and journal are kept
+    Flags(flags::Args),
     /// Print what a shell needs to complete command lines
     Completions(documents::CompletionsArgs),
     /// Write the manual's pages into a directory
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),
+        Command::Flags(args) => flags::run(args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),
         Command::Man(args) => documents::write_man_pages(&args, Cli::command()),
     };

@@ -10,7 +10,9 @@
 use std::io;
 
 use super::layout::second_superblock;
-use super::superblock::{Defect, LEN, Superblock, SuperblockError, Warning, check_device, choose};
+use super::superblock::{
+    Copy, Defect, LEN, Superblock, SuperblockError, Warning, check_device, choose,
+};
 use crate::env::{Disk, Durability};
 use crate::uring::buffers::BufferPool;
 
@@ -31,18 +33,47 @@ pub async fn read<D: Disk>(
     Ok((superblock, warning))
 }
 
+/// As [`read`]; a copy that is older or damaged is then written again. Which copy counts must not
+/// change any more once it was acted upon, and the next change must not hit the only good one.
+pub async fn recover<D: Disk>(
+    disk: &D,
+    buffers: &BufferPool,
+) -> Result<(Superblock, Option<Warning>), SuperblockError> {
+    let (superblock, warning) = read(disk, buffers).await?;
+    let copy = match warning {
+        Some(Warning::Stale(copy)) => Some(copy),
+        // Another version of this program may know what to do with it.
+        Some(Warning::Damaged { defect: Defect::Version(_), .. }) | None => None,
+        Some(Warning::Damaged { copy, .. }) => Some(copy),
+    };
+    if let Some(copy) = copy {
+        let mended = write_copies(disk, buffers, &superblock, &[copy]).await;
+        mended.map_err(|error| SuperblockError::NotMended { copy, kind: error.kind() })?;
+    }
+    Ok((superblock, warning))
+}
+
 /// Writes both copies, durably, after everything written before.
 pub async fn write<D: Disk>(
     disk: &D,
     buffers: &BufferPool,
     superblock: &Superblock,
 ) -> io::Result<()> {
+    write_copies(disk, buffers, superblock, &[Copy::Second, Copy::First]).await
+}
+
+async fn write_copies<D: Disk>(
+    disk: &D,
+    buffers: &BufferPool,
+    superblock: &Superblock,
+    copies: &[Copy],
+) -> io::Result<()> {
     let bytes = superblock.encode();
-    let [first, second] = superblock.layout.superblocks();
-    for offset in [second, first] {
+    for &copy in copies {
         disk.flush().await?;
         let mut buffer = buffers.acquire(LEN).await;
         buffer.as_mut_slice().copy_from_slice(&bytes);
+        let offset = superblock.layout.superblocks()[copy as usize];
         disk.write(offset, buffer.view_all(), Durability::Durable).await?;
     }
     disk.flush().await

@@ -22,6 +22,8 @@ pub mod layout;
 mod list;
 mod open;
 mod pages;
+pub mod relocate;
+mod replay;
 mod slots;
 
 use std::cell::{Cell, RefCell};
@@ -35,6 +37,7 @@ pub use layout::RegionLayout;
 use list::{Linked, List};
 pub use open::{Opened, RecoveredGroup};
 use pages::PageStore;
+pub use replay::replay;
 use slots::Slots;
 
 use crate::env::Region;
