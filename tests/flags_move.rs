@@ -1,5 +1,5 @@
-//! `flipside flags move`: a crash at any moment leaves the flags wholly in the old place or wholly in
-//! the new one, and to move again completes it.
+//! `flipside flags move`: a crash at any moment leaves the flags wholly in the old place or wholly
+//! in the new one, and to move again completes it.
 //!
 //! First in the simulator, at every call of the environment, with a loss of power or a death of the
 //! process; then the real command, killed at random moments.

@@ -47,7 +47,7 @@ impl Pool {
     }
 
     /// Writes and commits a block, after a look at what was written last; the target is killed.
-    fn exchange(&self, service: &Service, before: u8, after: u8) {
+    fn exchange(service: &Service, before: u8, after: u8) {
         let target = service.serve();
         let mut client = target.connect("vol0");
         assert_eq!(client.read(0, BLOCK as u32).unwrap(), [before; BLOCK]);
@@ -141,12 +141,12 @@ fn moved_about() {
     let pool = Pool::new(directory.path(), "device");
     let device = pool.device.path().to_owned();
     let show = || run(BINARY, arguments!["flags", "show", &device]);
-    pool.exchange(&pool.with(&[]), 0, 1);
+    Pool::exchange(&pool.with(&[]), 0, 1);
     assert!(show().contains(device.to_str().unwrap()));
     assert!(pool.relocate(&["--to", "nvram", "--nvram", a]).unwrap().contains("from now on"));
     assert!(pool.relocate(&["--to", "nvram", "--nvram", a]).unwrap().contains("already"));
     let small = show();
-    pool.exchange(&pool.in_nvram(&one), 1, 2);
+    Pool::exchange(&pool.in_nvram(&one), 1, 2);
 
     pool.not_moved(&["--to", "nvram", "--nvram", b], "--from");
     assert!(!two.exists(), "nothing is made in vain");
@@ -155,7 +155,7 @@ fn moved_about() {
     let large = show();
     assert!(small.contains("4.1 MiB") && large.contains("64.0 MiB"), "{small} {large}");
     pool.relocate(&larger).unwrap();
-    pool.exchange(&pool.in_nvram(&two), 2, 3);
+    Pool::exchange(&pool.in_nvram(&two), 2, 3);
     let other = Pool::new(directory.path(), "other");
     assert!(other.in_nvram(&one).serve().stop().success());
 
@@ -164,11 +164,11 @@ fn moved_about() {
     pool.relocate(&["--to", "device", "--nvram", b]).unwrap();
     assert!(pool.relocate(&["--to", "device", "--nvram", b]).unwrap().contains("already"));
     pool.not_moved(&["--to", "device", "--nvram", a], "holds the flags of pool");
-    pool.exchange(&pool.with(&[]), 3, 4);
+    Pool::exchange(&pool.with(&[]), 3, 4);
     pool.not_moved(&["--to", "nvram", "--nvram", a], "holds the flags of pool");
     assert!(other.in_nvram(&one).serve().stop().success());
     pool.relocate(&["--to", "nvram", "--nvram", b]).unwrap();
-    pool.exchange(&pool.in_nvram(&two), 4, 5);
+    Pool::exchange(&pool.in_nvram(&two), 4, 5);
 }
 
 /// Goal: what is in use, or of the pool itself, is not moved to; bound NVRAM is not formatted
@@ -186,6 +186,8 @@ fn what_is_in_use_stays() {
     let device = pool.device.path().to_str().unwrap().to_owned();
     pool.not_moved(&["--to", "nvram", "--nvram", &device], "of the pool itself");
     pool.not_moved(&["--to", "nvram", "--nvram", "/dev/null"], "neither a block device");
+    pool.not_moved(&[&to_nvram[..], &["--nvram-size", "1000T"]].concat(), "cannot be made");
+    assert!(fs::read_dir(directory.path()).unwrap().all(|entry| entry.unwrap().path() != path));
     pool.relocate(&to_nvram).unwrap();
     let target = pool.in_nvram(&path).serve();
     let other = Pool::new(directory.path(), "other");
@@ -198,9 +200,10 @@ fn what_is_in_use_stays() {
     run(BINARY, arguments!["format", "--force", &path]);
 }
 
-/// Goal: a binding that was cut short before the superblocks is made again; a device that was
-/// brought back from before its binding does not overwrite what is newer in the NVRAM, neither when
-/// it is served nor when its flags are moved, unless that is asked for.
+/// Goal: a binding that was cut short before the superblocks is made again. Superblocks from before
+/// a binding do not lead back to what was left, and can be told of the NVRAM. A device that was
+/// brought back whole from before its binding does not overwrite what is newer in the NVRAM,
+/// neither when it is served nor when its flags are moved, unless that is asked for.
 #[test]
 fn what_is_newer_is_not_overwritten() {
     let directory = directory();
@@ -217,19 +220,27 @@ fn what_is_newer_is_not_overwritten() {
         saved.iter().for_each(|(at, bytes)| device.write_all_at(bytes, *at).unwrap());
         device.sync_all().unwrap();
     };
-    pool.exchange(&pool.with(&[]), 0, 1);
+    Pool::exchange(&pool.with(&[]), 0, 1);
     let superblocks = [save(0, BLOCK), save(DEVICE - BLOCK as u64, BLOCK)];
+    let before_moving = [save(0, DEVICE as usize)];
     pool.relocate(&["--to", "nvram", "--nvram", name]).unwrap();
+    restore(&before_moving);
+    Pool::exchange(&pool.with(&[]), 1, 2);
+    let before_moving = [save(0, DEVICE as usize)];
+    Pool::exchange(&pool.in_nvram(&path), 2, 3);
+
     restore(&superblocks);
-    pool.exchange(&pool.with(&[]), 1, 2);
-    let all = [save(0, DEVICE as usize)];
-    pool.exchange(&pool.in_nvram(&path), 2, 3);
-    restore(&all);
+    refused(&pool.with(&[]), "holds no journal");
+    refused(&pool.in_nvram(&path), "have them name this place");
+    pool.relocate(&["--to", "nvram", "--nvram", name, "--force"]).unwrap();
+    Pool::exchange(&pool.in_nvram(&path), 3, 4);
+
+    restore(&before_moving);
     let before = fs::read(&path).unwrap();
     refused(&pool.in_nvram(&path), "newer state of the same pool");
     pool.not_moved(&["--to", "nvram", "--nvram", name], "newer state of the same pool");
     pool.not_moved(&["--to", "device", "--nvram", name], "newer state of the same pool");
     assert!(fs::read(&path).unwrap() == before, "nothing was changed");
     pool.relocate(&["--to", "nvram", "--nvram", name, "--force"]).unwrap();
-    pool.exchange(&pool.in_nvram(&path), 2, 4);
+    Pool::exchange(&pool.in_nvram(&path), 2, 5);
 }

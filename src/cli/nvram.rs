@@ -27,9 +27,9 @@ use super::status::FlagsReport;
 use super::values::Size;
 use crate::env::os::{OsEnv, OsNvram};
 use crate::env::{Env as _, Region as _};
-use crate::format::nvram_io;
 use crate::format::superblock::{FlagsPlace, Superblock};
-use crate::journal::relocate::{self, Move, relocate};
+use crate::journal::identity;
+use crate::journal::relocate::{self, Move, Moved, relocate};
 
 /// Where flags and journal may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -91,14 +91,16 @@ pub async fn place(
     let nvram = if let FlagsPlace::Nvram { region, .. } = superblock.flags {
         let region = Uuid::from_bytes(region);
         let wanted = || format!("pool {} wants the NVRAM region {region}", superblock.pool);
-        open_existing(env, &args.nvram, path, members).await.with_context(wanted)?
-    } else {
-        let nvram = open_new(env, &args.nvram, path, members, false).await?;
-        let wanted = Move { from: None, to: Some(&nvram), force: false };
-        relocate(env, &mut disks(members), wanted).await?;
-        info!(nvram = %path.display(), "the flags are in NVRAM from now on");
+        let nvram = open_existing(env, &args.nvram, path, members).await.with_context(wanted)?;
+        relocate::bound_part(env, superblock, &nvram).await?;
         nvram
+    } else {
+        open_new(env, &args.nvram, path, members, false).await?
     };
+    let wanted = Move { from: None, to: Some(&nvram), force: false };
+    if relocate(env, &mut disks(members), wanted).await? == Moved::Now {
+        info!(nvram = %path.display(), "the flags are in NVRAM from now on");
+    }
     let part = relocate::bound_part(env, first(members), &nvram).await?;
     Ok((Some(part), FlagsReport::nvram(path, nvram.persistence())))
 }
@@ -132,7 +134,7 @@ pub async fn open_new(
     let needed = relocate::nvram_len_min(first(members));
     create(path, args.size.map_or(needed, |size| size.0), needed)?;
     let nvram = OsNvram::open(env.ring(), path, args.trust_memory).await?;
-    let found = nvram_io::read(&nvram, env.buffers()).await;
+    let found = identity::read(env, &nvram).await;
     if found.with_context(|| path.display().to_string())?.is_none() && !force {
         refuse_if_in_use(path, nvram.len(), "`flipside flags move --force` takes it all the same")?;
     }

@@ -10,7 +10,6 @@ pub mod home;
 pub mod ids;
 pub mod layout;
 pub mod nvram;
-pub mod nvram_io;
 pub mod page;
 pub mod probe;
 pub mod record;

@@ -41,10 +41,9 @@ pub async fn recover<D: Disk>(
 ) -> Result<(Superblock, Option<Warning>), SuperblockError> {
     let (superblock, warning) = read(disk, buffers).await?;
     let copy = match warning {
-        Some(Warning::Stale(copy)) => Some(copy),
         // Another version of this program may know what to do with it.
         Some(Warning::Damaged { defect: Defect::Version(_), .. }) | None => None,
-        Some(Warning::Damaged { copy, .. }) => Some(copy),
+        Some(Warning::Stale(copy) | Warning::Damaged { copy, .. }) => Some(copy),
     };
     if let Some(copy) = copy {
         let mended = write_copies(disk, buffers, &superblock, &[copy]).await;

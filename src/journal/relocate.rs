@@ -8,13 +8,14 @@
 //!
 //! - **Atomicity**: the first device's superblock decides where the region is. The order is: the
 //!   new place is made nobody's, wiped, its header first, laid out, its header last, and read back;
-//!   then it gets its identity, where it is NVRAM; then the superblocks name it, that of the first device
-//!   last; then the old place is made nobody's, where it was NVRAM. Each is durable before the next
-//!   one. Cut short, the region is wholly at the old place or wholly at the new one, and to call
-//!   again completes it.
+//!   then it gets its identity, where it is NVRAM; then the superblocks name it, that of the first
+//!   device last; then the old place is made nobody's. Each is durable before the next one. Cut
+//!   short, the region is wholly at the old place or wholly at the new one, and to call again
+//!   completes it.
 //! - **Never backward**: incarnations and sequences go on from those of the old place. A place that
 //!   holds a newer state of the same pool ([`Age`]) than the one that the superblocks name is not
-//!   overwritten: they were restored from a copy. What a move that was cut short left is not newer.
+//!   overwritten: they were restored from a copy. What a move that was cut short left is not newer,
+//!   and what it left behind is nobody's, so that an old superblock does not lead there.
 //! - **Ownership**: devices and NVRAM are claimed, and nobody uses the region meanwhile.
 //! - **Cancellation**: as a crash.
 
@@ -25,15 +26,18 @@ use uuid::Uuid;
 
 use super::layout::{HEADER_PAGE, RegionLayout};
 use super::open::{Beginning, PAGE_WORK, Survey};
-use super::{JournalError, replay};
+use super::pages::read_what_can_be;
+use super::{JournalError, identity, replay};
 use crate::env::flags::FlagsRegion;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk, Env, Nvram, Region};
 use crate::format::ids::{Incarnation, PoolId, Sequence};
 use crate::format::nvram::{NvramIdentity, REGION_START};
 use crate::format::superblock::{FlagsPlace, Superblock};
-use crate::format::{nvram_io, superblock_io};
+use crate::format::superblock_io;
 
+/// Bytes of both copies of a region's header.
+const HEADERS: usize = 2 * HEADER_PAGE;
 /// Bytes that are wiped at a time.
 const CHUNK: u64 = 1 << 20;
 
@@ -51,7 +55,7 @@ pub struct Move<'a, N> {
     pub from: Option<&'a N>,
     /// The NVRAM that it goes to; `None`: the first device.
     pub to: Option<&'a N>,
-    /// Whether a newer state of the pool is overwritten too.
+    /// Whether a newer state of the pool, or another pool's, is overwritten too.
     pub force: bool,
 }
 
@@ -160,6 +164,16 @@ pub enum Problem {
         /// How far what is in use has come.
         used: Age,
     },
+    /// The superblocks name a place that was left for this one.
+    #[error(
+        "it holds the flags of this pool ({there}), and the place that the superblocks name holds \
+         none, as if they were restored from before a move; nothing was changed. Bring the newer \
+         superblocks back, or have them name this place with `flipside flags move --force`"
+    )]
+    Left {
+        /// How far what is here has come.
+        there: Age,
+    },
     /// What was written to the new place is not what is read there.
     #[error("what was just written to it reads as something else; the flags stay where they were")]
     Miscarried,
@@ -206,7 +220,7 @@ pub async fn bound_part<E: Env>(
     };
     let pool = first.pool;
     let refused = at(nvram.name());
-    let found = match nvram_io::read(nvram, env.buffers()).await {
+    let found = match identity::read(env, nvram).await {
         Ok(found) => found,
         Err(error) => return Err(refused(error.into())),
     };
@@ -252,7 +266,16 @@ pub async fn relocate<E: Env>(
     let (bound, id) = (superblock.flags, superblock.pool);
     let source = unit.region(bound, wanted.from).await?;
     let source_name = unit.name(wanted.from.filter(|_| bound != FlagsPlace::Device));
-    let survey = unit.survey_stable(&source).await.map_err(at(source_name))?;
+    let survey = match (unit.survey_stable(&source).await, wanted.to) {
+        (Err(Problem::Journal(JournalError::Foreign(_))), Some(nvram))
+            if unit.is_ours(nvram).await? =>
+        {
+            let place = unit.adopt(nvram, wanted.force).await.map_err(at(nvram.name()))?;
+            name_everywhere(env, pool, place).await?;
+            return Ok(Moved::Now);
+        }
+        (survey, _) => survey.map_err(at(source_name))?,
+    };
     let age = age(&survey);
     let target = unit.room(wanted.to)?;
     if !wanted.force {
@@ -260,7 +283,7 @@ pub async fn relocate<E: Env>(
     }
     let target_name = unit.name(wanted.to);
     if let Some(nvram) = wanted.to {
-        nvram_io::erase(nvram, env.buffers()).await.map_err(at(target_name))?;
+        identity::erase(nvram, env.buffers()).await.map_err(at(target_name))?;
     }
     wipe(env, &target).await.map_err(at(target_name))?;
     let beginning = Beginning {
@@ -276,11 +299,12 @@ pub async fn relocate<E: Env>(
         None => FlagsPlace::Device,
         Some(nvram) => identify(env, nvram, id, target.len()).await.map_err(at(target_name))?,
     };
-    for member in pool.iter_mut().rev() {
-        name_place(env, member, place).await?;
-    }
-    if let (FlagsPlace::Nvram { .. }, Some(old)) = (bound, wanted.from) {
-        nvram_io::erase(old, env.buffers()).await.map_err(at(old.name()))?;
+    name_everywhere(env, pool, place).await?;
+    match (bound, wanted.from) {
+        (FlagsPlace::Nvram { .. }, Some(old)) => {
+            identity::erase(old, env.buffers()).await.map_err(at(old.name()))?;
+        }
+        _ => wipe_header(env, &source).await.map_err(at(pool[0].disk.name()))?,
     }
     Ok(Moved::Now)
 }
@@ -387,7 +411,7 @@ impl<E: Env> Unit<'_, E> {
 
     /// How far the state of this pool in an NVRAM has come; `None` where there is none.
     async fn age_in(&self, nvram: &E::Nvram) -> Result<Option<Age>, Problem> {
-        let Some(identity) = nvram_io::read(nvram, self.env.buffers()).await? else {
+        let Some(identity) = identity::read(self.env, nvram).await? else {
             return Ok(None);
         };
         if identity.pool != self.superblock.pool {
@@ -402,21 +426,64 @@ impl<E: Env> Unit<'_, E> {
         Ok(Some(age(&survey)))
     }
 
+    /// Whether an NVRAM is of this pool, in whatever state; refused where it is another's.
+    async fn is_ours(&self, nvram: &E::Nvram) -> Result<bool, RelocateError> {
+        let found = identity::read(self.env, nvram).await.map_err(at(nvram.name()))?;
+        match found {
+            Some(found) if found.pool != self.superblock.pool => {
+                Err(at(nvram.name())(Problem::OtherPool(found.pool)))
+            }
+            found => Ok(found.is_some()),
+        }
+    }
+
+    /// The place that the superblocks should name, where they name one that was left.
+    async fn adopt(&self, nvram: &E::Nvram, force: bool) -> Result<FlagsPlace, Problem> {
+        let there = self.age_in(nvram).await?;
+        let found = identity::read(self.env, nvram).await?;
+        match (found, there) {
+            (Some(NvramIdentity { region, len, .. }), _) if force => {
+                Ok(FlagsPlace::Nvram { region, len })
+            }
+            (_, Some(there)) => Err(Problem::Left { there }),
+            _ => unreachable!("asked of an NVRAM of this pool"),
+        }
+    }
+
     /// Where the region is at its place already: the end of a move that was cut short there.
     async fn clear_leavings(&self, wanted: &Move<'_, E::Nvram>) -> Result<Moved, RelocateError> {
-        let Some(old) = wanted.from else { return Ok(Moved::Before) };
-        let identity = nvram_io::read(old, self.env.buffers()).await.map_err(at(old.name()))?;
-        let Some(identity) = identity else { return Ok(Moved::Before) };
-        if identity.pool != self.superblock.pool {
-            return Err(at(old.name())(Problem::OtherPool(identity.pool)));
+        let old = match wanted.from {
+            Some(old) if self.is_ours(old).await? => Some(old),
+            _ => None,
+        };
+        let device = self.on_device();
+        let left = wanted.to.is_some() && self.has_header(&device).await?;
+        if old.is_none() && !left {
+            return Ok(Moved::Before);
         }
         let region = self.region(self.superblock.flags, wanted.to).await?;
         let survey = self.survey_stable(&region).await.map_err(at(self.name(wanted.to)))?;
-        if !wanted.force {
-            self.refuse_newer(Some(old), age(&survey)).await?;
+        let used = age(&survey);
+        if let Some(old) = old {
+            if !wanted.force {
+                self.refuse_newer(Some(old), used).await?;
+            }
+            identity::erase(old, self.env.buffers()).await.map_err(at(old.name()))?;
         }
-        nvram_io::erase(old, self.env.buffers()).await.map_err(at(old.name()))?;
+        if left {
+            if !wanted.force {
+                self.refuse_newer(None, used).await?;
+            }
+            wipe_header(self.env, &device).await.map_err(at(self.disk.name()))?;
+        }
         Ok(Moved::Completed)
+    }
+
+    async fn has_header(&self, region: &Place<E>) -> Result<bool, RelocateError> {
+        let mut buffer = self.env.buffers().acquire(HEADERS).await;
+        let read = read_what_can_be(self.env, region, 0, &mut buffer, 0..HEADERS).await;
+        read.map_err(at(self.disk.name()))?;
+        Ok(buffer.as_slice().iter().any(|&byte| byte != 0))
     }
 }
 
@@ -433,20 +500,39 @@ async fn identify<E: Env>(
 ) -> io::Result<FlagsPlace> {
     let random = [env.random(), env.random()].map(u64::to_le_bytes);
     let region = std::array::from_fn(|i| random[i / 8][i % 8]);
-    nvram_io::write(nvram, env.buffers(), &NvramIdentity { pool, region, len }).await?;
+    identity::write(nvram, env.buffers(), &NvramIdentity { pool, region, len }).await?;
     Ok(FlagsPlace::Nvram { region, len })
+}
+
+/// Makes a region nobody's: without a header there is nothing.
+async fn wipe_header<E: Env>(env: &E, region: &Place<E>) -> io::Result<()> {
+    let mut zeros = env.buffers().acquire(HEADERS).await;
+    zeros.as_mut_slice().fill(0);
+    region.persist(vec![(0, zeros.view_all())]).await
 }
 
 /// Zeroes a region. The header goes first: where there is one, all else is whole.
 async fn wipe<E: Env>(env: &E, region: &Place<E>) -> io::Result<()> {
+    wipe_header(env, region).await?;
     let mut zeros = env.buffers().acquire(CHUNK.min(region.len()) as usize).await;
     zeros.as_mut_slice().fill(0);
-    region.persist(vec![(0, zeros.view(0..2 * HEADER_PAGE))]).await?;
     let mut offset = 0;
     while offset < region.len() {
         let len = CHUNK.min(region.len() - offset);
         region.persist(vec![(offset, zeros.view(0..len as usize))]).await?;
         offset += len;
+    }
+    Ok(())
+}
+
+/// Has all superblocks name a place, that of the first device, which decides, last.
+async fn name_everywhere<E: Env>(
+    env: &E,
+    pool: &mut [PoolDisk<'_, E::Disk>],
+    place: FlagsPlace,
+) -> Result<(), RelocateError> {
+    for member in pool.iter_mut().rev() {
+        name_place(env, member, place).await?;
     }
     Ok(())
 }

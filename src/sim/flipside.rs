@@ -1,8 +1,8 @@
 //! The real engine under simulation: a pool drawn from the seed, small enough that journal space is
 //! always short.
 //!
-//! The flags begin on the first disk or in one of the machine's NVRAMs ([`Places`]), and a start may
-//! move them before it recovers.
+//! The flags begin on the first disk or in one of the machine's NVRAMs ([`Places`]), and a start
+//! may move them before it recovers.
 
 use std::ops::Range;
 use std::rc::Rc;

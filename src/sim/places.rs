@@ -13,7 +13,8 @@ use crate::format::layout::{
 };
 use crate::format::nvram::REGION_START;
 use crate::format::superblock::{FlagsPlace, PoolDevice, Superblock};
-use crate::format::{nvram_io, superblock_io};
+use crate::format::superblock_io;
+use crate::journal::identity;
 use crate::journal::relocate::{self, Move, Moved, PoolDisk, relocate};
 
 /// The sector of persistent memory, in bytes.
@@ -165,7 +166,7 @@ impl Places {
     ) -> Result<(Option<usize>, Vec<usize>), String> {
         let (mut bound, mut all) = (None, Vec::new());
         for number in 0..self.nvrams.len() {
-            let found = nvram_io::read(&self.nvram(env, number), env.buffers()).await;
+            let found = identity::read(env, &self.nvram(env, number)).await;
             let Some(found) = found.map_err(text)? else { continue };
             all.push(number);
             if flags == (FlagsPlace::Nvram { region: found.region, len: found.len }) {

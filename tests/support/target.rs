@@ -30,7 +30,8 @@ pub struct Service {
     pub arguments: Vec<String>,
 }
 
-/// What [`Service::arguments`] must have for a place of flags and journal, for files in a directory.
+/// What [`Service::arguments`] must have for a place of flags and journal; files go into the
+/// directory.
 pub type Place = fn(&Path) -> Vec<String>;
 
 /// Flags and journal on the first device.

@@ -2,22 +2,24 @@
 //!
 //! # Contracts
 //!
+//! - **Reading**: a copy that the medium cannot give is none: a crash may have struck its writing.
 //! - **Durability**: what [`write`] and [`erase`] return after is durable. Cut short, either copy
 //!   may be there still, or already.
 
 use std::io;
 
-use super::nvram::{NvramIdentity, REGION_START};
-use crate::env::Region;
+use super::pages::read_what_can_be;
+use crate::env::{Env, Region};
+use crate::format::nvram::{NvramIdentity, REGION_START};
 use crate::uring::buffers::BufferPool;
 
 /// The identity of an NVRAM, where it has one.
-pub async fn read(nvram: &impl Region, buffers: &BufferPool) -> io::Result<Option<NvramIdentity>> {
+pub async fn read<E: Env>(env: &E, nvram: &impl Region) -> io::Result<Option<NvramIdentity>> {
     if nvram.len() < REGION_START {
         return Ok(None);
     }
-    let mut buffer = buffers.acquire(REGION_START as usize).await;
-    nvram.read(0, buffer.view_all()).await?;
+    let mut buffer = env.buffers().acquire(REGION_START as usize).await;
+    read_what_can_be(env, nvram, 0, &mut buffer, 0..REGION_START as usize).await?;
     Ok(NvramIdentity::find(buffer.as_slice()))
 }
 
