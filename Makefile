@@ -37,7 +37,7 @@ test: setup ## format check, clippy, unit, integration and simulator tests
 
 soak: setup ## the same tests with the long counts: hours
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
-	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill -- --nocapture
+	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move -- --nocapture
 
 sim: ## simulate SEEDS random seeds from SEED on, on all cores
 	FLIPSIDE_SEEDS=$(SEEDS) FLIPSIDE_SEED=$(SEED) $(CARGO) test --test sim -- --nocapture

@@ -4,7 +4,8 @@
 //! First in the simulator, at every call of the environment, with a loss of power or a death of the
 //! process; then the real command, killed at random moments.
 //!
-//! `FLIPSIDE_ROUNDS` sets the number of real rounds, `FLIPSIDE_SEED` the choices (not the timing).
+//! `FLIPSIDE_ROUNDS` sets the number of real rounds, and of crashes of the repeated move for each
+//! crash of a simulated one; `FLIPSIDE_SEED` the choices of the real ones (not the timing).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -33,7 +34,7 @@ const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 5_000_000 };
 const BLOCK: usize = 512;
 const EXTENT: usize = 32 * BLOCK;
 const SIZE: usize = 6 * EXTENT;
-/// How often each crash of a move is followed by one of the repeated move.
+/// How often each crash of a move is followed by one of the repeated move, without other words.
 const NESTED: u64 = 3;
 
 /// A move: of a pool with these NVRAMs (bytes more than what the region needs).
@@ -194,11 +195,12 @@ fn crashed(case: Case, crash_at: u64, again_at: Option<u64>) -> bool {
 /// between regions of different sizes, on one disk and on two.
 #[test]
 fn a_crash_at_any_call() {
+    let nested = number("FLIPSIDE_ROUNDS").unwrap_or(NESTED);
     for case in CASES {
         let mut rng = Rng::new(7);
         let mut crash_at = 0;
         while !crashed(case, crash_at, None) {
-            for _ in 0..NESTED {
+            for _ in 0..nested {
                 crashed(case, crash_at, Some(rng.below(crash_at + 20)));
             }
             crash_at += 1;

@@ -26,7 +26,7 @@ use super::inspect::refuse_if_in_use;
 use super::status::FlagsReport;
 use super::values::Size;
 use crate::env::os::{OsEnv, OsNvram};
-use crate::env::{Env as _, Region as _};
+use crate::env::Region as _;
 use crate::format::superblock::{FlagsPlace, Superblock};
 use crate::journal::identity;
 use crate::journal::relocate::{self, Move, Moved, relocate};
