@@ -41,7 +41,10 @@ const CASES: [Case; 6] = [
     Case { used: 5, overwritten: 3, trimmed: 0, swap: true, copied: 2 },
 ];
 
-fn engine(areas: u64, batch: usize) -> Flipside {
+/// In NVRAM, or on the disk.
+const PLACES: [Option<usize>; 2] = [None, Some(0)];
+
+fn engine(areas: u64, batch: usize, place: Option<usize>) -> Flipside {
     let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
     let config = Config {
         commit_interval: None,
@@ -51,7 +54,8 @@ fn engine(areas: u64, batch: usize) -> Flipside {
         ..Config::default()
     };
     // Free extents never run short here, so that only the command settles.
-    Flipside::plain(geometry, 3 * areas as u32, 8, areas * EXTENT, config)
+    let plain = Flipside::plain(geometry, 3 * areas as u32, 8, areas * EXTENT, config);
+    if place.is_some() { plain.with_nvrams(&[0], place) } else { plain }
 }
 
 fn bytes(area: u64, round: u8, blocks: u64) -> Vec<u8> {
@@ -128,11 +132,15 @@ fn formatted(engine: &Flipside, seed: u64) -> Machine {
 
 /// Goal: 1,000 areas dirtied and settled at a batch of 100 are exactly 10 transactions of the
 /// metadata server, with the mix of swaps and commits, and the copies, that the counts of dirty
-/// and clean blocks demand; and the contents stay what they were.
+/// and clean blocks demand; and the contents stay what they were. Wherever the flags are.
 #[test]
 fn a_thousand_areas_in_ten_transactions() {
+    PLACES.into_iter().for_each(a_thousand_areas);
+}
+
+fn a_thousand_areas(place: Option<usize>) {
     const AREAS: u64 = 1000;
-    let engine = engine(AREAS, 100);
+    let engine = engine(AREAS, 100, place);
     let mut machine = formatted(&engine, 1);
     let (env, serving) = started(&mut machine, &engine);
     let handle = serving.clone();
@@ -161,12 +169,16 @@ fn a_thousand_areas_in_ten_transactions() {
 /// at all, nothing committed is lost, and the rest can be settled afterwards.
 #[test]
 fn a_crash_leaves_each_batch_whole_or_absent() {
+    PLACES.into_iter().for_each(crash_everywhere);
+}
+
+fn crash_everywhere(place: Option<usize>) {
     const AREAS: u64 = 18;
     const BATCH: usize = 6;
     let mut crash_at = 1;
     let mut seen = std::collections::BTreeSet::new();
     loop {
-        let engine = engine(AREAS, BATCH);
+        let engine = engine(AREAS, BATCH, place);
         let mut machine = formatted(&engine, crash_at);
         let (env, serving) = started(&mut machine, &engine);
         let handle = serving.clone();

@@ -168,8 +168,8 @@ fn devices_in_use_are_refused() {
     }
 }
 
-/// Goal: one damaged superblock is survived and said, two are refused, a shrunk device is refused
-/// and a grown one is not.
+/// Goal: one damaged superblock is survived, said and mended, two are refused, a shrunk device is
+/// refused and a grown one is not.
 #[test]
 fn damaged_and_resized_devices() {
     let dir = directory();
@@ -184,8 +184,10 @@ fn damaged_and_resized_devices() {
         let target = service.serve();
         assert!(target.log().contains(words), "{}", target.log());
         assert!(target.stop().success());
+        let mended = read(&device, damage - 100, SUPERBLOCK as usize);
+        assert!(mended == whole[damage as usize - 100..][..SUPERBLOCK as usize], "it is mended");
     }
-    overwrite(&device, first, b"damage");
+    [first, second].into_iter().for_each(|at| overwrite(&device, at, b"damage"));
     refused(&["serve", &device], "both superblocks are damaged");
     fs::write(&device, &whole).unwrap();
     let resize = |size| File::options().write(true).open(&device).unwrap().set_len(size).unwrap();

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use flipside::env::sim::rng::Rng;
 use support::device::{self, Device};
 use support::programs::{PATIENCE, directory, installed, run, skip, try_run, wait_for};
-use support::target::{Service, Target, format};
+use support::target::{PLACES, Place, Service, Target, format};
 
 const VOLUME: u64 = 512 << 20;
 
@@ -98,15 +98,21 @@ fn plant(root: &Path) {
     }
 }
 
-/// Makes a file system, fills it, and has it compared and checked after a restart of the target.
+/// Makes a file system, fills it, and has it compared and checked after a restart of the target;
+/// wherever the flags are.
 fn file_system(make: &[&OsStr], check: &[&OsStr]) {
+    PLACES.into_iter().for_each(|place| file_system_with(place, make, check));
+}
+
+fn file_system_with(place: Place, make: &[&OsStr], check: &[&OsStr]) {
     let directory = directory();
     let tree = directory.path().join("tree");
     plant(&tree);
     let at = |name: &str| directory.path().join(name);
     let device = Device::create(directory.path(), "device", 2 * VOLUME);
     format(device.path(), &["--volume", &format!("vol0={VOLUME}")]);
-    let service = Service::new(directory.path(), device.path());
+    let mut service = Service::new(directory.path(), device.path());
+    service.arguments = place(directory.path());
 
     let target = service.serve();
     let fuse = FuseFile::mount(&target, &at("fuse"));

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use support::device::Device;
 use support::programs::{directory, installed};
-use support::target::{Service, Target, format};
+use support::target::{PLACES, Service, Target, format};
 
 const JOB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/fio/verify.fio");
 
@@ -25,22 +25,25 @@ fn fio(target: &Target, option: &str) {
 }
 
 /// Goal: what fio wrote from several jobs at once it reads back, from the same process, after a
-/// restart, and after a kill (each of its jobs ends with a flush).
+/// restart, and after a kill (each of its jobs ends with a flush); wherever the flags are.
 #[test]
 fn what_fio_wrote_is_read_back() {
     if !installed(&["fio"]) {
         return;
     }
-    let directory = directory();
-    let device = Device::create(directory.path(), "device", 512 << 20);
-    format(device.path(), &["--volume", "vol0=256M"]);
-    let service = Service::new(directory.path(), device.path());
-    let target = service.serve();
-    fio(&target, "--do_verify=1");
-    fio(&target, "--do_verify=0");
-    target.kill();
-    let target = service.serve();
-    fio(&target, "--verify_only");
-    assert!(target.stop().success());
-    fio(&service.serve(), "--verify_only");
+    for place in PLACES {
+        let directory = directory();
+        let device = Device::create(directory.path(), "device", 512 << 20);
+        format(device.path(), &["--volume", "vol0=256M"]);
+        let mut service = Service::new(directory.path(), device.path());
+        service.arguments = place(directory.path());
+        let target = service.serve();
+        fio(&target, "--do_verify=1");
+        fio(&target, "--do_verify=0");
+        target.kill();
+        let target = service.serve();
+        fio(&target, "--verify_only");
+        assert!(target.stop().success());
+        fio(&service.serve(), "--verify_only");
+    }
 }

@@ -10,7 +10,6 @@
 
 mod support;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,7 +18,7 @@ use flipside::env::sim::rng::Rng;
 use support::device::Device;
 use support::nbd_client::Client;
 use support::programs::{directory, say};
-use support::target::{Service, Target, format};
+use support::target::{Place, Service, Target, format, in_nvram, on_the_device};
 use support::workload::{Load, Volume};
 
 const VOLUME: u64 = 64 << 20;
@@ -77,17 +76,7 @@ fn half_of_all() -> u64 {
     number("FLIPSIDE_ROUNDS").unwrap_or(20).div_ceil(2)
 }
 
-fn on_the_device(_: &Path) -> Vec<String> {
-    Vec::new()
-}
-
-/// Arguments of `flipside serve` that put flags and journal into a file of this directory.
-fn in_nvram(directory: &Path) -> Vec<String> {
-    let path = directory.join("nvram").display().to_string();
-    ["--flags", "nvram", "--nvram", &path].map(String::from).to_vec()
-}
-
-fn rounds(name: &str, device_bytes: u64, count: u64, place: fn(&Path) -> Vec<String>) {
+fn rounds(name: &str, device_bytes: u64, count: u64, place: Place) {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock past 1970");
     let seed = number("FLIPSIDE_SEED").unwrap_or(u64::from(clock.subsec_nanos()));
     say(&format!("kill test, {name}: {count} rounds, FLIPSIDE_SEED={seed}"));

@@ -4,31 +4,57 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use support::device::Device;
-use support::programs::directory;
-use support::target::{Service, format};
+use support::programs::{directory, run, try_run};
+use support::target::{BINARY, Service, format};
 
 const DEVICE: u64 = 64 << 20;
 const BLOCK: usize = 4096;
 
 struct Pool {
     service: Service,
-    _device: Device,
+    device: Device,
 }
 
 impl Pool {
     fn new(directory: &Path, name: &str) -> Self {
         let device = Device::create(directory, name, DEVICE);
         format(device.path(), &[]);
-        Self { service: Service::new(directory, device.path()), _device: device }
+        Self { service: Service::new(directory, device.path()), device }
     }
 
     fn with(&self, arguments: &[&str]) -> Service {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         Service { arguments, ..self.service.clone() }
+    }
+
+    /// Moves the flags; what is said.
+    fn relocate(&self, arguments: &[&str]) -> Result<String, String> {
+        let device = self.device.path().to_str().unwrap();
+        let all = [&["flags", "move"], arguments, &[device]].concat();
+        try_run(BINARY, &all.iter().map(OsStr::new).collect::<Vec<_>>())
+    }
+
+    #[track_caller]
+    fn not_moved(&self, arguments: &[&str], words: &str) {
+        let error = self.relocate(arguments).unwrap_err();
+        assert!(error.contains(words), "'{words}' is not in: {error}");
+    }
+
+    /// Writes and commits a block, after a look at what was written last; the target is killed.
+    fn exchange(service: &Service, before: u8, after: u8) {
+        let target = service.serve();
+        let mut client = target.connect("vol0");
+        assert_eq!(client.read(0, BLOCK as u32).unwrap(), [before; BLOCK]);
+        client.write(0, &[after; BLOCK]).unwrap();
+        client.flush().unwrap();
+        drop(client);
+        target.kill();
     }
 
     fn in_nvram(&self, path: &Path) -> Service {
@@ -102,4 +128,119 @@ fn only_what_is_fit_is_bound() {
     refused(&pool.in_nvram(&path), "XFS");
     assert!(fs::read(&path).unwrap() == file_system, "nothing was changed");
     assert!(pool.with(&[]).serve().stop().success());
+}
+
+/// Goal: flags move into NVRAM, from one to another of another size, and back, with everything that
+/// was committed; what they left is free for another pool; a move that was made is not made again.
+#[test]
+fn moved_about() {
+    let directory = directory();
+    let path = |name: &str| directory.path().join(name);
+    let (one, two) = (path("one"), path("two"));
+    let [a, b] = [&one, &two].map(|path| path.to_str().unwrap());
+    let pool = Pool::new(directory.path(), "device");
+    let device = pool.device.path().to_owned();
+    let show = || run(BINARY, arguments!["flags", "show", &device]);
+    Pool::exchange(&pool.with(&[]), 0, 1);
+    assert!(show().contains(device.to_str().unwrap()));
+    assert!(pool.relocate(&["--to", "nvram", "--nvram", a]).unwrap().contains("from now on"));
+    assert!(pool.relocate(&["--to", "nvram", "--nvram", a]).unwrap().contains("already"));
+    let small = show();
+    Pool::exchange(&pool.in_nvram(&one), 1, 2);
+
+    pool.not_moved(&["--to", "nvram", "--nvram", b], "--from");
+    assert!(!two.exists(), "nothing is made in vain");
+    let larger = ["--to", "nvram", "--nvram", b, "--nvram-size", "64M", "--from", a];
+    pool.relocate(&larger).unwrap();
+    let large = show();
+    assert!(small.contains("4.1 MiB") && large.contains("64.0 MiB"), "{small} {large}");
+    pool.relocate(&larger).unwrap();
+    Pool::exchange(&pool.in_nvram(&two), 2, 3);
+    let other = Pool::new(directory.path(), "other");
+    assert!(other.in_nvram(&one).serve().stop().success());
+
+    pool.not_moved(&["--to", "device"], "name it with --nvram");
+    pool.not_moved(&["--to", "device", "--nvram", a], "wants the NVRAM region");
+    pool.relocate(&["--to", "device", "--nvram", b]).unwrap();
+    assert!(pool.relocate(&["--to", "device", "--nvram", b]).unwrap().contains("already"));
+    pool.not_moved(&["--to", "device", "--nvram", a], "holds the flags of pool");
+    Pool::exchange(&pool.with(&[]), 3, 4);
+    pool.not_moved(&["--to", "nvram", "--nvram", a], "holds the flags of pool");
+    assert!(other.in_nvram(&one).serve().stop().success());
+    pool.relocate(&["--to", "nvram", "--nvram", b]).unwrap();
+    Pool::exchange(&pool.in_nvram(&two), 4, 5);
+}
+
+/// Goal: what is in use, or of the pool itself, is not moved to; bound NVRAM is not formatted
+/// unless that is asked for.
+#[test]
+fn what_is_in_use_stays() {
+    let directory = directory();
+    let path = directory.path().join("nvram");
+    let name = path.to_str().unwrap();
+    let pool = Pool::new(directory.path(), "device");
+    let to_nvram = ["--to", "nvram", "--nvram", name];
+    let target = pool.with(&[]).serve();
+    pool.not_moved(&to_nvram, "in use");
+    assert!(target.stop().success());
+    let device = pool.device.path().to_str().unwrap().to_owned();
+    pool.not_moved(&["--to", "nvram", "--nvram", &device], "of the pool itself");
+    pool.not_moved(&["--to", "nvram", "--nvram", "/dev/null"], "neither a block device");
+    pool.not_moved(&[&to_nvram[..], &["--nvram-size", "1000T"]].concat(), "cannot be made");
+    assert!(fs::read_dir(directory.path()).unwrap().all(|entry| entry.unwrap().path() != path));
+    pool.relocate(&to_nvram).unwrap();
+    let target = pool.in_nvram(&path).serve();
+    let other = Pool::new(directory.path(), "other");
+    other.not_moved(&to_nvram, "in use");
+    assert!(target.stop().success());
+    other.not_moved(&to_nvram, "holds the flags of pool");
+    File::options().write(true).open(&path).unwrap().set_len(DEVICE).unwrap();
+    let refused = try_run(BINARY, arguments!["format", &path]).unwrap_err();
+    assert!(refused.contains("flags of a Flipside pool"), "{refused}");
+    run(BINARY, arguments!["format", "--force", &path]);
+}
+
+/// Goal: a binding that was cut short before the superblocks is made again. Superblocks from before
+/// a binding do not lead back to what was left, and can be told of the NVRAM. A device that was
+/// brought back whole from before its binding does not overwrite what is newer in the NVRAM,
+/// neither when it is served nor when its flags are moved, unless that is asked for.
+#[test]
+fn what_is_newer_is_not_overwritten() {
+    let directory = directory();
+    let path = directory.path().join("nvram");
+    let name = path.to_str().unwrap();
+    let pool = Pool::new(directory.path(), "device");
+    let device = File::options().read(true).write(true).open(pool.device.path()).unwrap();
+    let save = |at, len| {
+        let mut bytes = vec![0; len];
+        device.read_exact_at(&mut bytes, at).unwrap();
+        (at, bytes)
+    };
+    let restore = |saved: &[(u64, Vec<u8>)]| {
+        saved.iter().for_each(|(at, bytes)| device.write_all_at(bytes, *at).unwrap());
+        device.sync_all().unwrap();
+    };
+    Pool::exchange(&pool.with(&[]), 0, 1);
+    let superblocks = [save(0, BLOCK), save(DEVICE - BLOCK as u64, BLOCK)];
+    let before_moving = [save(0, DEVICE as usize)];
+    pool.relocate(&["--to", "nvram", "--nvram", name]).unwrap();
+    restore(&before_moving);
+    Pool::exchange(&pool.with(&[]), 1, 2);
+    let before_moving = [save(0, DEVICE as usize)];
+    Pool::exchange(&pool.in_nvram(&path), 2, 3);
+
+    restore(&superblocks);
+    refused(&pool.with(&[]), "holds no journal");
+    refused(&pool.in_nvram(&path), "have them name this place");
+    pool.relocate(&["--to", "nvram", "--nvram", name, "--force"]).unwrap();
+    Pool::exchange(&pool.in_nvram(&path), 3, 4);
+
+    restore(&before_moving);
+    let before = fs::read(&path).unwrap();
+    refused(&pool.in_nvram(&path), "newer state of the same pool");
+    pool.not_moved(&["--to", "nvram", "--nvram", name], "newer state of the same pool");
+    pool.not_moved(&["--to", "device", "--nvram", name], "newer state of the same pool");
+    assert!(fs::read(&path).unwrap() == before, "nothing was changed");
+    pool.relocate(&["--to", "nvram", "--nvram", name, "--force"]).unwrap();
+    Pool::exchange(&pool.in_nvram(&path), 2, 5);
 }

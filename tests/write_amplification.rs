@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use flipside::env::sim::rng::Rng;
 use support::device::{Counters, Device};
 use support::nbd_client::{self as nbd, Client};
 use support::programs::{directory, installed, say};
-use support::target::{Service, Target, format};
+use support::target::{Place, Service, Target, format, in_nvram, on_the_device};
 
 const VOLUME: u64 = 512 << 20;
 /// For how long nothing may be written before the device counts as idle; above the interval at
@@ -31,7 +32,7 @@ struct Bench {
 
 impl Bench {
     /// Fills a fresh volume; `factor` is the device's size by the volume's.
-    fn filled(directory: &std::path::Path, factor: u64) -> Option<Bench> {
+    fn filled(directory: &Path, factor: u64, place: Place) -> Option<Bench> {
         if !installed(&["losetup"]) {
             return None;
         }
@@ -39,6 +40,7 @@ impl Bench {
         format(device.path(), &["--volume", &format!("vol0={VOLUME}")]);
         let mut service = Service::new(directory, device.path());
         service.arguments = ["--commit-interval", "1s"].map(String::from).to_vec();
+        service.arguments.extend(place(directory));
         let target = service.serve();
         let client = target.connect("vol0");
         let served = device.counters();
@@ -133,7 +135,7 @@ impl Bench {
 #[test]
 fn sequential_writes_cost_once() {
     let directory = directory();
-    let Some(mut bench) = Bench::filled(directory.path(), 2) else { return };
+    let Some(mut bench) = Bench::filled(directory.path(), 2, on_the_device) else { return };
     let fill = bench.amplification("sequential fill", VOLUME);
     bench.sequential(2);
     let first = bench.amplification("full overwrite", VOLUME);
@@ -148,7 +150,7 @@ fn sequential_writes_cost_once() {
 #[test]
 fn random_writes_of_a_set_that_fits_cost_once() {
     let directory = directory();
-    let Some(mut bench) = Bench::filled(directory.path(), 2) else { return };
+    let Some(mut bench) = Bench::filled(directory.path(), 2, on_the_device) else { return };
     bench.amplification("sequential fill", VOLUME);
     let (count, set) = (64 << 10, VOLUME / 4);
     let mut rng = Rng::new(4);
@@ -157,4 +159,18 @@ fn random_writes_of_a_set_that_fits_cost_once() {
     let ratio = bench.amplification("random 4 KiB, flush every 32", count << 12);
     bench.check_status();
     assert!(ratio <= 1.05, "{ratio}");
+}
+
+/// Goal: with flags and journal in NVRAM, nothing but the data is written to the device.
+#[test]
+fn with_nvram_the_device_gets_the_data_alone() {
+    let directory = directory();
+    let Some(mut bench) = Bench::filled(directory.path(), 2, in_nvram) else { return };
+    let fill = bench.amplification("sequential fill, nvram", VOLUME);
+    let (count, set) = (16 << 10, VOLUME / 4);
+    let mut rng = Rng::new(5);
+    let offsets: Vec<u64> = (0..count).map(|_| rng.below(set >> 12) << 12).collect();
+    bench.write(offsets.into_iter(), 4096, 32, 32, 6);
+    let random = bench.amplification("random 4 KiB, flush every 32, nvram", count << 12);
+    assert!(fill <= 1.01 && random <= 1.01, "{fill} {random}");
 }

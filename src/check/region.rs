@@ -6,7 +6,7 @@ use crate::format::ids::{Incarnation, PairId};
 use crate::format::page::CopyState;
 use crate::format::superblock::Superblock;
 use crate::journal::inspect::{PageKind, RegionFacts, UnevenPage, runs};
-use crate::unit::replay;
+use crate::journal::replay;
 
 /// What a region says when all of it can be believed.
 #[derive(Debug)]

@@ -7,8 +7,9 @@ use tracing::warn;
 
 use crate::env::Env as _;
 use crate::env::os::{OsDisk, OsEnv};
-use crate::format::superblock::{FlagsPlace, Superblock, Warning};
+use crate::format::superblock::{FlagsPlace, Superblock};
 use crate::format::superblock_io;
+use crate::journal::relocate::{self, PoolDisk};
 use crate::uring::buffers::BufferPool;
 use crate::uring::{Ring, RingOptions};
 
@@ -67,15 +68,10 @@ pub async fn recognise(env: &OsEnv, claimed: Vec<Claimed>) -> Result<Vec<PoolMem
     let mut members = Vec::with_capacity(claimed.len());
     for claimed in claimed {
         let path = claimed.path.display();
-        let read = superblock_io::read(&claimed.disk, env.buffers()).await;
+        let read = superblock_io::recover(&claimed.disk, env.buffers()).await;
         let (superblock, warning) = read.with_context(|| path.to_string())?;
         if let Some(warning) = warning {
             warn!(device = %path, "{warning}");
-        }
-        if let Some(Warning::Stale(_)) = warning {
-            // What was interrupted is completed: the older copy must never be all that is left.
-            let completed = superblock_io::write(&claimed.disk, env.buffers(), &superblock).await;
-            completed.with_context(|| format!("{path} cannot be written"))?;
         }
         members.push(PoolMember { claimed, superblock });
     }
@@ -83,7 +79,17 @@ pub async fn recognise(env: &OsEnv, claimed: Vec<Claimed>) -> Result<Vec<PoolMem
     let named: Vec<_> =
         members.iter().map(|member| (member.claimed.path.as_path(), &member.superblock)).collect();
     check_pool(&named)?;
+    relocate::complete(env, &mut disks(&mut members)).await?;
     Ok(members)
+}
+
+/// The devices as what moves the flags takes them.
+pub fn disks(members: &mut [PoolMember]) -> Vec<PoolDisk<'_, OsDisk>> {
+    let mut disks = Vec::with_capacity(members.len());
+    for PoolMember { claimed, superblock } in members {
+        disks.push(PoolDisk { disk: &claimed.disk, superblock });
+    }
+    disks
 }
 
 /// Whether these devices, in their order, are all of one pool.

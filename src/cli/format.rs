@@ -30,6 +30,9 @@ use crate::mds::opening::MetadataPlace;
 /// Memory for I/O, in bytes.
 const BUFFERS_LEN: usize = 16 << 20;
 
+/// How a device is formatted that holds something.
+const FORCE: &str = "say --force if that is what you want";
+
 const EXAMPLES: &str = "\
 Examples:
   One volume of four fifths of a disk, the rest for journaling:
@@ -109,7 +112,7 @@ async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> 
     let plan = PoolPlan::new(wish, &facts, || Uuid::new_v4().into_bytes())?;
     if !args.force {
         for of in &claimed {
-            refuse_if_in_use(&of.path, of.disk.len())?;
+            refuse_if_in_use(&of.path, of.disk.len(), FORCE)?;
         }
     }
     write(env, &plan, &claimed).await?;

@@ -16,16 +16,15 @@ const BLKID_NOTHING: i32 = 2;
 /// Of `blkid -p`: several contradicting things were recognised.
 const BLKID_AMBIVALENT: i32 = 8;
 
-/// Refuses a device of `size` bytes that holds something.
-pub fn refuse_if_in_use(path: &Path, size: u64) -> Result<()> {
+/// Refuses a device of `size` bytes that holds something; `force` is what takes it all the same.
+pub fn refuse_if_in_use(path: &Path, size: u64, force: &str) -> Result<()> {
     let mut found = own_signatures(path, size)?;
     found.extend(blkid(path)?);
     if found.is_empty() {
         return Ok(());
     }
     bail!(
-        "{} holds {}; nothing was changed. What it holds would be lost: say --force if that is \
-         what you want",
+        "{} holds {}; nothing was changed. What it holds would be lost: {force}",
         path.display(),
         found.join(", ")
     )
@@ -97,7 +96,7 @@ mod tests {
     fn what_is_recognised_is_refused() {
         let size = 8 << 20;
         let device = file(size);
-        let refused = || refuse_if_in_use(device.path(), size as u64);
+        let refused = || refuse_if_in_use(device.path(), size as u64, "--force");
         refused().unwrap();
         let write = |offset, bytes: &[u8]| {
             let file = std::fs::OpenOptions::new().write(true).open(device.path()).unwrap();

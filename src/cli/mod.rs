@@ -14,6 +14,7 @@ mod config;
 mod control;
 mod device;
 mod documents;
+mod flags;
 mod format;
 mod inspect;
 mod log;
@@ -80,6 +81,8 @@ enum Command {
     Settle(settle::Args),
     /// Make, list, resize, rename and delete volumes
     Volume(volume::Args),
+    /// Show or change where a pool's flags and journal are kept
+    Flags(flags::Args),
     /// Print what a shell needs to complete command lines
     Completions(documents::CompletionsArgs),
     /// Write the manual's pages into a directory
@@ -99,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
+        Command::Flags(args) => flags::run(args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),
         Command::Man(args) => documents::write_man_pages(&args, Cli::command()),
     };

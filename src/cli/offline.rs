@@ -19,7 +19,7 @@ use crate::check::{lines, metadata};
 use crate::env::flags::FlagsRegion;
 use crate::env::os::{OsDisk, OsEnv, OsNvram};
 use crate::env::region::DeviceRegion;
-use crate::env::{Env as _, Region};
+use crate::env::{Env as _, Nvram as _, Region};
 use crate::format::nvram::{self, NvramIdentity, REGION_START};
 use crate::format::superblock::FlagsPlace;
 use crate::journal::inspect::{RegionFacts, inspect};

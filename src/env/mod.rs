@@ -44,8 +44,8 @@ impl Moment {
 pub trait Env: Clone + 'static {
     /// A data device.
     type Disk: Disk;
-    /// A persistent-memory region.
-    type Nvram: Region;
+    /// Persistent memory.
+    type Nvram: Nvram;
     /// The channel to the metadata server.
     type Link: Link;
 
@@ -126,6 +126,15 @@ pub trait Region: Clone + 'static {
     /// Makes durable everything that can be read now, whoever wrote it: a recovery must not act on
     /// what may vanish later.
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static;
+}
+
+/// Persistent memory beside the data devices: a region of which parts are used.
+pub trait Nvram: Region {
+    /// Its name for messages: its path.
+    fn name(&self) -> &str;
+    /// The `len` bytes of it from `start`. They must be whole sectors of it.
+    #[must_use]
+    fn part(&self, start: u64, len: u64) -> Self;
 }
 
 /// The channel to the metadata server: datagrams that may be lost, repeated or reordered.

@@ -47,6 +47,14 @@ impl<D: Disk> DeviceRegion<D> {
         &self.disk
     }
 
+    /// The `len` bytes of it from `start`, which must be whole sectors.
+    #[must_use]
+    pub fn part(&self, start: u64, len: u64) -> Self {
+        let end = start.checked_add(len).expect("a part ends within 2^64 bytes");
+        assert!(end <= self.len, "a part ends at {end}, its region at {}", self.len);
+        Self::new(self.disk.clone(), self.start + start, len)
+    }
+
     /// Where a piece of the region lies on the disk.
     fn place(&self, offset: u64, len: usize) -> u64 {
         let end = offset.checked_add(len as u64).expect("a piece ends within 2^64 bytes");

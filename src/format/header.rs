@@ -15,6 +15,7 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::ids::{Incarnation, UnitId};
+use super::layout::SECTOR_MAX;
 use super::page::PAGE_HEADER;
 
 /// What names the header page.
@@ -79,7 +80,8 @@ impl RegionHeader {
         let (raw, _) = RawHeader::ref_from_prefix(page.get(PAGE_HEADER..)?).ok()?;
         let sector = raw.sector.get();
         let sound = raw.version.get() == REGION_VERSION
-            && (sector == 512 || sector == 4096)
+            && (512..=SECTOR_MAX).contains(&sector)
+            && sector.is_power_of_two()
             && (SLOTS_MIN..=SLOTS_MAX).contains(&raw.slots.get())
             && raw.incarnation.get() != u32::MAX;
         sound.then(|| RegionHeader {
@@ -123,7 +125,9 @@ mod tests {
             assert_eq!(stored(RegionHeader { slots, ..HEADER }), None);
         }
         assert_eq!(stored(RegionHeader { incarnation: Incarnation(u32::MAX), ..HEADER }), None);
-        assert_eq!(stored(RegionHeader { sector: 1024, ..HEADER }), None);
+        for sector in [0, 256, 1000, 8192] {
+            assert_eq!(stored(RegionHeader { sector, ..HEADER }), None);
+        }
         assert_eq!(RegionHeader::parse(&[0; 512]), None);
         assert_eq!(RegionHeader::parse(&[0; 9]), None);
     }

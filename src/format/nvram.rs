@@ -16,8 +16,9 @@
 //!
 //! # Contracts
 //!
-//! - **Durability**: written once, after all of the region and before the superblocks that name
-//!   it; never changed. One copy is enough.
+//! - **Durability**: written after all of the region and before the superblocks that name it;
+//!   never changed, and erased when the flags have moved elsewhere. One copy is enough: where there
+//!   is an identity, the region behind it was once whole.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -29,7 +30,8 @@ pub const LEN: usize = 4096;
 /// Where the region begins, in bytes: after both copies.
 pub const REGION_START: u64 = 2 * LEN as u64;
 
-const MAGIC: [u8; 8] = *b"FlpNvram";
+/// The first bytes of each copy.
+pub const MAGIC: [u8; 8] = *b"FlpNvram";
 const VERSION: u32 = 1;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]

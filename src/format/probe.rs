@@ -11,7 +11,7 @@
 //! - **Direction of doubt**: a signature counts even where the rest of its structure looks damaged:
 //!   what is refused can be forced, what is overwritten is gone.
 
-use super::superblock;
+use super::{nvram, superblock};
 
 /// How much of the device's start is looked at, in bytes.
 pub const HEAD_LEN: u64 = 2 << 20;
@@ -47,6 +47,8 @@ const fn at(offset: u64, bytes: &'static [u8], what: &'static str) -> Signature 
 }
 
 const SIGNATURES: &[Signature] = &[
+    at(0, &nvram::MAGIC, "the flags of a Flipside pool"),
+    at(nvram::LEN as u64, &nvram::MAGIC, "the flags of a Flipside pool (their second copy)"),
     at(0, b"XFSB", "an XFS file system"),
     at((64 << 10) + 64, b"_BHRfS_M", "a btrfs file system"),
     at(1024, &0xF2F5_2010_u32.to_le_bytes(), "an F2FS file system"),

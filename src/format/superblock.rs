@@ -253,6 +253,14 @@ pub enum SuperblockError {
         /// Its sector now, in bytes.
         now: u32,
     },
+    /// A copy that was older or damaged could not be written again.
+    #[error("its {copy} superblock needs to be written again, and cannot be: {kind}")]
+    NotMended {
+        /// Which copy.
+        copy: Copy,
+        /// What the device said.
+        kind: std::io::ErrorKind,
+    },
 }
 
 impl std::fmt::Display for Copy {

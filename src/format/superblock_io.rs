@@ -40,6 +40,30 @@ pub async fn read_copies<D: Disk>(
     [first, second]
 }
 
+/// As [`read`]; a copy that is older or damaged is then written again. Which copy counts must not
+/// change any more once it was acted upon, and the next change must not hit the only good one.
+pub async fn recover<D: Disk>(
+    disk: &D,
+    buffers: &BufferPool,
+) -> Result<(Superblock, Option<Warning>), SuperblockError> {
+    let (superblock, warning) = read(disk, buffers).await?;
+    let copy = match warning {
+        // Another version of this program may know what to do with it.
+        Some(Warning::Damaged { defect: Defect::Version(_), .. }) | None => None,
+        Some(Warning::Stale(copy) | Warning::Damaged { copy, .. }) => Some(copy),
+    };
+    if let Some(copy) = copy {
+        let offset = superblock.layout.superblocks()[copy as usize];
+        let mended = async {
+            disk.flush().await?;
+            write_copy(disk, buffers, &superblock, offset).await?;
+            disk.flush().await
+        };
+        mended.await.map_err(|error| SuperblockError::NotMended { copy, kind: error.kind() })?;
+    }
+    Ok((superblock, warning))
+}
+
 /// Writes both copies, durably, after everything written before.
 pub async fn write<D: Disk>(
     disk: &D,

@@ -18,11 +18,14 @@
 //!   [`Journal::group_bytes_max`], of which two fit at least.
 
 mod error;
+pub mod identity;
 pub mod inspect;
 pub mod layout;
 mod list;
 mod open;
 mod pages;
+pub mod relocate;
+mod replay;
 mod slots;
 
 use std::cell::{Cell, RefCell};
@@ -37,6 +40,7 @@ pub use layout::RegionLayout;
 use list::{Linked, List};
 pub use open::{Opened, RecoveredGroup};
 use pages::PageStore;
+pub use replay::replay;
 use slots::Slots;
 
 use crate::env::Region;

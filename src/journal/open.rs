@@ -50,53 +50,82 @@ pub struct Opened<R: Region> {
     pub groups: Vec<RecoveredGroup>,
 }
 
+/// Everything that a region holds; nothing of it is changed by looking.
+pub(super) struct Survey {
+    pub header: RegionHeader,
+    pub lines: Vec<Line>,
+    pub groups: Vec<RecoveredGroup>,
+    header_page: PageStore,
+    layout: RegionLayout,
+    status: Vec<Option<StatusEntry>>,
+    status_store: PageStore,
+    home_store: PageStore,
+    list: List,
+}
+
 /// What is in all slots.
 pub(super) struct Scan {
     parts: BTreeMap<u32, Part>,
 }
 
-impl<R: Region> Journal<R> {
-    /// Makes an empty journal and home in a region that reads as zeros, for so many pairs.
-    pub async fn format(
+/// What a new region begins with.
+pub(super) struct Beginning<'a> {
+    pub unit: UnitId,
+    pub pairs: u32,
+    /// The unit's starts so far.
+    pub incarnation: Incarnation,
+    /// The first group's.
+    pub sequence: Sequence,
+    /// The home; pairs beyond its end never belonged to anything.
+    pub lines: &'a [Line],
+}
+
+impl Beginning<'_> {
+    /// Lays out a region that reads as zeros. The header comes last: where it is, all else is.
+    pub async fn write<R: Region>(
+        &self,
+        region: &R,
+        pool: PoolId,
+        buffers: &BufferPool,
+    ) -> Result<(), JournalError> {
+        let Self { unit, pairs, incarnation, sequence, lines } = *self;
+        let (len, sector) = (region.len(), region.sector());
+        let layout = RegionLayout::compute(len, pairs, sector)
+            .map_err(|needed| JournalError::TooSmall { len, needed })?;
+        let header = RegionHeader { unit, incarnation, slots: layout.slots, pairs, sector };
+        let mut work = buffers.acquire(PAGE_WORK).await;
+        let mut home = PageStore::blank(layout.home, HOME_MAGIC, pool);
+        let pages: Vec<&[Line]> = lines.chunks(LINES_PER_PAGE).collect();
+        let used = |page: &u32| pages[*page as usize].iter().any(|line| *line != Line::FREE);
+        let used: Vec<u32> = (0..pages.len() as u32).filter(used).collect();
+        let fill = |page: u32, out: &mut [u8]| {
+            for (i, line) in pages[page as usize].iter().enumerate() {
+                line.store(out, i);
+            }
+        };
+        home.write(region, &mut work, &used, fill).await.map_err(failed)?;
+        let mut status = PageStore::blank(layout.status, STATUS_MAGIC, pool);
+        let root =
+            StatusEntry { of: ROOT, state: GroupState::Done, link: Link { slot: 0, sequence } };
+        let fill = |_, page: &mut [u8]| root.store(page, 0);
+        status.write(region, &mut work, &[0], fill).await.map_err(failed)?;
+        let mut page = PageStore::blank(layout.header, HEADER_MAGIC, pool);
+        page.write(region, &mut work, &[0], |_, page| header.store(page)).await.map_err(failed)
+    }
+}
+
+impl Survey {
+    /// Looks at the whole region. Everything that can be read must be durable already
+    /// ([`Region::flush`]).
+    pub async fn read<E: Env, R: Region>(
+        env: &E,
         region: &R,
         pool: PoolId,
         unit: UnitId,
         pairs: u32,
-        buffers: &BufferPool,
-    ) -> Result<(), JournalError> {
-        let layout = RegionLayout::compute(region.len(), pairs, region.sector())
-            .map_err(|needed| JournalError::TooSmall { len: region.len(), needed })?;
-        let header = RegionHeader {
-            unit,
-            incarnation: Incarnation(0),
-            slots: layout.slots,
-            pairs,
-            sector: region.sector(),
-        };
-        let mut work = buffers.acquire(PAGE_WORK).await;
-        let mut status = PageStore::blank(layout.status, STATUS_MAGIC, pool);
-        let link = Link { slot: 0, sequence: Sequence(1) };
-        let root = StatusEntry { of: ROOT, state: GroupState::Done, link };
-        status
-            .write(region, &mut work, &[0], |_, page| root.store(page, 0))
-            .await
-            .map_err(failed)?;
-        let mut page = PageStore::blank(layout.header, HEADER_MAGIC, pool);
-        page.write(region, &mut work, &[0], |_, page| header.store(page)).await.map_err(failed)
-    }
-
-    /// Opens the journal that is in a region: see the module. Everything that can be read must be
-    /// durable already ([`Region::flush`]).
-    pub async fn open<E: Env>(
-        env: &E,
-        region: R,
-        pool: PoolId,
-        unit: UnitId,
-        pairs: u32,
-    ) -> Result<Opened<R>, JournalError> {
-        let buffers = env.buffers();
-        let mut work = buffers.acquire(PAGE_WORK).await;
-        let (mut header_page, header) = load_header(env, &region, pool, &mut work).await?;
+        work: &mut Buf,
+    ) -> Result<Self, JournalError> {
+        let (header_page, header) = load_header(env, region, pool, work).await?;
         if header.unit != unit || header.pairs != pairs {
             let found = format!("it is unit {}'s of {} pairs", header.unit, header.pairs);
             return Err(JournalError::Foreign(found));
@@ -113,14 +142,61 @@ impl<R: Region> Journal<R> {
             return Err(JournalError::TooSmall { len: region.len(), needed: layout.end() });
         }
         let mut status_store = PageStore::blank(layout.status, STATUS_MAGIC, pool);
-        let status = load_status(env, &region, &layout, &mut status_store, &mut work).await?;
+        let status = load_status(env, region, &layout, &mut status_store, work).await?;
         let mut home_store = PageStore::blank(layout.home, HOME_MAGIC, pool);
-        let lines = load_home(env, &region, &layout, &mut home_store, &mut work).await?;
-        let scan = scan_slots(env, &region, &layout, pool, &mut work).await?;
+        let lines = load_home(env, region, &layout, &mut home_store, work).await?;
+        let scan = scan_slots(env, region, &layout, pool, work).await?;
         let (list, groups) = scan.walk(&status)?;
+        Ok(Self {
+            header,
+            lines,
+            groups,
+            header_page,
+            layout,
+            status,
+            status_store,
+            home_store,
+            list,
+        })
+    }
+
+    /// The sequence of the next group.
+    pub fn next_sequence(&self) -> Sequence {
+        self.list.tail().sequence
+    }
+}
+
+impl<R: Region> Journal<R> {
+    /// Makes an empty journal and home in a region that reads as zeros, for so many pairs.
+    pub async fn format(
+        region: &R,
+        pool: PoolId,
+        unit: UnitId,
+        pairs: u32,
+        buffers: &BufferPool,
+    ) -> Result<(), JournalError> {
+        let (incarnation, sequence) = (Incarnation(0), Sequence(1));
+        let beginning = Beginning { unit, pairs, incarnation, sequence, lines: &[] };
+        beginning.write(region, pool, buffers).await
+    }
+
+    /// Opens the journal that is in a region: see the module. Everything that can be read must be
+    /// durable already ([`Region::flush`]).
+    pub async fn open<E: Env>(
+        env: &E,
+        region: R,
+        pool: PoolId,
+        unit: UnitId,
+        pairs: u32,
+    ) -> Result<Opened<R>, JournalError> {
+        let buffers = env.buffers();
+        let mut work = buffers.acquire(PAGE_WORK).await;
+        let survey = Survey::read(env, &region, pool, unit, pairs, &mut work).await?;
+        let Survey { header, layout, list, lines, groups, status, .. } = survey;
         invalidate(&region, &layout, list.tail().slot, &mut work).await?;
         let incarnation = header.next_incarnation();
         let next = RegionHeader { incarnation, ..header };
+        let mut header_page = survey.header_page;
         header_page
             .write(&region, &mut work, &[0], |_, page| next.store(page))
             .await
@@ -129,7 +205,8 @@ impl<R: Region> Journal<R> {
         list.iter().flat_map(|(_, linked)| &linked.slots).for_each(|slot| slots.take_one(*slot));
         slots.take_one(list.tail().slot);
         let append_work = buffers.acquire(append_work_bytes(layout.slots)).await;
-        let page_work = PageWork { buf: work, status: status_store, home: home_store };
+        let page_work =
+            PageWork { buf: work, status: survey.status_store, home: survey.home_store };
         let inner = Inner { list, slots, status, failed: None, transactions: 0 };
         let journal = Journal {
             region,

@@ -1,8 +1,8 @@
 //! The real engine under simulation: a pool drawn from the seed, small enough that journal space is
 //! always short.
 //!
-//! The disks hold no superblocks here (those are tried by their own tests): what a superblock would
-//! say is part of the engine's drawn configuration.
+//! The flags begin on the first disk or in one of the machine's NVRAMs ([`Places`]), and a start
+//! may move them before it recovers.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,39 +12,34 @@ use std::time::Duration;
 use super::churn;
 use super::engine::{Engine, Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::metadata::Tables;
-use crate::env::flags::FlagsRegion;
+use super::places::Places;
+use crate::env::Env;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::sim::calls::Calls;
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{self, DiskShape, Shape, SimEnv, SimStorage};
-use crate::env::{Env, Region};
 use crate::format::group::{Group, Part, SLOT_BYTES};
-use crate::format::ids::{ExtentId, ExtentRun, PoolId, UnitId};
-use crate::format::layout::{DeviceExtents, Geometry};
+use crate::format::ids::{ExtentRun, PoolId, UnitId};
+use crate::format::layout::{Geometry, REGION_ALIGN};
+use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
 use crate::mds::catalog::{Catalog, PoolSpec};
 use crate::mds::server::Server;
 use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
 
-const POOL: PoolId = PoolId(*b"simulated pool!!");
-const UNIT: UnitId = UnitId(1);
-/// What the region has besides journal slots, in bytes: more than any pool here needs.
-const REGION_BASE: u64 = 64 << 10;
+pub(super) const POOL: PoolId = PoolId(*b"simulated pool!!");
+pub(super) const UNIT: UnitId = UnitId(1);
 const SLOT: u64 = SLOT_BYTES as u64;
-/// The sector of the persistent memory, in bytes.
-const NVRAM_SECTOR: u32 = 512;
 
 /// A pool, and how it is served.
 #[derive(Clone)]
 pub struct Flipside {
     geometry: Geometry,
-    sector: u32,
     volatile_cache: bool,
-    nvram: bool,
-    region_len: u64,
-    /// Extents on each disk.
-    disks: Vec<u32>,
+    places: Places,
+    /// How often a start moves the flags, in parts per million.
+    moves_ppm: u32,
     reserve: u32,
     volumes: Vec<u64>,
     granule: usize,
@@ -67,11 +62,9 @@ impl Flipside {
     ) -> Self {
         Self {
             geometry,
-            sector: 512,
             volatile_cache: true,
-            nvram: false,
-            region_len: 4 << 20,
-            disks: vec![extents],
+            places: Places::new(geometry, 512, 4 << 20, vec![extents], reserve),
+            moves_ppm: 0,
             reserve,
             volumes: vec![size],
             granule: 512,
@@ -81,49 +74,82 @@ impl Flipside {
         }
     }
 
+    /// The same with NVRAMs that have so many bytes more than the region on the disk, the flags in
+    /// the one of number `begins_in` from the beginning, or on the disk.
+    #[must_use]
+    pub fn with_nvrams(mut self, more: &[u64], begins_in: Option<usize>) -> Self {
+        self.places.add_nvrams(more, begins_in);
+        self
+    }
+
+    /// The same with a region of so many bytes on the disk.
+    #[must_use]
+    pub fn with_region(mut self, len: u64) -> Self {
+        self.places.set_region(len);
+        self
+    }
+
+    /// The same on two disks.
+    #[must_use]
+    pub fn on_two_disks(mut self) -> Self {
+        self.places.split_disk();
+        self
+    }
+
+    /// Moves the flags, as a user does while nothing is served: into an NVRAM, or to the disk.
+    pub fn move_flags(
+        &self,
+        env: SimEnv,
+        to: Option<usize>,
+    ) -> impl Future<Output = Result<Moved, String>> + 'static {
+        let places = self.places.clone();
+        async move { places.relocate(&env, to).await }
+    }
+
+    /// Where the flags are: in which NVRAM, or on the disk; and which NVRAMs are of a pool.
+    pub fn find_flags(
+        &self,
+        env: SimEnv,
+    ) -> impl Future<Output = Result<(Option<usize>, Vec<usize>), String>> + 'static {
+        let places = self.places.clone();
+        async move { places.find(&env).await }
+    }
+
     fn extents(&self) -> u32 {
-        self.disks.iter().sum()
+        self.places.extents()
     }
 
-    /// Where extents begin on a disk, in bytes.
-    fn head(&self, disk: usize) -> u64 {
-        let head = if disk == 0 && !self.nvram { self.region_len } else { 0 };
-        head.next_multiple_of(u64::from(self.geometry.extent_size()))
+    /// Where the region begins and what lies where in it, unless it may move.
+    fn region_layout(&self) -> Option<(u64, RegionLayout)> {
+        let (base, len, sector) = self.places.fixed().filter(|_| self.moves_ppm == 0)?;
+        let layout = RegionLayout::compute(len, self.extents(), sector);
+        Some((base, layout.expect("room for a journal")))
     }
 
-    fn disk_extents(&self, disk: usize) -> DeviceExtents {
-        let first = ExtentId(self.disks.iter().take(disk).sum());
-        DeviceExtents { offset: self.head(disk), first, count: self.disks[disk] }
-    }
-
-    fn region_layout(&self) -> RegionLayout {
-        let sector = if self.nvram { NVRAM_SECTOR } else { self.sector };
-        RegionLayout::compute(self.region_len, self.extents(), sector).expect("room for a journal")
-    }
-
-    /// What lies where in the region.
+    /// What lies where on the medium of the region.
     fn parts(&self) -> Vec<sim::Part> {
-        let layout = self.region_layout();
+        let Some((base, layout)) = self.region_layout() else { return Vec::new() };
         let names = [["header 0", "header 1"], ["status 0", "status 1"], ["home 0", "home 1"]];
         let runs = [layout.header, layout.status, layout.home];
         let mut parts = Vec::new();
         for (names, run) in names.into_iter().zip(runs) {
             let page = run.page as u64;
             for (copy, name) in names.into_iter().enumerate() {
-                let start = run.copies[copy];
+                let start = base + run.copies[copy];
                 let range = start..start + page * u64::from(run.count);
-                let twofold = (copy == 0).then_some((page, run.copies[1]));
+                let twofold = (copy == 0).then_some((page, base + run.copies[1]));
                 parts.push(sim::Part { name, range, twofold });
             }
         }
-        let range = layout.slots_at..layout.end();
+        let range = base + layout.slots_at..base + layout.end();
         parts.push(sim::Part { name: "journal slot", range, twofold: None });
         parts
     }
 
     async fn make(self, env: SimEnv) -> Result<(), String> {
         let wrong = |error: &dyn std::fmt::Debug| format!("{error:?}");
-        let starts = (0..self.disks.len()).map(|disk| self.disk_extents(disk));
+        let layouts = self.places.layouts();
+        let starts = layouts.iter().map(|layout| layout.extents);
         let pool = PoolSpec {
             extent_size: self.geometry.extent_size(),
             devices: starts.map(|on| ExtentRun { start: on.first, count: on.count }).collect(),
@@ -135,21 +161,19 @@ impl Flipside {
             catalog.create_volume(&format!("vol{number}"), *size).map_err(|e| wrong(&e))?;
         }
         catalog.commit().map_err(|e| wrong(&e))?;
-        if let Some(nvram) = env.nvram() {
-            self.make_region(&env, nvram).await
-        } else {
-            let region = DeviceRegion::new(env.disk(0), 0, self.region_len);
-            self.make_region(&env, region).await
-        }
+        self.make_region(&env).await?;
+        self.places.format(&env).await
     }
 
     /// The region: zeros, then an empty journal.
-    async fn make_region(&self, env: &SimEnv, region: impl Region) -> Result<(), String> {
+    async fn make_region(&self, env: &SimEnv) -> Result<(), String> {
+        let span = self.places.region();
+        let region = DeviceRegion::new(env.disk(0), span.offset, span.len);
         let mut zeros = env.buffers().acquire(SLOT as usize).await;
         zeros.as_mut_slice().fill(0);
-        for at in (0..self.region_len).step_by(SLOT as usize) {
+        for at in (0..span.len).step_by(SLOT as usize) {
             let piece = vec![(at, zeros.view_all())];
-            region.persist(piece).await.map_err(|error| error.to_string())?;
+            crate::env::Region::persist(&region, piece).await.map_err(|error| error.to_string())?;
         }
         Journal::format(&region, POOL, UNIT, self.extents(), env.buffers())
             .await
@@ -162,15 +186,15 @@ impl Flipside {
         let catalog = Catalog::open(Box::new(store)).map_err(|error| error.to_string())?;
         let server = Server::new(catalog).map_err(|error| error.to_string())?;
         env.serve(Box::new(server));
+        if env.random() % 1_000_000 < u64::from(self.moves_ppm) {
+            let to = self.places.any(env.random());
+            self.places.relocate(&env, to).await?;
+        }
         let disks: Vec<_> = env.disks().into_iter().map(Latching::new).collect();
-        let region = match env.nvram() {
-            Some(nvram) => FlagsRegion::Nvram(nvram),
-            None => FlagsRegion::Device(DeviceRegion::new(disks[0].clone(), 0, self.region_len)),
-        };
-        let devices = disks.into_iter().enumerate();
-        let devices = devices
-            .map(|(number, disk)| Member { disk, extents: self.disk_extents(number) })
-            .collect();
+        let region = self.places.open(&env, &disks[0]).await?;
+        let devices = disks.into_iter().zip(self.places.layouts());
+        let devices = devices.map(|(disk, layout)| Member { disk, extents: layout.extents });
+        let devices = devices.collect();
         let link = env.link(0);
         let parts = UnitParts {
             env: env.clone(),
@@ -204,7 +228,8 @@ impl Engine for Flipside {
         let extent_shift = (block_shift + ratio).max(14);
         let geometry = Geometry::new(1 << block_shift, 1 << extent_shift).expect("sound sizes");
         let sector = if block_shift == 12 { rng.pick(&[512, 4096]) } else { 512 };
-        let nvram = rng.chance(350_000);
+        let nvrams = if rng.chance(300_000) { rng.between(1, 2) } else { 0 };
+        let more: Vec<u64> = (0..nvrams).map(|_| rng.below(40) * SLOT).collect();
         let many = ratio < 7 && rng.chance(100_000);
         let extents = rng.between(20, if many { 200 } else { 60 }) as u32;
         let disks = if rng.chance(250_000) {
@@ -233,13 +258,15 @@ impl Engine for Flipside {
         };
         let room = extents - reserve;
         let volumes = draw_volumes(rng, geometry, room);
+        // From 64 slots on, and more pages than any pool here needs.
+        let region_len = rng.between(5, 14) * REGION_ALIGN;
+        let mut places = Places::new(geometry, sector, region_len, disks, reserve);
+        places.add_nvrams(&more, (0..more.len()).next_back());
         Self {
             geometry,
-            sector,
             volatile_cache: rng.chance(900_000),
-            nvram,
-            region_len: REGION_BASE + rng.pick(&[64, 66, 100, 200]) * SLOT,
-            disks,
+            places,
+            moves_ppm: if more.is_empty() { 0 } else { rng.pick(&[0, 300_000]) },
             reserve,
             volumes,
             granule: rng.pick(&[512, 512, 128]),
@@ -250,14 +277,14 @@ impl Engine for Flipside {
     }
 
     fn shape(&self) -> Shape {
-        let disks = (0..self.disks.len()).map(|disk| DiskShape {
-            len: self.head(disk) + self.disk_extents(disk).len_bytes(self.geometry),
-            sector: self.sector,
+        let disks = self.places.layouts().into_iter().map(|layout| DiskShape {
+            len: layout.size,
+            sector: self.places.sector(),
             volatile_cache: self.volatile_cache,
         });
         Shape {
             disks: disks.collect(),
-            nvram: self.nvram.then_some((self.region_len, NVRAM_SECTOR)),
+            nvram: self.places.nvram_shape(),
             parts: self.parts(),
             storage_max: 0,
             buffers_max: 128 << 20,
@@ -284,11 +311,11 @@ impl Engine for Flipside {
     }
 
     fn older_groups(&self, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>> {
-        let layout = self.region_layout();
+        let Some((base, layout)) = self.region_layout() else { return Vec::new() };
         let mut bytes = vec![0; SLOT_BYTES];
         let mut parts: BTreeMap<u32, Part> = BTreeMap::new();
         for slot in 0..layout.slots {
-            if read(layout.slot_at(slot), &mut bytes)
+            if read(base + layout.slot_at(slot), &mut bytes)
                 && let Some(part) = Part::parse(&bytes, POOL)
             {
                 parts.insert(slot, part);
@@ -299,7 +326,7 @@ impl Engine for Flipside {
         groups.sort_by_key(|(group, _)| group.sequence);
         groups.pop();
         let slots = groups.into_iter().flat_map(|(_, slots)| slots);
-        slots.map(|slot| layout.slot_at(slot)..layout.slot_at(slot + 1)).collect()
+        slots.map(|slot| base + layout.slot_at(slot)..base + layout.slot_at(slot + 1)).collect()
     }
 
     fn format(

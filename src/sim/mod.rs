@@ -17,6 +17,7 @@ pub mod engine;
 pub mod flipside;
 pub mod metadata;
 pub mod oracle;
+mod places;
 pub mod run;
 pub mod stamp;
 mod subject;

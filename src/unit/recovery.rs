@@ -31,11 +31,10 @@ use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk, Env, Region};
-use crate::format::group::GroupState;
-use crate::format::home::{Applied, Line};
-use crate::format::ids::{LogicalExtent, PairId, PoolId, Sequence, UnitId};
+use crate::format::home::Line;
+use crate::format::ids::{LogicalExtent, PairId, PoolId, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
-use crate::journal::{Journal, Opened, RecoveredGroup};
+use crate::journal::{Journal, Opened, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::observe::{Counters, Latencies};
@@ -151,38 +150,6 @@ async fn make_stable<E: Env>(parts: &Parts<E>) -> Result<(), RecoverError> {
     }
     let flushed = parts.region.flush().await;
     flushed.map_err(|error| RecoverError::Device { device: "the journal region".into(), error })
-}
-
-/// Applies the linked groups to the lines, oldest first; returns the home pages that this changed.
-pub fn replay(
-    lines: &mut [Line],
-    groups: &[RecoveredGroup],
-) -> Result<BTreeSet<u32>, RecoverError> {
-    let mut stale = BTreeSet::new();
-    for group in groups {
-        match group.state {
-            GroupState::Committed | GroupState::Done => {}
-            GroupState::Aborted => continue,
-            GroupState::Prepared => return Err(in_doubt(group.sequence)),
-        }
-        for record in &group.records {
-            let Some(pair) = record.pair() else { continue };
-            let line = lines.get_mut(pair.0 as usize);
-            let line = line.ok_or_else(|| RecoverError::Damaged(format!("no pair {pair}")))?;
-            if line.apply(record) == Applied::Impossible {
-                return Err(RecoverError::Damaged(format!(
-                    "group {} says {record:?}, which cannot follow {line:?}",
-                    group.sequence
-                )));
-            }
-            stale.insert(crate::format::home::home_page(pair));
-        }
-    }
-    Ok(stale)
-}
-
-fn in_doubt(group: Sequence) -> RecoverError {
-    RecoverError::Damaged(format!("group {group} waits for a coordinator that there is not"))
 }
 
 /// Everything that the server can give: the embedded server serves this unit alone.

@@ -16,7 +16,8 @@ use nix::unistd::Pid;
 use super::nbd_client::Client;
 use super::programs::{PATIENCE, run, wait_for};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_flipside");
+/// The program.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_flipside");
 
 /// How a target is served.
 #[derive(Clone, Debug)]
@@ -28,6 +29,24 @@ pub struct Service {
     /// Further arguments of `flipside serve`.
     pub arguments: Vec<String>,
 }
+
+/// What [`Service::arguments`] must have for a place of flags and journal; files go into the
+/// directory.
+pub type Place = fn(&Path) -> Vec<String>;
+
+/// Flags and journal on the first device.
+pub fn on_the_device(_: &Path) -> Vec<String> {
+    Vec::new()
+}
+
+/// Flags and journal in a file of the directory, as NVRAM.
+pub fn in_nvram(directory: &Path) -> Vec<String> {
+    let path = directory.join("nvram").display().to_string();
+    ["--flags", "nvram", "--nvram", &path].map(String::from).to_vec()
+}
+
+/// All places.
+pub const PLACES: [Place; 2] = [on_the_device, in_nvram];
 
 /// A target that serves; killed when dropped.
 pub struct Target {

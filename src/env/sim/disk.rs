@@ -11,7 +11,7 @@ use super::calls::Fate;
 use super::points::Point;
 use super::world::{Done, Event};
 use super::{Shell, ended};
-use crate::env::{Disk, Durability, Region};
+use crate::env::{Disk, Durability, Nvram, Region};
 use crate::uring::buffers::View;
 
 /// A simulated disk. Cheap to clone: a handle.
@@ -139,6 +139,7 @@ impl Disk for SimDisk {
 #[derive(Clone)]
 pub struct SimNvram {
     shell: Rc<Shell>,
+    start: u64,
     len: u64,
     sector: u32,
 }
@@ -149,7 +150,24 @@ impl SimNvram {
         let nvram = world.nvram.as_ref().expect("a machine with persistent memory");
         let (len, sector) = (nvram.size(), nvram.sector());
         drop(world);
-        Self { shell, len, sector }
+        Self { shell, start: 0, len, sector }
+    }
+
+    /// Where a piece of it lies in the memory.
+    fn place(&self, offset: u64, len: u64) -> u64 {
+        assert!(offset + len <= self.len, "{len} bytes at {offset} are beyond {}", self.len);
+        self.start + offset
+    }
+}
+
+impl Nvram for SimNvram {
+    fn name(&self) -> &'static str {
+        "nvram"
+    }
+
+    fn part(&self, start: u64, len: u64) -> Self {
+        let start = self.place(start, len);
+        Self { shell: Rc::clone(&self.shell), start, len, sector: self.sector }
     }
 }
 
@@ -163,6 +181,7 @@ impl Region for SimNvram {
     }
 
     fn read(&self, offset: u64, view: View) -> impl Future<Output = io::Result<()>> + 'static {
+        let offset = self.place(offset, view.len() as u64);
         let (done, receiver) = oneshot::channel();
         let mut world = self.shell.world.borrow_mut();
         if world.call("nvram read", offset, view.len() as u64) != Fate::Dead {
@@ -174,6 +193,8 @@ impl Region for SimNvram {
 
     #[track_caller]
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
+        let placed = |(offset, view): (u64, View)| (self.place(offset, view.len() as u64), view);
+        let pieces: Vec<_> = pieces.into_iter().map(placed).collect();
         let (done, receiver) = oneshot::channel();
         let mut world = self.shell.world.borrow_mut();
         let place = pieces.first().map_or(0, |(offset, _)| *offset);

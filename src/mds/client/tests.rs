@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use super::*;
-use crate::env::{Disk, Durability, Region};
+use crate::env::{Disk, Durability, Nvram, Region};
 use crate::format::ids::Slot;
 use crate::mds::server::Server;
 use crate::mds::testing::{EXTENT_SIZE, Memory, create, pair, serve};
@@ -63,6 +63,15 @@ impl Region for Never {
     }
     fn persist(&self, _: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
         std::future::pending()
+    }
+}
+
+impl Nvram for Never {
+    fn name(&self) -> &str {
+        match *self {}
+    }
+    fn part(&self, _: u64, _: u64) -> Self {
+        match *self {}
     }
 }
 

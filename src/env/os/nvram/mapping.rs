@@ -13,6 +13,7 @@ use std::fs::File;
 use std::future::ready;
 use std::io;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -31,6 +32,7 @@ pub(super) const SECTOR: u32 = 512;
 pub(super) struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    name: Box<str>,
     write_back: WriteBack,
     memory: Memory,
     /// Claimed as long as it is open.
@@ -45,7 +47,7 @@ enum Memory {
 
 impl Mapping {
     /// Maps persistent memory; fails where the file is not in any.
-    pub(super) fn synchronous(file: File, len: u64) -> io::Result<Self> {
+    pub(super) fn synchronous(file: File, len: u64, path: &Path) -> io::Result<Self> {
         let len = NonZeroUsize::new(usize::try_from(len).map_err(io::Error::other)?)
             .ok_or(io::ErrorKind::InvalidInput)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -55,6 +57,7 @@ impl Mapping {
         Ok(Self {
             start: start.cast(),
             len: len.get(),
+            name: name(path),
             write_back: WriteBack::of_this_machine(),
             memory: Memory::Synchronous,
             _file: file,
@@ -62,14 +65,15 @@ impl Mapping {
     }
 
     /// Maps a file, whatever it lies in.
-    pub(super) fn trusting(file: File, len: u64) -> io::Result<Self> {
+    pub(super) fn trusting(file: File, len: u64, path: &Path) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(io::Error::other)?;
         // SAFETY: the file is claimed, and all access is by copying through raw pointers: no
         // reference is made to bytes that another process could change.
         let mut map = unsafe { MmapOptions::new().len(len).map_mut(&file) }?;
         let start = NonNull::new(map.as_mut_ptr()).expect("a mapping is not at address zero");
         let write_back = WriteBack::of_this_machine();
-        Ok(Self { start, len, write_back, memory: Memory::Trusted(map), _file: file })
+        let (name, memory) = (name(path), Memory::Trusted(map));
+        Ok(Self { start, len, name, write_back, memory, _file: file })
     }
 
     /// The address of a range, which must lie in the mapping.
@@ -104,6 +108,10 @@ impl Mapping {
     }
 }
 
+fn name(path: &Path) -> Box<str> {
+    path.display().to_string().into()
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         if let Memory::Synchronous = self.memory {
@@ -134,6 +142,11 @@ impl MappedRegion {
     #[must_use]
     pub fn part(&self, start: u64, len: u64) -> Self {
         Self { mapping: Rc::clone(&self.mapping), start: self.place(start, len), len }
+    }
+
+    /// The path of the file.
+    pub fn name(&self) -> &str {
+        &self.mapping.name
     }
 
     /// Whether nothing but the memory makes it durable.

@@ -26,9 +26,9 @@ use tracing::{info, warn};
 use super::disk::{self, Caching, OsDisk};
 use super::open_error::{DiskOpenError, DiskOpenErrorKind};
 use super::probe;
-use crate::env::Region;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
+use crate::env::{Disk as _, Nvram, Region};
 use crate::uring::Ring;
 use crate::uring::buffers::View;
 pub use mapping::MappedRegion;
@@ -81,10 +81,10 @@ impl OsNvram {
                 "memory is TRUSTED: unless it survives a loss of power, what was flushed is lost \
                  with it, and the pool too"
             );
-            let mapping = Mapping::trusting(file, len).map_err(fail)?;
+            let mapping = Mapping::trusting(file, len, path).map_err(fail)?;
             return Ok(Self::Mapped(MappedRegion::whole(mapping)));
         }
-        match Mapping::synchronous(file, len) {
+        match Mapping::synchronous(file, len, path) {
             Ok(mapping) => {
                 info!(nvram = %name, "persistent memory, mapped");
                 Ok(Self::Mapped(MappedRegion::whole(mapping)))
@@ -93,17 +93,6 @@ impl OsNvram {
                 info!(nvram = %name, "no persistent memory ({error}): written with direct I/O");
                 let disk = Latching::new(OsDisk::open(ring, path).await?);
                 Ok(Self::Direct(DeviceRegion::whole(disk)))
-            }
-        }
-    }
-
-    /// The `len` bytes of it from `start`. They must be whole sectors of it.
-    #[must_use]
-    pub fn part(&self, start: u64, len: u64) -> Self {
-        match self {
-            Self::Mapped(region) => Self::Mapped(region.part(start, len)),
-            Self::Direct(region) => {
-                Self::Direct(DeviceRegion::new(region.disk().clone(), start, len))
             }
         }
     }
@@ -151,6 +140,22 @@ impl Region for OsNvram {
         match self {
             Self::Mapped(region) => Either::Left(region.flush()),
             Self::Direct(region) => Either::Right(region.flush()),
+        }
+    }
+}
+
+impl Nvram for OsNvram {
+    fn name(&self) -> &str {
+        match self {
+            Self::Mapped(region) => region.name(),
+            Self::Direct(region) => region.disk().name(),
+        }
+    }
+
+    fn part(&self, start: u64, len: u64) -> Self {
+        match self {
+            Self::Mapped(region) => Self::Mapped(region.part(start, len)),
+            Self::Direct(region) => Self::Direct(region.part(start, len)),
         }
     }
 }
