@@ -313,6 +313,7 @@ fn build_state(
         empty: BTreeSet::new(),
         shunned: BTreeSet::new(),
         fruitless: 0,
+        hopeless: BTreeSet::new(),
         untold: BTreeSet::new(),
         stale_pages: BTreeSet::new(),
         space_queue: VecDeque::new(),

@@ -172,7 +172,7 @@ impl<E: Env> Inner<E> {
         if self.commit_early().await {
             return true;
         }
-        self.state.borrow_mut().fruitless += 1;
+        self.state.borrow_mut().note_fruitless();
         if !self.state.borrow().may_read_shunned() {
             if !self.state.borrow().may_gain_extents() {
                 // They will be told that there is no room.
@@ -254,6 +254,7 @@ impl<E: Env> Inner<E> {
             // Copied one after another: the disk is not for settling alone.
             match self.copy_pair(&mut buffers, &item.binding, item.settlement).await {
                 Ok(written) => {
+                    self.state.borrow_mut().note_readable(item.pair);
                     devices |= written;
                     report.blocks_copied += item.settlement.copy.len() as u64;
                     items.push(item);
@@ -274,7 +275,6 @@ impl<E: Env> Inner<E> {
             return Ok(report);
         }
         self.harden(&items).await?;
-        self.state.borrow_mut().fruitless = 0;
         for item in items.iter().filter(|item| !item.is_release()) {
             if item.settlement.is_swap(item.binding.data_slot) {
                 report.swaps += 1;
