@@ -33,6 +33,7 @@ mod fault {
     pub const HANGS: u8 = 7;
     pub const FUA_FORGOTTEN: u8 = 8;
     pub const FRESH_IS_GARBAGE: u8 = 9;
+    pub const NO_CLAIM: u8 = 10;
 }
 
 #[derive(Clone)]
@@ -112,10 +113,7 @@ impl<const FAULT: u8> Engine for Toy<FAULT> {
         env: SimEnv,
         _: SimStorage,
     ) -> impl Future<Output = Result<Serving<FAULT>, String>> + 'static {
-        async move {
-            env.claim().await;
-            Serving::recover(env).await
-        }
+        Serving::recover(env)
     }
 }
 
@@ -131,6 +129,9 @@ impl<const FAULT: u8> Serving<FAULT> {
     }
 
     async fn recover(env: SimEnv) -> Result<Self, String> {
+        if FAULT != fault::NO_CLAIM {
+            env.claim().await;
+        }
         let mut newest = 0;
         for slot in 0..2 {
             if let Ok(bytes) = read(&env, header_at(slot), SECTOR).await {
@@ -318,6 +319,8 @@ fn broken_toys_are_caught() {
     caught(first_failure::<{ fault::HANGS }>(300), &["hangs", "more than any time"]);
     caught(first_failure::<{ fault::FUA_FORGOTTEN }>(300), &["promise 2"]);
     caught(first_failure::<{ fault::FRESH_IS_GARBAGE }>(300), &["promise 5"]);
+    // A predecessor's writes arrive over what this one has written.
+    caught(first_failure::<{ fault::NO_CLAIM }>(1000), &["promise"]);
 }
 
 /// Goal: a sweep runs every seed once, on several threads, and finds what one run finds.

@@ -290,6 +290,8 @@ fn build_state(
         journaled: BTreeMap::new(),
         empty: BTreeSet::new(),
         shunned: BTreeSet::new(),
+        fruitless: 0,
+        hopeless: BTreeSet::new(),
         untold: BTreeSet::new(),
         stale_pages: BTreeSet::new(),
         space_queue: VecDeque::new(),

@@ -166,12 +166,14 @@ impl<E: Env> Inner<E> {
     }
 
     /// Does what can be done for those who wait for extents when no pair can be settled now; says
-    /// whether to look again.
+    /// whether to look again. A sector that cannot be read may be readable later, but nobody waits
+    /// for that for ever ‡.
     async fn gain_extents(&self) -> bool {
         if self.commit_early().await {
             return true;
         }
-        if self.state.borrow().shunned.is_empty() {
+        self.state.borrow_mut().note_fruitless();
+        if !self.state.borrow().may_read_shunned() {
             if !self.state.borrow().may_gain_extents() {
                 // They will be told that there is no room.
                 self.state.borrow().wake_everyone();
@@ -255,6 +257,7 @@ impl<E: Env> Inner<E> {
             // Copied one after another: the disk is not for settling alone.
             match self.copy_pair(&mut buffers, &item.binding, item.settlement).await {
                 Ok(written) => {
+                    self.state.borrow_mut().note_readable(item.pair);
                     devices |= written;
                     report.blocks_copied += item.settlement.copy.len() as u64;
                     items.push(item);

@@ -331,6 +331,10 @@ pub struct State {
     pub empty: BTreeSet<PairId>,
     /// Pairs that could not be settled because of a read error; tried again after a while.
     pub shunned: BTreeSet<PairId>,
+    /// How often in a row that was all there was to do for those who wait for extents.
+    pub fruitless: u32,
+    /// Pairs that were tried too often: nobody waits for them, until one can be read again.
+    pub hopeless: BTreeSet<PairId>,
     /// The pairs whose durable binding the metadata server was not told yet.
     pub untold: BTreeSet<PairId>,
     /// Home pages that are older than the lines.
@@ -349,7 +353,30 @@ pub struct State {
     pub stopping: bool,
 }
 
+/// After so many fruitless attempts to read what a settle must copy, nobody waits for it any more.
+const FRUITLESS_MAX: u32 = 100;
+
 impl State {
+    /// Nothing but pairs that cannot be read is left to be settled, once more.
+    pub fn note_fruitless(&mut self) {
+        self.fruitless += 1;
+        if self.fruitless > FRUITLESS_MAX {
+            self.fruitless = 0;
+            self.hopeless.extend(&self.shunned);
+        }
+    }
+
+    /// A pair could be read, to be settled.
+    pub fn note_readable(&mut self, pair: PairId) {
+        self.fruitless = 0;
+        self.hopeless.remove(&pair);
+    }
+
+    /// Whether it makes sense to wait until the shunned pairs can be read: for a while it does.
+    pub fn may_read_shunned(&self) -> bool {
+        !self.shunned.is_subset(&self.hopeless)
+    }
+
     /// The next place in the order of arrival.
     pub fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
@@ -391,9 +418,13 @@ impl State {
         let healthy = |domain: &Domain| domain.failed.is_none();
         self.leaving > 0
             || self.emptying > 0
-            || !self.shunned.is_empty()
+            || self.may_read_shunned()
             || self.domains.iter().any(|d| healthy(d) && d.newest_dirty().is_some())
-            || self.journaled.keys().chain(&self.empty).any(|pair| self.may_settle(*pair))
+            || self
+                .journaled
+                .keys()
+                .chain(&self.empty)
+                .any(|pair| self.may_settle(*pair) && !self.hopeless.contains(pair))
     }
 
     /// Wakes the first of those who wait for extents.

@@ -237,7 +237,7 @@ impl World {
             return;
         }
         for (peer, datagram) in answers {
-            self.send(Towards::Client, peer, datagram.into());
+            self.send(Towards::Client, peer, &datagram.into());
         }
     }
 
