@@ -7,7 +7,6 @@
 //! - **Stop**: SIGTERM or SIGINT: no more requests are taken, those under way are answered, all is
 //!   committed, and the exit code is 0. A second signal does not wait for clients.
 
-use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -17,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::future::{Either, select};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
@@ -36,9 +35,7 @@ use crate::format::ids::PoolId;
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
-use crate::mds::backend::RegionBackend;
-use crate::mds::catalog::Catalog;
-use crate::mds::redb_store::RedbStore;
+use crate::mds::opening::MetadataPlace;
 use crate::mds::{embedded, server, wire};
 use crate::observe::{Latencies, SlowWatch};
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
@@ -223,11 +220,11 @@ fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, 
 
 /// Opens the store on the first device and starts the server on its thread.
 pub(super) fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)> {
-    let file = OpenOptions::new().read(true).write(true).open(&first.claimed.path)?;
-    let regions = first.superblock.layout.regions.expect("the first device has the regions");
-    let backend = RegionBackend::open(file, regions.store.offset, regions.store.len)?;
-    let catalog = Catalog::open(Box::new(RedbStore::open(backend)?))?;
-    let embedded = embedded::start(server::Server::new(catalog)?)?;
+    let opened = MetadataPlace::on(&first.claimed.path, &first.superblock)?.open()?;
+    if let Some(damage) = opened.rebuilt {
+        error!(%damage, "the metadata store was damaged; a new one was made from its second copy");
+    }
+    let embedded = embedded::start(server::Server::new(opened.catalog)?)?;
     let link = OsLink::new(wire::PAYLOAD_MAX, embedded.requests, embedded.replies);
     Ok((link, embedded.thread))
 }

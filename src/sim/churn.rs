@@ -17,7 +17,7 @@ const PREFIX: &str = "scratch";
 /// The longest pause, in nanoseconds, as a power of two: well below the time for a shutdown.
 const PAUSE_BITS: u32 = 33;
 /// The largest of them, in extents.
-const EXTENTS_MAX: u64 = 12;
+pub const EXTENTS_MAX: u64 = 12;
 
 /// Whether a volume of that name is one of these.
 pub fn is_scratch(name: &str) -> bool {

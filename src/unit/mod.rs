@@ -55,7 +55,7 @@ use tokio::sync::{Mutex, Notify};
 
 pub use error::{IoError, ManageError, RecoverError};
 pub use policy::SettlePolicy;
-pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
+pub use recovery::{Member, Parts as UnitParts, RecoveryReport, replay};
 pub use settle::SettleReport;
 pub use volume::Volume;
 

@@ -110,9 +110,10 @@ impl<E: Env> Unit<E> {
         )
         .await?;
         let volumes = client.volumes().await?;
+        // Grants first: a store that was made anew must know of them before it is told of pairs.
+        let mut pool = all_grants(&client, pairs).await?;
         report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;
         report.pairs = lines.iter().filter(|line| line.binding.owner.is_some()).count();
-        let mut pool = all_grants(&client, pairs).await?;
         claim_extents(&mut pool, &lines)?;
         let mut state = build_state(parts.geometry, lines, &volumes, pool, stale_pages)?;
         state.fullness = Fullness::new(&parts.config.warn_full);
@@ -153,7 +154,7 @@ async fn make_stable<E: Env>(parts: &Parts<E>) -> Result<(), RecoverError> {
 }
 
 /// Applies the linked groups to the lines, oldest first; returns the home pages that this changed.
-pub(super) fn replay(
+pub fn replay(
     lines: &mut [Line],
     groups: &[RecoveredGroup],
 ) -> Result<BTreeSet<u32>, RecoverError> {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Inner;
 use super::error::IoError;
@@ -54,6 +55,11 @@ pub struct Allocation {
     /// Whether they have contents, committed or not. Those that have none read as zeros.
     pub used: bool,
 }
+
+/// The extents that one query of the allocation looks at, at most: others wait meanwhile.
+const WALK_MAX: usize = 1 << 14;
+/// The pause between two pieces of a large change: long enough to let go of the thread.
+const BREATH: Duration = Duration::from_micros(10);
 
 impl<E: Env> Volume<E> {
     pub(super) fn new(unit: Rc<Inner<E>>, index: usize, id: VolumeId) -> Self {
@@ -138,7 +144,8 @@ impl<E: Env> Volume<E> {
     }
 
     /// Which bytes have contents, as reads would find them now: runs from `offset` on, of which
-    /// neighbours differ, and at most `runs_max` of them. It waits for nothing and reads nothing.
+    /// neighbours differ, and at most `runs_max` of them; there is one, but they may end before the
+    /// range does. It waits for nothing and reads nothing.
     pub fn allocation(
         &self,
         offset: u64,
@@ -154,7 +161,7 @@ impl<E: Env> Volume<E> {
         let geometry = self.unit.geometry;
         let state = self.unit.state.borrow();
         let failed = &state.domains[self.index].failed;
-        for (logical, local, first) in extents(covering(span, geometry), geometry) {
+        for (logical, local, first) in extents(covering(span, geometry), geometry).take(WALK_MAX) {
             let wanted = BlockSet::range(local);
             let mut used = BlockSet::EMPTY;
             if let Some(pair) = state.volumes[self.index].pair(logical) {
@@ -208,6 +215,7 @@ impl<E: Env> Volume<E> {
         let span = self.check("a trim", offset, len, u64::MAX)?;
         let mut newest = None;
         for piece in pieces(span, self.zero_max()) {
+            self.breathe(newest).await;
             newest = Some(self.unit.trim(self.index, piece).await?);
         }
         self.harden_newest(newest, fua).await
@@ -234,10 +242,19 @@ impl<E: Env> Volume<E> {
             }
         } else {
             for piece in pieces(span, self.zero_max()) {
+                self.breathe(newest).await;
                 newest = Some(self.unit.zero(self.index, piece).await?);
             }
         }
         self.harden_newest(newest, fua).await
+    }
+
+    /// Lets others have a turn before a piece that is not the first: a change of terabytes that
+    /// touches no device would wait for nothing.
+    async fn breathe(&self, newest: Option<u64>) {
+        if newest.is_some() {
+            self.unit.env.sleep(BREATH).await;
+        }
     }
 
     async fn harden_newest(&self, epoch: Option<u64>, fua: bool) -> Result<(), IoError> {

@@ -7,6 +7,7 @@ use crate::mds::backend::RegionBackend;
 use crate::mds::records::{PairRecord, Primitive};
 use crate::mds::redb_store::RedbStore;
 use crate::mds::testing::{EXTENT_SIZE, create, open, pair};
+use crate::mds::volume_table::TABLE_LEN;
 
 const UNIT: UnitId = UnitId(1);
 const OTHER: UnitId = UnitId(2);
@@ -284,7 +285,7 @@ proptest! {
 #[test]
 fn the_planned_size_is_enough() {
     for extents in [16, 2_000, 20_000u32] {
-        let capacity = crate::format::layout::store_len(u64::from(extents));
+        let capacity = crate::format::layout::store_len(u64::from(extents)) - TABLE_LEN;
         let file = tempfile::tempfile().unwrap();
         let backend = RegionBackend::create(file.try_clone().unwrap(), 0, capacity).unwrap();
         let store = Box::new(RedbStore::open(backend).unwrap());
