@@ -299,12 +299,13 @@ fn on_devices_that_are_not_served() {
 /// Goal: wrong command lines end with their own code, and the help shows examples.
 #[test]
 fn command_lines() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["create", "a/b", "1M"], "name"),
         (&["create", "a", "1MB"], "powers of two"),
         (&["create", "a"], "SIZE"),
         (&["rename", "a", "b c"], "name"),
         (&["explode"], "explode"),
+        (&["list", "--flags", "nvram", "--nvram", "/n"], "DEVICE"),
         (&["list", "--control", "/c", "/dev/x"], "cannot be used with"),
         (&[], "Usage"),
     ];

@@ -11,7 +11,7 @@ use flipside::env::Env;
 use flipside::env::sim::{Crash, Faults, Limit, Machine, SimEnv};
 use flipside::format::ids::VolumeId;
 use flipside::format::layout::Geometry;
-use flipside::sim::engine::{Engine as _, Refusal, Running as _, Volume as _};
+use flipside::sim::engine::{Engine as _, Refusal, Running as _, Volume as _, Zeroing};
 use flipside::sim::flipside::{Flipside, Served, Serving};
 use flipside::unit::{Config, ManageError, Volume};
 
@@ -75,7 +75,7 @@ impl Change {
 
 fn engine(discard: bool) -> Flipside {
     let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
-    let config = Config { settle_batch: 3, discard, ..Config::default() };
+    let config = Config { commit_interval: None, settle_batch: 3, discard, ..Config::default() };
     Flipside::plain(geometry, EXTENTS, RESERVE, KEPT * EXTENT, config)
 }
 
@@ -319,4 +319,48 @@ fn requests_meet_a_change() {
         unit.shut_down().await.expect("everything is committed");
     })
     .expect("everything ends");
+}
+
+/// Goal: a request of many pieces that is on its way when its volume is cut or deleted puts nothing
+/// beyond the end, wherever it is just then: what was given up stays given up.
+#[test]
+fn long_requests_meet_a_change() {
+    const PARTS: u64 = 5;
+    let engine = engine(false);
+    let mut machine = formatted(&engine, 11);
+    let (env, serving) = started(&mut machine, &engine);
+    let main = env.clone();
+    let refusals = env
+        .run(LIMIT, async move {
+            let unit = serving.unit().clone();
+            let refusals = Rc::new(Cell::new(0));
+            for round in 0..120 {
+                let name = format!("round{round}");
+                let size = PARTS * EXTENT;
+                let id = unit.create_volume(&name, size).await.expect("made").id();
+                let volume = serving.volumes().pop().expect("it is the last");
+                let counted = Rc::clone(&refusals);
+                Env::spawn(&main, async move {
+                    let all = || volume.zero(0, size, Zeroing::NoHole, false);
+                    while all().await.is_ok() {}
+                    counted.set(counted.get() + 1);
+                });
+                Env::sleep(&main, Duration::from_micros(round * 13)).await;
+                if round % 2 == 0 {
+                    unit.resize_volume(id, CUT, true).await.expect("cut");
+                    let left = CUT.div_ceil(EXTENT) * EXTENT;
+                    let allocated = unit.volume(&name).expect("it is there").allocated();
+                    assert!(allocated <= left, "{allocated} bytes after round {round}");
+                }
+                unit.delete_volume(id).await.expect("deleted");
+                unit.deletions_ended().await;
+                let used = unit.gauges().space.data_extents_used;
+                assert_eq!(used, 0, "after round {round}");
+            }
+            settled(&serving).await;
+            serving.check().expect("the unit agrees with itself");
+            refusals.get()
+        })
+        .expect("everything ends");
+    assert_eq!(refusals, 120, "every request met its change");
 }

@@ -59,6 +59,7 @@ Examples:
   flipside format --volume data=100G /dev/sdx
   flipside serve /dev/sdx
   flipside status
+  flipside volume create logs 20G
 
 Exit codes:
   0  done; of serve: stopped as it was told to, with everything committed

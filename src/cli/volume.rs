@@ -109,6 +109,7 @@ enum Action {
 
 /// Where the pool is.
 #[derive(clap::Args)]
+#[command(mut_arg("nvram", |nvram| nvram.requires("devices")))]
 struct PlaceArgs {
     #[command(flatten)]
     control: ControlArgs,
