@@ -188,7 +188,7 @@ async fn bind(
 }
 
 /// Makes the file, with all of its space, where there is nothing yet.
-fn create(path: &Path, size: u64, needed: u64) -> Result<()> {
+pub fn create(path: &Path, size: u64, needed: u64) -> Result<()> {
     let name = path.display();
     let volatile = path.starts_with("/dev") && !path.starts_with("/dev/shm");
     let file = match OpenOptions::new().write(true).create_new(!volatile).open(path) {

@@ -64,16 +64,36 @@ impl<R: Region> Journal<R> {
         pairs: u32,
         buffers: &BufferPool,
     ) -> Result<(), JournalError> {
+        let lines = vec![Line::FREE; pairs as usize];
+        Self::restore(region, pool, (unit, Incarnation(0)), &lines, buffers).await
+    }
+
+    /// Makes an empty journal in a region that reads as zeros, with these lines as its home, for a
+    /// unit that has had so many starts.
+    pub async fn restore(
+        region: &R,
+        pool: PoolId,
+        (unit, incarnation): (UnitId, Incarnation),
+        lines: &[Line],
+        buffers: &BufferPool,
+    ) -> Result<(), JournalError> {
+        let pairs = lines.len() as u32;
         let layout = RegionLayout::compute(region.len(), pairs, region.sector())
             .map_err(|needed| JournalError::TooSmall { len: region.len(), needed })?;
-        let header = RegionHeader {
-            unit,
-            incarnation: Incarnation(0),
-            slots: layout.slots,
-            pairs,
-            sector: region.sector(),
-        };
+        let (slots, sector) = (layout.slots, region.sector());
+        let header = RegionHeader { unit, incarnation, slots, pairs, sector };
         let mut work = buffers.acquire(PAGE_WORK).await;
+        let mut home = PageStore::blank(layout.home, HOME_MAGIC, pool);
+        let pages: Vec<&[Line]> = lines.chunks(LINES_PER_PAGE).collect();
+        let used = |page: &&[Line]| page.iter().any(|line| *line != Line::FREE);
+        let written: Vec<u32> =
+            (0..).zip(&pages).filter(|(_, p)| used(p)).map(|(i, _)| i).collect();
+        let fill = |index: u32, page: &mut [u8]| {
+            let lines = pages.get(index as usize).copied().unwrap_or_default();
+            let free = std::iter::repeat_n(&Line::FREE, LINES_PER_PAGE - lines.len());
+            lines.iter().chain(free).enumerate().for_each(|(i, line)| line.store(page, i));
+        };
+        home.write(region, &mut work, &written, fill).await.map_err(failed)?;
         let mut status = PageStore::blank(layout.status, STATUS_MAGIC, pool);
         let link = Link { slot: 0, sequence: Sequence(1) };
         let root = StatusEntry { of: ROOT, state: GroupState::Done, link };
