@@ -186,7 +186,7 @@ fn refusals() {
         (&good.replace("\"version\": 1", "\"version\": 2"), "version 2"),
         (&good.replace("\"incarnation\"", "\"incarnations\""), "unknown field"),
         (&good.replace("\"data_slot\": 0", "\"data_slot\": 7"), "data slot"),
-        (&good.replace("\"size\": 50331648", "\"size\": 50331650000"), "device 1"),
+        (&good.replace("\"size\": 50331648", "\"size\": 50331650000"), "a part of it is missing"),
         (&good.replace("\"extent_size\": 1048576", "\"extent_size\": 3"), "extent of 3"),
     ];
     for (text, words) in cases {

@@ -153,21 +153,17 @@ async fn dump(offline: &Offline, output: Option<&Path>) -> Result<()> {
     if home.groups > 0 {
         eprintln!("flipside: {} groups of the journal were applied for the dump", home.groups);
     }
-    match output {
-        Some(path) => {
-            let file = File::create(path).with_context(|| path.display().to_string())?;
-            let mut out = BufWriter::new(file);
-            serde_json::to_writer_pretty(&mut out, &document)?;
-            writeln!(out)?;
-            let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-            Ok(file.sync_all()?)
-        }
-        None => {
-            let mut out = std::io::stdout().lock();
-            serde_json::to_writer_pretty(&mut out, &document)?;
-            Ok(writeln!(out)?)
-        }
-    }
+    let Some(path) = output else {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, &document)?;
+        return Ok(writeln!(out)?);
+    };
+    let file = File::create(path).with_context(|| path.display().to_string())?;
+    let mut out = BufWriter::new(file);
+    serde_json::to_writer_pretty(&mut out, &document)?;
+    writeln!(out)?;
+    let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    Ok(file.sync_all()?)
 }
 
 fn read(path: &Path) -> Result<Dump> {
