@@ -19,7 +19,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
-.PHONY: help setup build test soak sim demo serve bench fuzz install uninstall clean
+.PHONY: help setup build test soak sim nbd-tester demo serve bench fuzz install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,9 +38,19 @@ test: setup ## format check, clippy, unit, integration and simulator tests
 soak: setup ## the same tests with the long counts: hours
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
 	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill -- --nocapture
+	@tools/nbd_tester.sh
 
-sim: ## simulate SEEDS random seeds from SEED on, on all cores
-	FLIPSIDE_SEEDS=$(SEEDS) FLIPSIDE_SEED=$(SEED) $(CARGO) test --test sim -- --nocapture
+# SECONDS alone is a bound of time, SEEDS alone of number; both: whichever comes first. $(origin)
+# tells who was given.
+SIM_SECONDS = $(if $(filter command environment,$(firstword $(origin SECONDS))),$(SECONDS))
+SIM_SEEDS = $(if $(SIM_SECONDS),$(if $(filter command environment,$(firstword $(origin SEEDS))),$(SEEDS)),$(SEEDS))
+
+sim: ## simulate SEEDS random seeds from SEED on, or for SECONDS, on all cores
+	FLIPSIDE_SEEDS=$(SIM_SEEDS) FLIPSIDE_SECONDS=$(SIM_SECONDS) FLIPSIDE_SEED=$(SEED) \
+		$(CARGO) test --test sim -- --nocapture
+
+nbd-tester: setup ## the NBD project's own test client, from Debian's sources, against us
+	@tools/nbd_tester.sh
 
 demo: setup ## format, serve, load, kill -9, recover, verify; on a loop device or a file
 	@tools/demo.sh

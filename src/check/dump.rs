@@ -4,8 +4,8 @@
 //!
 //! - **Whole**: with a dump and the devices' extents, a pool is what it was. What is not in it
 //!   follows at the next start: the journal is empty, and the store is told of all pairs.
-//! - **Trust**: [`Dump::verify`] is the one door from a document to metadata: behind it superblocks,
-//!   lines and rows are sound, and none contradicts another.
+//! - **Trust**: [`Dump::verify`] is the one door from a document to metadata: behind it
+//!   superblocks, lines and rows are sound, and none contradicts another.
 
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes as _, IntoBytes as _};

@@ -27,6 +27,8 @@ mod serve;
 mod settle;
 mod status;
 pub mod values;
+mod volume;
+mod volumes;
 mod zero;
 
 use std::ffi::OsString;
@@ -79,6 +81,8 @@ enum Command {
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Make, list, resize, rename and delete volumes
+    Volume(volume::Args),
     /// Print what a shell needs to complete command lines
     Completions(documents::CompletionsArgs),
     /// Write the manual's pages into a directory
@@ -98,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Metadata(args) => metadata::run(args),
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),
+        Command::Volume(args) => volume::run(args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),
         Command::Man(args) => documents::write_man_pages(&args, Cli::command()),
     };

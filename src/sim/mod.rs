@@ -11,6 +11,7 @@
 //! the moments of its sending and acknowledgement; the command printed beside it runs the seed
 //! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made.
 
+mod churn;
 mod cut;
 pub mod engine;
 pub mod flipside;
@@ -18,6 +19,7 @@ pub mod metadata;
 pub mod oracle;
 pub mod run;
 pub mod stamp;
+mod subject;
 pub mod sweep;
 #[cfg(test)]
 mod toy;

@@ -24,7 +24,8 @@ use flipside::format::record::{Binding, Payload, Record};
 use flipside::format::status::{ROOT, StatusEntry};
 use flipside::format::superblock::{FlagsPlace, LEN, MAGIC, PoolDevice, Superblock};
 use flipside::front::nbd::wire::{
-    self, OptionHeader, RequestHeader, command, command_flags, info, option,
+    self, ExtendedRequestHeader, OptionHeader, RequestHeader, StatusFilter, command, command_flags,
+    info, option,
 };
 use flipside::mds::raw::{RawAttach, RawPage, RawPair, RawPrimitive, RawVolume};
 use flipside::mds::records::{PairRecord, Primitive};
@@ -45,6 +46,8 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             r#"{"command":"status"}"#,
             r#"{"command":"commit","volume":"vol0"}"#,
             r#"{"command":"settle"}"#,
+            r#"{"command":"volume","action":"list"}"#,
+            r#"{"command":"volume","action":"resize","name":"v","size":4096,"shrink":true}"#,
         ]),
         "datagram" => datagrams(),
         "dump" => vec![("one_device", dump())],
@@ -53,7 +56,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "home" => vec![("lines", home())],
         "metadata_server" => vec![("conversation", conversation())],
         "nbd_handshake" => handshakes(),
-        "nbd_request" => vec![("one_of_each", requests())],
+        "nbd_request" => vec![("one_of_each", requests()), ("extended", extended_requests())],
         "record" => vec![("history", history())],
         "recovery" => vec![("three_groups", whole_region())],
         "region" => vec![("header", region())],
@@ -91,8 +94,16 @@ fn handshakes() -> Vec<(&'static str, Vec<u8>)> {
         nbd_option(option::INFO, &go),
         nbd_option(option::GO, &go),
     ];
+    let set = [&[0, 0, 0, 4][..], b"vol0", &[0, 0, 0, 1, 0, 0, 0, 15], b"base:allocation"].concat();
+    let extended = [
+        flags(3),
+        nbd_option(option::EXTENDED_HEADERS, &[]),
+        nbd_option(option::STRUCTURED_REPLY, &[]),
+        nbd_option(option::SET_META_CONTEXT, &set),
+        nbd_option(option::GO, &go),
+    ];
     let old = [flags(1), nbd_option(option::EXPORT_NAME, b"vol0")];
-    vec![("go", modern.concat()), ("export_name", old.concat())]
+    vec![("go", modern.concat()), ("extended", extended.concat()), ("export_name", old.concat())]
 }
 
 fn requests() -> Vec<u8> {
@@ -113,6 +124,29 @@ fn requests() -> Vec<u8> {
         length: length.into(),
     };
     requests.map(|request| header(request).as_bytes().to_vec()).concat()
+}
+
+/// The last one has a payload.
+fn extended_requests() -> Vec<u8> {
+    let requests = [
+        (command::READ, 0, 8192),
+        (command::WRITE, command_flags::PAYLOAD_LEN, 512),
+        (command::TRIM, 0, 1 << 30),
+        (command::WRITE_ZEROES, command_flags::FAST_ZERO, 1 << 29),
+        (command::BLOCK_STATUS, 0, 1 << 30),
+        (command::BLOCK_STATUS, command_flags::PAYLOAD_LEN, size_of::<StatusFilter>() as u64),
+    ];
+    let header = |(command, flags, length): (u16, u16, u64)| ExtendedRequestHeader {
+        magic: wire::EXTENDED_REQUEST_MAGIC.into(),
+        flags: flags.into(),
+        command: command.into(),
+        cookie: *b"a cookie",
+        offset: 4096.into(),
+        length: length.into(),
+    };
+    let headers = requests.map(|request| header(request).as_bytes().to_vec()).concat();
+    let filter = StatusFilter { length: (1 << 20).into(), context: 1.into() };
+    [&headers, filter.as_bytes()].concat()
 }
 
 fn superblock(devices: usize) -> Vec<u8> {
@@ -336,7 +370,9 @@ fn conversation() -> Vec<u8> {
         (Operation::Status, &[]),
         (Operation::Renew, &[]),
         (Operation::ResizeVolume, volume.as_bytes()),
+        (Operation::RenameVolume, volume.as_bytes()),
         (Operation::DeleteVolume, volume.as_bytes()),
+        (Operation::RemoveVolume, volume.as_bytes()),
         (Operation::Detach, &[]),
     ];
     let mut bytes = Vec::new();

@@ -78,7 +78,7 @@ fn records(body: &[u8]) {
         assert!(run.end() > run.start);
     }
     if let Ok(volume) = raw::one::<RawVolume>(body).and_then(|raw| VolumeInfo::try_from(&raw)) {
-        assert!(RawVolume::named(volume.id, &volume.name, volume.size).is_some());
+        assert_eq!(VolumeInfo::try_from(&RawVolume::from(&volume)), Ok(volume));
     }
     let _ = raw::one::<RawAttach>(body).map(|raw| raw.who());
     let _ = raw::one::<RawPool>(body);
