@@ -116,12 +116,14 @@ pub struct Finding {
 
 impl Finding {
     /// A damage that a repair mends.
+    #[expect(clippy::needless_pass_by_value, reason = "most are made for the call")]
     pub fn mendable(code: Code, place: impl ToString, what: impl ToString, mend: Mend) -> Self {
         let (place, what) = (place.to_string(), what.to_string());
         Finding { code, place, what, repairable: true, mend: Some(mend) }
     }
 
     /// A damage that nothing here can mend.
+    #[expect(clippy::needless_pass_by_value, reason = "most are made for the call")]
     pub fn lasting(code: Code, place: impl ToString, what: impl ToString) -> Self {
         let (place, what) = (place.to_string(), what.to_string());
         Finding { code, place, what, repairable: false, mend: None }

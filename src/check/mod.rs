@@ -11,6 +11,7 @@
 //! | [`lines`](mod@lines) | the pairs among themselves and against the volumes |
 //! | [`metadata`] | the store, the volume table, and both against the home |
 //! | [`mend`] | repairs |
+//! | [`dump`] | all metadata as a document, and back |
 //!
 //! # Contracts
 //!
@@ -23,6 +24,7 @@
 //! alone, which cannot be told from an append that never finished.
 
 pub mod devices;
+pub mod dump;
 pub mod finding;
 pub mod lines;
 pub mod mend;

@@ -36,7 +36,7 @@ volumes. The contents of volumes have no checksums and are not checked.
 Exit codes:
   0  the pool is sound, or is so after --repair
   1  it is damaged
-  2  it could not be checked: the devices are in use or are not a pool, or the command line is wrong";
+  2  it could not be checked: the devices are in use or no pool, or the command line is wrong";
 
 /// Flags of `flipside check`.
 #[derive(clap::Args)]

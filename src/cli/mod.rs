@@ -18,6 +18,7 @@ mod flags;
 mod format;
 mod inspect;
 mod log;
+mod metadata;
 mod nvram;
 mod offline;
 mod operator;
@@ -76,6 +77,8 @@ enum Command {
     Status(status::Args),
     /// Look for damages in a pool that is not served, and repair what can be
     Check(check::Args),
+    /// Keep all metadata of a pool as JSON, and put it back
+    Metadata(metadata::Args),
     /// Make everything written so far durable
     Commit(commit::Args),
     /// Give back all journal space that can be
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Status(args) => status::run(&args),
         Command::Check(args) => return check::run(args),
+        Command::Metadata(args) => metadata::run(args),
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),

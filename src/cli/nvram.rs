@@ -151,7 +151,7 @@ fn refuse_members(path: &Path, members: &[PoolMember]) -> Result<()> {
 
 /// Makes the file, with all of its space, where there is nothing yet: it gets its name when it is
 /// whole, so that nothing is left of it otherwise.
-fn create(path: &Path, size: u64, needed: u64) -> Result<()> {
+pub fn create(path: &Path, size: u64, needed: u64) -> Result<()> {
     let in_memory = path.starts_with("/dev/shm");
     if path.symlink_metadata().is_ok() || (path.starts_with("/dev") && !in_memory) {
         return Ok(());

@@ -286,6 +286,22 @@ impl Superblock {
 
     /// The bytes to write.
     pub fn encode(&self) -> [u8; LEN] {
+        let bytes = self.bytes();
+        assert_eq!(Self::parse(&bytes).as_ref(), Ok(self), "what is written can be read back");
+        bytes
+    }
+
+    /// Whether it could be written: for one that was made of what somebody else says.
+    pub fn check(&self) -> Result<(), Defect> {
+        if self.devices.len() > DEVICES_MAX {
+            return Err(Defect::Devices);
+        }
+        let parsed = Self::parse(&self.bytes())?;
+        // What has no place in the bytes.
+        if parsed == *self { Ok(()) } else { Err(Defect::Reserved) }
+    }
+
+    fn bytes(&self) -> [u8; LEN] {
         let mut raw = RawSuperblock::new_zeroed();
         raw.magic = MAGIC;
         raw.version = VERSION.into();
@@ -326,7 +342,6 @@ impl Superblock {
         raw.crc = crc(raw.as_bytes()).into();
         let mut bytes = [0; LEN];
         bytes.copy_from_slice(raw.as_bytes());
-        assert_eq!(Self::parse(&bytes).as_ref(), Ok(self), "what is written can be read back");
         bytes
     }
 

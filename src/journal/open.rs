@@ -180,6 +180,20 @@ impl<R: Region> Journal<R> {
         beginning.write(region, pool, buffers).await
     }
 
+    /// Makes an empty journal in a region that reads as zeros, with these lines as its home, for a
+    /// unit that has had so many starts.
+    pub async fn restore(
+        region: &R,
+        pool: PoolId,
+        (unit, incarnation): (UnitId, Incarnation),
+        lines: &[Line],
+        buffers: &BufferPool,
+    ) -> Result<(), JournalError> {
+        let (pairs, sequence) = (lines.len() as u32, Sequence(1));
+        let beginning = Beginning { unit, pairs, incarnation, sequence, lines };
+        beginning.write(region, pool, buffers).await
+    }
+
     /// Opens the journal that is in a region: see the module. Everything that can be read must be
     /// durable already ([`Region::flush`]).
     pub async fn open<E: Env>(

@@ -10,8 +10,9 @@
 //! | 8 KiB | capacity − 8 KiB | the store's bytes |
 //!
 //! A header holds the logical length of the store's bytes, since a region, other than a file, has
-//! none of its own. The copies are written in turn, each flushed before the other may be written,
-//! so that one is always whole; the higher version is the newer.
+//! none of its own. The copies are written one after the other, the older first, each flushed
+//! before the other is: one is always whole, the higher version is the newer, and at rest both say
+//! the same.
 //!
 //! Growing writes zeros and flushes them *before* the header: a store may take what it never wrote
 //! for zeros, and the region may hold an earlier life's bytes.
@@ -108,10 +109,8 @@ impl RegionBackend {
     /// An empty store's region of `capacity` bytes from `offset` on; what was there is gone.
     pub fn create(file: File, offset: u64, capacity: u64) -> io::Result<Self> {
         check_capacity(capacity)?;
-        let header = Header { version: 1, length: 0 };
         file.write_all_at(&[0; DATA_OFFSET as usize], offset)?;
-        file.write_all_at(RawHeader::new(header).as_bytes(), offset + copy_offset(1))?;
-        file.sync_data()?;
+        let header = write_headers(&file, offset, Header { version: 0, length: 0 })?;
         Ok(RegionBackend { file, offset, capacity, header: Mutex::new(header) })
     }
 
@@ -129,14 +128,10 @@ impl RegionBackend {
         Ok(RegionBackend { file, offset, capacity, header: Mutex::new(header) })
     }
 
-    /// Which copies of a region's header are neither good nor, as the first is in a new region,
-    /// never written.
+    /// Which copies of a region's header are damaged.
     pub fn headers_damaged(file: &File, offset: u64, capacity: u64) -> io::Result<[bool; 2]> {
         let copies = [read_header(file, offset)?, read_header(file, offset + HEADER_BYTES)?];
-        let blank = |raw: &RawHeader| raw.as_bytes().iter().all(|&byte| byte == 0);
-        let new = copies[1].verified(capacity).is_some_and(|header| header.version == 1);
-        let [first, second] = copies.map(|raw| raw.verified(capacity).is_none());
-        Ok([first && !(new && blank(&copies[0])), second])
+        Ok(copies.map(|raw| raw.verified(capacity).is_none()))
     }
 
     fn header(&self) -> Header {
@@ -161,6 +156,17 @@ impl RegionBackend {
         }
         self.file.sync_data()
     }
+}
+
+/// Writes both copies, as the versions after that one; returns the last.
+fn write_headers(file: &File, offset: u64, mut header: Header) -> io::Result<Header> {
+    for _ in 0..2 {
+        header.version += 1;
+        let raw = RawHeader::new(header);
+        file.write_all_at(raw.as_bytes(), offset + copy_offset(header.version))?;
+        file.sync_data()?;
+    }
+    Ok(header)
 }
 
 fn read_header(file: &File, at: u64) -> io::Result<RawHeader> {
@@ -204,10 +210,7 @@ impl StorageBackend for RegionBackend {
         if length > old.length {
             self.write_zeros(old.length, length)?;
         }
-        let new = Header { version: old.version + 1, length };
-        self.file
-            .write_all_at(RawHeader::new(new).as_bytes(), self.offset + copy_offset(new.version))?;
-        self.file.sync_data()?;
+        let new = write_headers(&self.file, self.offset, Header { length, ..old })?;
         *self.header.lock().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
     }
@@ -364,18 +367,31 @@ mod tests {
         backend.set_len(CAPACITY_MIN - DATA_OFFSET).unwrap();
     }
 
-    /// Goal: a torn newest header falls back to the other copy; both torn are refused.
+    /// Goal: either header may be damaged, and a new one that is torn leaves the old length; both
+    /// damaged are refused.
     #[test]
     fn torn_headers() {
         let (file, backend) = region(0, CAPACITY_MIN);
         backend.set_len(10_000).unwrap();
+        let old = backend.header();
         backend.set_len(20_000).unwrap();
         let newest = backend.header().version;
-        file.write_all_at(&[0xFF; 5], copy_offset(newest) + 20).unwrap();
-        let again = RegionBackend::open(file.try_clone().unwrap(), 0, CAPACITY_MIN).unwrap();
-        assert_eq!(again.len().unwrap(), 10_000);
-        file.write_all_at(&[0xFF; 5], copy_offset(newest + 1) + 20).unwrap();
-        assert!(RegionBackend::open(file, 0, CAPACITY_MIN).is_err());
+        let open = || RegionBackend::open(file.try_clone().unwrap(), 0, CAPACITY_MIN);
+        let damaged = || RegionBackend::headers_damaged(&file, 0, CAPACITY_MIN).unwrap();
+        for version in [newest, newest + 1] {
+            assert_eq!(damaged(), [false; 2]);
+            file.write_all_at(&[0xFF; 5], copy_offset(version) + 20).unwrap();
+            assert_eq!(damaged().iter().filter(|damaged| **damaged).count(), 1);
+            let again = open().unwrap();
+            assert_eq!(again.len().unwrap(), 20_000);
+            again.set_len(20_000).unwrap();
+        }
+        // The growth was cut off in its first header.
+        file.write_all_at(RawHeader::new(old).as_bytes(), copy_offset(old.version)).unwrap();
+        file.write_all_at(&[0xFF; 5], copy_offset(old.version + 1) + 20).unwrap();
+        assert_eq!(open().unwrap().len().unwrap(), 10_000);
+        file.write_all_at(&[0xFF; 5], copy_offset(old.version) + 20).unwrap();
+        assert!(open().is_err());
     }
 
     /// Goal: written bytes are counted and the first failure is the last success.

@@ -3,6 +3,7 @@
 //! Opening a store writes to it. To look at one without changing it, it is opened through this.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -40,7 +41,9 @@ impl<B: StorageBackend> Overlay<B> {
         let mut bytes = vec![0; PAGE].into_boxed_slice();
         let start = page * PAGE as u64;
         let there = self.inner.len()?.saturating_sub(start).min(PAGE as u64) as usize;
-        self.inner.read(start, &mut bytes[..there])?;
+        if there > 0 {
+            self.inner.read(start, &mut bytes[..there])?;
+        }
         Ok(bytes)
     }
 }
@@ -101,11 +104,10 @@ impl<B: StorageBackend> StorageBackend for Overlay<B> {
         let mut rest = data;
         for (page, within, count) in pieces(offset, data.len()) {
             let (here, after) = rest.split_at(count);
-            if !changed.pages.contains_key(&page) {
-                let original = self.original(page)?;
-                changed.pages.insert(page, original);
-            }
-            let bytes = changed.pages.get_mut(&page).expect("it was inserted");
+            let bytes = match changed.pages.entry(page) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(room) => room.insert(self.original(page)?),
+            };
             bytes[within..within + count].copy_from_slice(here);
             rest = after;
         }

@@ -9,6 +9,7 @@
 //! to be done again when a format changes; inputs that once broke a parser are kept beside them
 //! under other names.
 
+use flipside::check::dump::{Dump, Verified};
 use flipside::format::blocks::{BlockMap, BlockSet, Location};
 use flipside::format::group::{Group, GroupState, Link, TransactionId};
 use flipside::format::header::{HEADER_MAGIC, RegionHeader};
@@ -21,7 +22,7 @@ use flipside::format::layout::{DeviceFacts, Geometry, plan};
 use flipside::format::page::PAGE_HEADER;
 use flipside::format::record::{Binding, Payload, Record};
 use flipside::format::status::{ROOT, StatusEntry};
-use flipside::format::superblock::{FlagsPlace, MAGIC, PoolDevice, Superblock};
+use flipside::format::superblock::{FlagsPlace, LEN, MAGIC, PoolDevice, Superblock};
 use flipside::front::nbd::wire::{
     self, ExtendedRequestHeader, OptionHeader, RequestHeader, StatusFilter, command, command_flags,
     info, option,
@@ -49,6 +50,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             r#"{"command":"volume","action":"resize","name":"v","size":4096,"shrink":true}"#,
         ]),
         "datagram" => datagrams(),
+        "dump" => vec![("one_device", dump())],
         "foreign" => devices(),
         "group" => groups(),
         "home" => vec![("lines", home())],
@@ -392,4 +394,32 @@ fn volume_table() -> Vec<u8> {
     let mut bytes = kept.encode(POOL).unwrap();
     bytes.truncate(512);
     bytes
+}
+
+fn dump() -> Vec<u8> {
+    let superblock = Superblock::parse(&superblock(1)[..LEN]).unwrap();
+    let extents = superblock.pool_extents() as usize;
+    let numbers = [1, extents as u32, superblock.journal_reserve, 1 << 20, extents as u32, 1];
+    let pool_row = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let volume = RawVolume::named(VolumeId(0), "vol", 8 << 20).unwrap();
+    let rows = [
+        ((Table::Pool, Vec::new()), pool_row),
+        ((Table::Volumes, vec![0; 4]), volume.as_bytes().to_vec()),
+    ];
+    let mut lines = vec![Line::FREE; extents];
+    lines[1] = Line {
+        binding: Binding {
+            generation: Generation(3),
+            owner: Some((VolumeId(0), LogicalExtent(2))),
+            extents: [Some(ExtentId(4)), Some(ExtentId(5))],
+            data_slot: Slot::One,
+        },
+        map: BlockMap::new([BlockSet::range(0..3), BlockSet::range(3..9)]).unwrap(),
+    };
+    let kept = Kept { sequence: 2, rows: rows.into() };
+    let incarnation = Incarnation(7);
+    let verified = Verified { superblocks: vec![superblock], incarnation, kept, lines };
+    let dump = Dump::new(&verified, 0, None);
+    dump.verify().unwrap();
+    serde_json::to_vec(&dump).unwrap()
 }

@@ -1,5 +1,6 @@
 //! The metadata protocol: datagrams, the records in them, and a server that gets them.
 
+use flipside::check::dump::Dump;
 use flipside::format::ids::{ExtentId, ExtentRun};
 use flipside::format::page::crc32c;
 use flipside::mds::assembly::{Added, Assembly};
@@ -154,4 +155,20 @@ pub fn volume_table(data: &[u8]) -> bool {
         assert_eq!(Kept::parse(&encoded, POOL).as_ref(), Some(kept));
     }
     as_it_is || made_good.is_some()
+}
+
+/// A dump of the metadata: what is accepted is dumped as it was.
+pub fn dump(data: &[u8]) -> bool {
+    let Ok(dump) = serde_json::from_slice::<Dump>(data) else { return false };
+    match dump.verify() {
+        Ok(verified) => {
+            let again = Dump::new(&verified, 0, None);
+            assert_eq!(again.verify().expect("it was").lines, verified.lines);
+            true
+        }
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            false
+        }
+    }
 }

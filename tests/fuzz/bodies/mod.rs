@@ -29,6 +29,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("command_line", outside::command_line),
     ("control", outside::control),
     ("datagram", metadata::datagram),
+    ("dump", metadata::dump),
     ("foreign", outside::foreign),
     ("group", journal::group),
     ("home", journal::home),

@@ -1,0 +1,346 @@
+//! `flipside metadata`: all of a pool's metadata as JSON, and back onto the same devices.
+//!
+//! # Contracts
+//!
+//! - **Refusal**: `restore` writes nothing before all that can be checked was. Onto devices that
+//!   hold another pool, or were served since the dump was made, only with `--force`.
+//! - **Ordering**: the superblocks go first and come back last, that of the first device after all
+//!   others: a restore that is cut short leaves no pool, and can be begun again.
+//! - **Incarnation**: never goes backward.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use indicatif::ProgressBar;
+
+use super::device;
+use super::nvram::create;
+use super::offline::Offline;
+use super::zero;
+use crate::check::devices::DeviceFacts;
+use crate::check::dump::{Dump, Verified};
+use crate::check::metadata::volumes;
+use crate::env::flags::FlagsRegion;
+use crate::env::os::{OsDisk, OsNvram};
+use crate::env::region::DeviceRegion;
+use crate::env::{Disk as _, Env as _, Region};
+use crate::format::ids::Incarnation;
+use crate::format::layout::Span;
+use crate::format::nvram::{self, NvramIdentity, REGION_START};
+use crate::format::superblock::{FlagsPlace, LEN, Superblock, choose};
+use crate::format::superblock_io;
+use crate::journal::Journal;
+use crate::journal::inspect::inspect;
+use crate::mds::opening::MetadataPlace;
+use crate::mds::volume_table::newest;
+
+/// Memory for I/O, in bytes.
+const BUFFERS_LEN: usize = 16 << 20;
+/// Zeros written to a region at a time, in bytes.
+const CHUNK: usize = 1 << 20;
+
+/// Where the unit's region is.
+type UnitRegion = FlagsRegion<DeviceRegion<OsDisk>, OsNvram>;
+
+const EXAMPLES: &str = "\
+Examples:
+  Keep the metadata elsewhere, with the target stopped:
+    flipside metadata dump -o pool.json /dev/sdx
+  Put it back, after the metadata of the device was lost:
+    flipside metadata restore pool.json /dev/sdx
+
+A dump says where each block of each volume is, and not what is in it. It is of use as long as the
+pool was not served since: restore refuses an older one unless told --force, and then whatever was
+written since may be lost or mixed with what was there before.";
+
+/// Flags of `flipside metadata`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Write all metadata of a pool that is not served as JSON
+    Dump(DumpArgs),
+    /// Put dumped metadata onto the same devices; what metadata they have is lost
+    Restore(RestoreArgs),
+}
+
+#[derive(clap::Args)]
+struct DumpArgs {
+    /// Where to write it, instead of the standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The NVRAM, for a pool that was served with --flags nvram
+    #[arg(long, value_name = "PATH")]
+    nvram: Option<PathBuf>,
+    /// All devices of the pool, in any order
+    #[arg(required = true, value_name = "DEVICE")]
+    devices: Vec<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct RestoreArgs {
+    /// The NVRAM, for a pool that was served with --flags nvram; a file is made
+    #[arg(long, value_name = "PATH")]
+    nvram: Option<PathBuf>,
+    /// Restore onto devices of another pool, or over newer metadata: that is lost
+    #[arg(long)]
+    force: bool,
+    /// The dump
+    #[arg(value_name = "FILE")]
+    dump: PathBuf,
+    /// All devices of the pool; those that cannot be recognised, in the order of the dump
+    #[arg(required = true, value_name = "DEVICE")]
+    devices: Vec<PathBuf>,
+}
+
+/// Dumps or restores.
+pub fn run(args: Args) -> Result<()> {
+    let (ring, env) = device::environment(BUFFERS_LEN)?;
+    let done = ring.block_on(async move {
+        match args.what {
+            What::Dump(args) => {
+                let offline = Offline::claim(&env, &args.devices, args.nvram.as_deref()).await?;
+                dump(&offline, args.output.as_deref()).await
+            }
+            What::Restore(args) => {
+                let document = read(&args.dump)?;
+                let verified = document.verify();
+                let verified = verified.with_context(|| args.dump.display().to_string())?;
+                if let (Some(path), Some(len)) = (&args.nvram, nvram_len(&verified)) {
+                    create(path, REGION_START + len, REGION_START + len)?;
+                }
+                let offline = Offline::claim(&env, &args.devices, args.nvram.as_deref()).await?;
+                restore(&offline, verified, args.force).await
+            }
+        }
+    });
+    ring.shutdown();
+    done
+}
+
+async fn dump(offline: &Offline, output: Option<&Path>) -> Result<()> {
+    let found = offline.examine(&ProgressBar::hidden()).await?;
+    for finding in &found.findings {
+        eprintln!("flipside: {finding}");
+    }
+    let (Some(pool), Some(home), Some((_, metadata))) = (&found.pool, &found.home, &found.metadata)
+    else {
+        bail!("the metadata is damaged and cannot be dumped: see above");
+    };
+    let store = metadata.store.as_ref().ok();
+    let kept = store.map(|store| &store.kept).or_else(|| newest(&metadata.table));
+    let (Some(kept), Some(_)) = (kept, volumes(metadata)) else {
+        bail!("the volumes are lost and cannot be dumped: see above");
+    };
+    let member = |index: &Option<usize>| {
+        let [first, second] = found.devices.get((*index)?)?.copies.clone();
+        choose(first, second).ok().map(|(superblock, _)| superblock)
+    };
+    let superblocks: Option<Vec<Superblock>> = pool.members.iter().map(member).collect();
+    let superblocks = superblocks.context("not all devices of the pool are there: see above")?;
+    let lines = home.lines.clone();
+    let incarnation = home.incarnation;
+    let verified = Verified { superblocks, incarnation, kept: kept.clone(), lines };
+    let document = Dump::new(&verified, home.groups, store.map(|store| &store.catalog));
+    document.verify().context("the metadata contradicts itself: run flipside check")?;
+    if home.groups > 0 {
+        eprintln!("flipside: {} groups of the journal were applied for the dump", home.groups);
+    }
+    let Some(path) = output else {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, &document)?;
+        return Ok(writeln!(out)?);
+    };
+    let file = File::create(path).with_context(|| path.display().to_string())?;
+    let mut out = BufWriter::new(file);
+    serde_json::to_writer_pretty(&mut out, &document)?;
+    writeln!(out)?;
+    let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    Ok(file.sync_all()?)
+}
+
+fn read(path: &Path) -> Result<Dump> {
+    let name = || path.display().to_string();
+    let file = File::open(path).with_context(name)?;
+    serde_json::from_reader(BufReader::new(file)).with_context(name)
+}
+
+/// The length of the NVRAM's region, where there is one.
+fn nvram_len(verified: &Verified) -> Option<u64> {
+    match verified.superblocks.first()?.flags {
+        FlagsPlace::Nvram { len, .. } => Some(len),
+        FlagsPlace::Device | FlagsPlace::Mds => None,
+    }
+}
+
+async fn restore(offline: &Offline, mut verified: Verified, force: bool) -> Result<()> {
+    let order = order(offline, &verified, force).await?;
+    let (Some(first), Some(superblock)) = (order.first(), verified.superblocks.first()) else {
+        unreachable!("a pool has a device");
+    };
+    let of = offline.claimed.get(*first).expect("it is one of these");
+    let (disk, path) = (of.disk.clone(), of.path.clone());
+    let region = region(offline, &disk, superblock, force).await?;
+    let place = MetadataPlace::on(&path, superblock)?;
+    let there = newest_start(offline, &region, &place, superblock).await;
+    ensure!(
+        force || there <= verified.incarnation,
+        "the pool was served since the dump was made (start {there}, and the dump is of {}); with \
+         --force what was written since may be lost; nothing was changed",
+        verified.incarnation
+    );
+    verified.incarnation = verified.incarnation.max(there);
+    write(offline, &verified, &order, &region, &place).await?;
+    println!(
+        "pool {} restored: {} volumes, start {}",
+        verified.superblocks.first().map_or_else(String::new, |of| of.pool.to_string()),
+        crate::check::metadata::volumes_of(&verified.kept).len(),
+        verified.incarnation
+    );
+    Ok(())
+}
+
+/// For each device of the dump, the position of the one that was given.
+async fn order(offline: &Offline, verified: &Verified, force: bool) -> Result<Vec<usize>> {
+    let wanted = &verified.superblocks;
+    ensure!(
+        wanted.len() == offline.claimed.len(),
+        "the dump is of {} devices, and {} were given",
+        wanted.len(),
+        offline.claimed.len()
+    );
+    let mut places: Vec<Option<usize>> = vec![None; wanted.len()];
+    let mut unknown = Vec::new();
+    for (index, of) in offline.claimed.iter().enumerate() {
+        let name = of.path.display().to_string();
+        let facts: DeviceFacts =
+            crate::check::devices::look(&of.disk, offline.env.buffers(), name.clone()).await;
+        let [first, second] = facts.copies;
+        match choose(first, second) {
+            Ok((known, _)) if wanted.iter().any(|of| is_same(of, &known)) => {
+                let place = places.get_mut(known.device_index as usize).expect("it is one of them");
+                ensure!(place.replace(index).is_none(), "{name} is there twice");
+            }
+            Ok((known, _)) => {
+                ensure!(force, "{name} is of pool {}; nothing was changed", known.pool);
+                unknown.push(index);
+            }
+            Err(_) => unknown.push(index),
+        }
+    }
+    let mut unknown = unknown.into_iter();
+    let order = places.into_iter().map(|place| place.or_else(|| unknown.next()));
+    let order: Vec<usize> = order.map(|place| place.expect("as many as there are")).collect();
+    for (index, superblock) in order.iter().zip(wanted) {
+        let of = offline.claimed.get(*index).expect("it is one of these");
+        let (size, sector) = (of.disk.len(), of.disk.sector());
+        crate::format::superblock::check_device(superblock, size, sector)
+            .with_context(|| of.path.display().to_string())?;
+    }
+    Ok(order)
+}
+
+fn is_same(one: &Superblock, other: &Superblock) -> bool {
+    (one.pool, one.device_index, &one.devices) == (other.pool, other.device_index, &other.devices)
+}
+
+/// Where the unit's region is to be.
+async fn region(
+    offline: &Offline,
+    disk: &OsDisk,
+    superblock: &Superblock,
+    force: bool,
+) -> Result<UnitRegion> {
+    let span = superblock.layout.regions.expect("the first device has the regions").unit;
+    match (superblock.flags, offline.nvram()) {
+        (FlagsPlace::Nvram { .. }, None) => {
+            bail!("the pool's flags are in NVRAM: say --nvram PATH")
+        }
+        (FlagsPlace::Nvram { region, len }, Some(nvram)) => {
+            let wanted = NvramIdentity { pool: superblock.pool, region, len };
+            ensure!(nvram.len() >= REGION_START + len, "the NVRAM is too small");
+            ensure!(nvram.sector() <= superblock.sector, "the NVRAM's sectors are too large");
+            let mut buffer = offline.env.buffers().acquire(2 * nvram::LEN).await;
+            nvram.read(0, buffer.view(0..2 * nvram::LEN)).await?;
+            let found = NvramIdentity::find(&buffer.as_slice()[..2 * nvram::LEN]);
+            ensure!(
+                force || found.is_none_or(|found| found == wanted),
+                "the NVRAM is another one; nothing was changed"
+            );
+            Ok(FlagsRegion::Nvram(nvram.part(REGION_START, len)))
+        }
+        (_, Some(_)) => bail!("the pool's flags are on its first device: --nvram is of no use"),
+        (_, None) => {
+            Ok(FlagsRegion::Device(DeviceRegion::new(disk.clone(), span.offset, span.len)))
+        }
+    }
+}
+
+/// The last start that region or store know of, as far as they can be read.
+async fn newest_start(
+    offline: &Offline,
+    region: &UnitRegion,
+    place: &MetadataPlace,
+    superblock: &Superblock,
+) -> Incarnation {
+    let inspected = inspect(&offline.env, region, superblock.pool).await.ok();
+    let header = inspected.and_then(|facts| facts.header);
+    let store = place.examine().ok().and_then(|facts| facts.store.ok());
+    let units = store.iter().flat_map(|store| &store.catalog.units);
+    let units = units.filter(|of| of.unit == superblock.unit).map(|of| of.incarnation);
+    units.chain(header.map(|(header, _)| header.incarnation)).max().unwrap_or_default()
+}
+
+/// Writes everything, in the order that the module promises.
+async fn write(
+    offline: &Offline,
+    verified: &Verified,
+    order: &[usize],
+    region: &UnitRegion,
+    place: &MetadataPlace,
+) -> Result<()> {
+    let buffers = offline.env.buffers();
+    let claimed: Vec<_> = order.iter().filter_map(|index| offline.claimed.get(*index)).collect();
+    for (of, superblock) in claimed.iter().zip(&verified.superblocks) {
+        let copies = superblock.layout.superblocks();
+        let copies = copies.map(|offset| Span { offset, len: LEN as u64 });
+        zero::zero(&of.path, &copies)?;
+    }
+    let [superblock, ..] = verified.superblocks.as_slice() else { unreachable!("a device") };
+    clear(offline, region).await.context("the journal's region cannot be written")?;
+    let start = (superblock.unit, verified.incarnation);
+    Journal::restore(region, superblock.pool, start, &verified.lines, buffers).await?;
+    if let (FlagsPlace::Nvram { region, len }, Some(nvram)) = (superblock.flags, offline.nvram()) {
+        let identity = NvramIdentity { pool: superblock.pool, region, len };
+        let mut buffer = buffers.acquire(2 * nvram::LEN).await;
+        identity.store(&mut buffer.as_mut_slice()[..2 * nvram::LEN]);
+        nvram.persist(vec![(0, buffer.view(0..2 * nvram::LEN))]).await?;
+    }
+    place.restore(&verified.kept)?;
+    for (of, superblock) in claimed.iter().zip(&verified.superblocks).rev() {
+        superblock_io::write(&of.disk, buffers, superblock)
+            .await
+            .with_context(|| format!("{} cannot be written", of.path.display()))?;
+    }
+    Ok(())
+}
+
+/// Makes a region read as zeros, durably.
+async fn clear(offline: &Offline, region: &UnitRegion) -> std::io::Result<()> {
+    let mut zeros = offline.env.buffers().acquire(CHUNK).await;
+    zeros.as_mut_slice().fill(0);
+    let mut offset = 0;
+    while offset < region.len() {
+        let len = (CHUNK as u64).min(region.len() - offset) as usize;
+        region.persist(vec![(offset, zeros.view(0..len))]).await?;
+        offset += len as u64;
+    }
+    Ok(())
+}

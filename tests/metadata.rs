@@ -1,0 +1,204 @@
+//! `flipside metadata`: a dump holds all that a pool needs beside its extents.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use flipside::check::dump::Dump;
+use support::programs::directory;
+use support::target::{Service, format};
+
+const DEVICE: u64 = 48 << 20;
+const VOLUME: usize = 12 << 20;
+const PIECE: usize = 1 << 20;
+const BINARY: &str = env!("CARGO_BIN_EXE_flipside");
+
+struct Pool {
+    service: Service,
+    document: PathBuf,
+    nvram: Option<PathBuf>,
+    model: Vec<u8>,
+}
+
+impl Pool {
+    fn new(directory: &Path, nvram: bool) -> Pool {
+        let devices = ["first", "second"].map(|name| directory.join(name));
+        devices.iter().for_each(|path| File::create(path).unwrap().set_len(DEVICE).unwrap());
+        let first = devices[0].to_str().unwrap();
+        format(&devices[1], &["--volume", "data=12M", "--volume", "other=1M", first]);
+        let mut service = Service::new(directory, &devices[0]);
+        service.devices = devices.to_vec();
+        let nvram = nvram.then(|| directory.join("nvram"));
+        if let Some(path) = &nvram {
+            let arguments = ["--flags", "nvram", "--nvram", path.to_str().unwrap()];
+            service.arguments.extend(arguments.map(String::from));
+        }
+        let document = directory.join("dump.json");
+        Pool { service, document, nvram, model: vec![0; VOLUME] }
+    }
+
+    /// Serves, writes, and ends or is killed.
+    fn write(&mut self, round: u8, kill: bool) {
+        let target = self.service.serve();
+        let mut client = target.connect("data");
+        for at in (0..VOLUME).step_by(PIECE * 2) {
+            let at = at + usize::from(round) * 16384;
+            let end = at + 100 * 1024;
+            self.model[at..end].fill(round);
+            client.write(at as u64, &self.model[at..end]).unwrap();
+            client.flush().unwrap();
+        }
+        drop(client);
+        if kill { target.kill() } else { assert!(target.stop().success()) }
+    }
+
+    fn verify(&self) {
+        let target = self.service.serve();
+        let mut client = target.connect("data");
+        for at in (0..VOLUME).step_by(PIECE) {
+            let read = client.read(at as u64, PIECE as u32).unwrap();
+            assert!(read == self.model[at..at + PIECE], "at {at}");
+        }
+        assert_eq!(target.connect("other").read(0, 512).unwrap(), [0; 512]);
+        drop(client);
+        assert!(target.stop().success());
+    }
+
+    fn metadata(&self, arguments: &[&str], devices: &[PathBuf]) -> Output {
+        let mut command = Command::new(BINARY);
+        command.arg("metadata").args(arguments);
+        if let Some(path) = &self.nvram {
+            command.arg("--nvram").arg(path);
+        }
+        command.args(devices).output().unwrap()
+    }
+
+    fn dump(&self) -> Dump {
+        let path = self.document.to_str().unwrap();
+        let output = self.metadata(&["dump", "-o", path], &self.service.devices);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&fs::read(&self.document).unwrap()).unwrap()
+    }
+
+    fn restore(&self, arguments: &[&str]) -> Output {
+        let path = self.document.to_str().unwrap();
+        self.metadata(&[&["restore", path], arguments].concat(), &self.service.devices)
+    }
+
+    #[track_caller]
+    fn refused(&self, words: &str) {
+        let before = self.images();
+        let output = self.restore(&[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "'{words}' is not in: {said}");
+        assert!(self.images() == before, "it was refused, and something was changed");
+    }
+
+    fn images(&self) -> Vec<Vec<u8>> {
+        self.service.devices.iter().map(|path| fs::read(path).unwrap()).collect()
+    }
+
+    /// Overwrites all metadata: everything before the extents, and the second superblocks.
+    fn destroy(&self) {
+        let document: serde_json::Value =
+            serde_json::from_slice(&fs::read(&self.document).unwrap()).unwrap();
+        for (path, device) in
+            self.service.devices.iter().zip(document["devices"].as_array().unwrap())
+        {
+            let file = File::options().write(true).open(path).unwrap();
+            let extents = device["extents_offset"].as_u64().unwrap();
+            file.write_all_at(&vec![0xD5; extents as usize], 0).unwrap();
+            file.write_all_at(&[0xD5; 4096], DEVICE - 4096).unwrap();
+        }
+        if let Some(path) = &self.nvram {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+/// What has to be the same; grants are given anew, and starts are counted.
+fn lasting(mut dump: Dump) -> Dump {
+    dump.grants.clear();
+    dump.incarnation = 0;
+    dump.groups_applied = 0;
+    dump
+}
+
+fn round_trip(nvram: bool) {
+    let directory = directory();
+    let mut pool = Pool::new(directory.path(), nvram);
+    pool.write(1, false);
+    pool.write(2, true);
+    let dumped = pool.dump();
+    assert!(dumped.groups_applied > 0, "it was killed");
+    pool.destroy();
+    assert!(!pool.service.start().ready_or_ended());
+    let output = pool.restore(&[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let again = pool.dump();
+    assert_eq!(again.incarnation, dumped.incarnation);
+    assert_eq!(lasting(again), lasting(dumped.clone()));
+    pool.verify();
+    let served = pool.dump();
+    assert!(served.incarnation > dumped.incarnation);
+    assert_eq!(lasting(served), lasting(dumped));
+    pool.write(3, false);
+    pool.verify();
+}
+
+/// Goal: with superblocks, home, journal, store and volume table gone, a dump brings all data back,
+/// and what is dumped then is the same.
+#[test]
+fn dump_and_restore() {
+    round_trip(false);
+}
+
+/// Goal: the same with the flags in NVRAM that is lost.
+#[test]
+fn dump_and_restore_in_nvram() {
+    round_trip(true);
+}
+
+/// Goal: what would lose something is refused with words, and nothing is changed; with `--force` it
+/// is done, and the count of starts does not go back.
+#[test]
+fn refusals() {
+    let directory = directory();
+    let mut pool = Pool::new(directory.path(), false);
+    pool.write(1, false);
+    let dumped = pool.dump();
+    pool.verify();
+    pool.refused("was served since");
+    assert!(pool.restore(&["--force"]).status.success());
+    let forced = pool.dump();
+    assert!(forced.incarnation > dumped.incarnation);
+    pool.verify();
+
+    let good = fs::read_to_string(&pool.document).unwrap();
+    let cases = [
+        ("not json at all", "expected"),
+        ("{}", "missing field"),
+        (&good.replace("\"version\": 1", "\"version\": 2"), "version 2"),
+        (&good.replace("\"incarnation\"", "\"incarnations\""), "unknown field"),
+        (&good.replace("\"data_slot\": 0", "\"data_slot\": 7"), "data slot"),
+        (&good.replace("\"size\": 50331648", "\"size\": 50331650000"), "a part of it is missing"),
+        (&good.replace("\"extent_size\": 1048576", "\"extent_size\": 3"), "extent of 3"),
+    ];
+    for (text, words) in cases {
+        assert_ne!(*text, *good, "{words}");
+        fs::write(&pool.document, text).unwrap();
+        pool.refused(words);
+    }
+    fs::write(&pool.document, &good).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let others = Pool::new(other.path(), false);
+    fs::write(&others.document, &good).unwrap();
+    others.refused("is of pool");
+    let output = pool.metadata(&["dump"], &pool.service.devices[..1]);
+    assert!(!output.status.success(), "a device is missing");
+}
