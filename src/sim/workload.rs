@@ -3,16 +3,16 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::engine::{Outcome, Refusal, Running, Volume, Zeroing};
+use super::action::{Action, Stage};
+use super::engine::{Refusal, Running, Volume, Zeroing};
 use super::oracle::{Oracle, Violation};
-use super::stamp::{self, Stamp};
+use super::stamp::Stamp;
 use crate::env::Env;
 use crate::env::sim::SimEnv;
-use crate::env::sim::rng::Rng;
+use crate::env::sim::rng::{Rng, mix};
 
 /// How often each kind of operation is drawn, relative to the others.
 #[derive(Clone, Debug)]
@@ -73,13 +73,14 @@ impl Habits {
 }
 
 /// What the clients share.
-pub struct Clients<R: Running> {
-    env: SimEnv,
-    running: R,
-    volumes: Vec<R::Volume>,
-    models: Rc<Models>,
+struct Clients<R: Running> {
+    stage: Stage<R>,
     habits: Habits,
-    left: Cell<u64>,
+    /// What every action is drawn from, beside its number: it is the same whichever client draws it
+    /// and whatever was left out before it.
+    seed: u64,
+    /// Actions begun.
+    begun: Cell<u64>,
     /// Whether a device may fail, so that operations may.
     may_fail: bool,
     /// Whether the pool may be full.
@@ -109,7 +110,7 @@ impl Models {
         Self { oracles, granule, last_stamp, ended }
     }
 
-    fn next_stamp(&self) -> Stamp {
+    pub(super) fn next_stamp(&self) -> Stamp {
         self.last_stamp.set(self.last_stamp.get() + 1);
         self.last_stamp.get()
     }
@@ -148,12 +149,10 @@ pub async fn run<R: Running>(
     let faults = env.faults();
     let may_fail = faults.read_error_ppm + faults.write_error_ppm + faults.flush_error_ppm > 0;
     let clients = Rc::new(Clients {
-        volumes: running.volumes(),
-        left: Cell::new(habits.operations),
+        stage: Stage::new(env, running, models),
+        seed: rng.bits(),
+        begun: Cell::new(0),
         failures: Cell::new(0),
-        env,
-        running,
-        models,
         habits,
         may_fail,
         may_fill,
@@ -161,9 +160,9 @@ pub async fn run<R: Running>(
     // Each client is a task of its own, so that the scheduler chooses among them.
     let (sender, mut ended) = mpsc::unbounded_channel();
     for _ in 0..clients.habits.clients {
-        let task = client(Rc::clone(&clients), rng.fork());
+        let task = client(Rc::clone(&clients));
         let sender = sender.clone();
-        clients.env.spawn(async move { drop(sender.send(task.await)) });
+        clients.stage.env.spawn(async move { drop(sender.send(task.await)) });
     }
     drop(sender);
     while let Some(result) = ended.recv().await {
@@ -175,11 +174,13 @@ pub async fn run<R: Running>(
 /// Failures after which the clients of a failing machine go home.
 const FAILURES_MAX: u32 = 20;
 
-async fn client<R: Running>(clients: Rc<Clients<R>>, mut rng: Rng) -> Result<(), String> {
-    while clients.left.get() > 0 && clients.failures.get() < FAILURES_MAX {
-        clients.left.set(clients.left.get() - 1);
-        let result = clients.operation(&mut rng).await;
-        clients.models.ended.set(clients.models.ended.get() + 1);
+async fn client<R: Running>(clients: Rc<Clients<R>>) -> Result<(), String> {
+    let (models, begun) = (&clients.stage.models, &clients.begun);
+    while begun.get() < clients.habits.operations && clients.failures.get() < FAILURES_MAX {
+        let number = begun.replace(begun.get() + 1);
+        let action = clients.draw(&mut Rng::new(mix(clients.seed ^ number)));
+        let result = clients.stage.perform(action).await;
+        models.ended.set(models.ended.get() + 1);
         match result {
             Ok(Ok(())) => {}
             // A failed device takes its free extents with it.
@@ -194,7 +195,7 @@ async fn client<R: Running>(clients: Rc<Clients<R>>, mut rng: Rng) -> Result<(),
                 return Err(format!("an operation failed, and no device had: {why}"));
             }
             Err(Violation(what)) => {
-                clients.left.set(0);
+                begun.set(u64::MAX);
                 return Err(what);
             }
         }
@@ -203,9 +204,9 @@ async fn client<R: Running>(clients: Rc<Clients<R>>, mut rng: Rng) -> Result<(),
 }
 
 impl<R: Running> Clients<R> {
-    /// One operation of a random kind.
-    async fn operation(&self, rng: &mut Rng) -> Result<Outcome<()>, Violation> {
-        let volume = rng.below(self.volumes.len() as u64) as usize;
+    /// One action of a random kind.
+    fn draw(&self, rng: &mut Rng) -> Action {
+        let volume = rng.below(self.stage.volumes.len() as u64) as usize;
         let weights = &self.habits.weights;
         let all = [
             weights.write,
@@ -223,25 +224,29 @@ impl<R: Running> Clients<R> {
             hit
         });
         match kind {
-            Some(0) => Ok(self.write(volume, rng).await),
-            Some(1) => Ok(self.zero(volume, rng).await),
-            Some(2) => self.read(volume, rng).await,
-            Some(3) => Ok(self.flush(volume).await),
-            Some(4) => Ok(self.commit().await),
-            Some(5) => Ok(self.running.settle().await),
-            _ => {
-                let pause = rng.between(1, self.habits.pause_ns);
-                self.env.sleep(Duration::from_nanos(pause)).await;
-                Ok(Ok(()))
+            Some(0) => {
+                let range = self.range(volume, rng);
+                Action::Write { volume, range, fua: rng.chance(self.habits.fua_ppm) }
             }
+            Some(1) => {
+                let range = self.range(volume, rng);
+                let fua = rng.chance(self.habits.fua_ppm);
+                let ways = [Zeroing::Trim, Zeroing::Trim, Zeroing::Hole, Zeroing::NoHole];
+                Action::Zero { volume, range, how: rng.pick(&ways), fua }
+            }
+            Some(2) => Action::Read { volume, range: self.range(volume, rng) },
+            Some(3) => Action::Flush(volume),
+            Some(4) => Action::Commit,
+            Some(5) => Action::Settle,
+            _ => Action::Pause(rng.between(1, self.habits.pause_ns)),
         }
     }
 
     /// A range of granules to work on.
     fn range(&self, volume: usize, rng: &mut Rng) -> Range<u32> {
         let habits = &self.habits;
-        let total = u64::from(self.models.oracles[volume].borrow().granules());
-        let most = self.volumes[volume].request_max() / self.models.granule as u64;
+        let total = u64::from(self.stage.models.oracles[volume].borrow().granules());
+        let most = self.stage.volumes[volume].request_max() / self.stage.models.granule as u64;
         let most = most.min(total);
         let len = if rng.chance(habits.large_ppm) {
             rng.between(1, most)
@@ -255,87 +260,5 @@ impl<R: Running> Clients<R> {
         let start = start / unit * unit;
         let end = (start + len.next_multiple_of(unit)).min(total).min(start + most);
         start as u32..end as u32
-    }
-
-    fn offset(&self, range: &Range<u32>) -> u64 {
-        u64::from(range.start) * self.models.granule as u64
-    }
-
-    async fn write(&self, volume: usize, rng: &mut Rng) -> Outcome<()> {
-        let range = self.range(volume, rng);
-        let fua = rng.chance(self.habits.fua_ppm);
-        let stamp = self.models.next_stamp();
-        let granule = self.models.granule;
-        let mut data = vec![0; range.len() * granule];
-        stamp::fill(&mut data, granule, volume as u8, range.start, stamp);
-        let offset = self.offset(&range);
-        let model = &self.models.oracles[volume];
-        self.env.note("client write", offset, data.len() as u64);
-        model.borrow_mut().send(stamp, range, false, fua);
-        let result = self.volumes[volume].write(offset, data, fua).await;
-        model.borrow_mut().end(stamp, result.is_ok());
-        self.env.note("client write end", u64::from(stamp), u64::from(result.is_ok()));
-        result
-    }
-
-    async fn zero(&self, volume: usize, rng: &mut Rng) -> Outcome<()> {
-        let range = self.range(volume, rng);
-        let fua = rng.chance(self.habits.fua_ppm);
-        let how = rng.pick(&[Zeroing::Trim, Zeroing::Trim, Zeroing::Hole, Zeroing::NoHole]);
-        let granule = self.models.granule as u64;
-        let (offset, len) = (self.offset(&range), range.len() as u64 * granule);
-        let model = &self.models.oracles[volume];
-        self.env.note("client zero", offset, len);
-        let mut stamps = Vec::new();
-        for piece in self.volumes[volume].zeroed(offset, len, how) {
-            let stamp = self.models.next_stamp();
-            let granules = (piece.start / granule) as u32..(piece.end / granule) as u32;
-            model.borrow_mut().send(stamp, granules, true, fua);
-            stamps.push(stamp);
-        }
-        let result = self.volumes[volume].zero(offset, len, how, fua).await;
-        for stamp in stamps {
-            model.borrow_mut().end(stamp, result.is_ok());
-            self.env.note("client zero end", u64::from(stamp), u64::from(result.is_ok()));
-        }
-        result
-    }
-
-    async fn read(&self, volume: usize, rng: &mut Rng) -> Result<Outcome<()>, Violation> {
-        let range = self.range(volume, rng);
-        let model = &self.models.oracles[volume];
-        let sent = model.borrow_mut().send_other();
-        let len = range.len() * self.models.granule;
-        let read = self.volumes[volume].read(self.offset(&range), len).await;
-        match read {
-            Ok(bytes) => {
-                assert!(bytes.len() == len, "a read of {len} bytes returned {}", bytes.len());
-                model.borrow_mut().end_read(&sent, range.start, &bytes)?;
-                Ok(Ok(()))
-            }
-            Err(why) => Ok(Err(why)),
-        }
-    }
-
-    async fn flush(&self, volume: usize) -> Outcome<()> {
-        let model = &self.models.oracles[volume];
-        let sent = model.borrow_mut().send_other();
-        self.env.note("client flush", volume as u64, 0);
-        let result = self.volumes[volume].flush().await;
-        if result.is_ok() {
-            model.borrow_mut().end_flush(&sent);
-        }
-        self.env.note("client flush end", volume as u64, u64::from(result.is_ok()));
-        result
-    }
-
-    async fn commit(&self) -> Outcome<()> {
-        let models = &self.models.oracles;
-        let sent: Vec<_> = models.iter().map(|model| model.borrow_mut().send_other()).collect();
-        let result = self.running.commit().await;
-        if result.is_ok() {
-            models.iter().zip(&sent).for_each(|(model, sent)| model.borrow_mut().end_flush(sent));
-        }
-        result
     }
 }
