@@ -58,6 +58,15 @@ pub trait Engine: Clone + 'static {
     ) -> impl Future<Output = Result<Self::Running, String>> + 'static;
 }
 
+/// An engine of which also that can be set apart which outlives a crash beside the media.
+pub trait Fork: Engine {
+    /// An engine that knows the same; what becomes of either does not concern the other.
+    #[must_use]
+    fn fork(&self) -> Self;
+    /// A hash of what it knows.
+    fn hash(&self) -> u64;
+}
+
 /// A system that serves. Cheap to clone: a handle.
 pub trait Running: Clone + 'static {
     /// A volume of it.

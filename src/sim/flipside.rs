@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::engine::{Engine, Outcome, Refusal, Running, Volume, Zeroing};
+use super::engine::{Engine, Fork, Outcome, Refusal, Running, Volume, Zeroing};
 use super::metadata::Tables;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -71,6 +71,20 @@ impl Flipside {
             config,
             tables: Tables::default(),
         }
+    }
+
+    /// A pool as small as one can be, with one volume of two extents.
+    pub fn small(geometry: Geometry, nvram: bool) -> Self {
+        let config = Config {
+            commit_interval: None,
+            settle: SettlePolicy::Pressure,
+            settle_batch: 2,
+            tell_interval: Duration::from_millis(1),
+        };
+        let size = 2 * u64::from(geometry.extent_size());
+        let region_len = REGION_BASE + 64 * SLOT;
+        let granule = geometry.block_size() as usize / 4;
+        Self { nvram, region_len, granule, ..Self::plain(geometry, 12, 4, size, config) }
     }
 
     fn extents(&self) -> u32 {
@@ -247,6 +261,16 @@ impl Engine for Flipside {
         _: SimStorage,
     ) -> impl Future<Output = Result<Serving, String>> + 'static {
         self.clone().start(env)
+    }
+}
+
+impl Fork for Flipside {
+    fn fork(&self) -> Self {
+        Self { tables: self.tables.fork(), ..self.clone() }
+    }
+
+    fn hash(&self) -> u64 {
+        self.tables.hash()
     }
 }
 

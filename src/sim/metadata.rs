@@ -5,6 +5,7 @@
 //! on a simulated medium by [`crate::env::sim::storage`].
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::env::sim::calls::{Calls, Fate};
@@ -22,7 +23,7 @@ impl Server for server::Server<Peer> {
 #[derive(Clone, Default)]
 pub struct Tables(Arc<Mutex<Rows>>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Rows {
     rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
     /// The commit that was on its way when the crash struck.
@@ -56,6 +57,18 @@ impl Tables {
             rows.apply(&changes);
         }
         SimStore { tables: self.clone(), calls }
+    }
+
+    /// Tables of their own with the same rows.
+    pub fn fork(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.rows().clone())))
+    }
+
+    /// A hash of all rows.
+    pub fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.rows().rows.hash(&mut hasher);
+        hasher.finish()
     }
 
     fn rows(&self) -> MutexGuard<'_, Rows> {

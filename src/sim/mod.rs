@@ -14,6 +14,7 @@
 pub mod action;
 mod cut;
 pub mod engine;
+pub mod exhaustive;
 pub mod flipside;
 pub mod metadata;
 pub mod oracle;

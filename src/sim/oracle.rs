@@ -20,7 +20,7 @@ use super::cut;
 use super::stamp::{self, Seen, Stamp, ZEROS};
 
 /// An operation that changes a volume.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Hash, Serialize, Deserialize)]
 pub(super) struct Op {
     pub stamp: Stamp,
     pub granules: Range<u32>,
@@ -69,7 +69,7 @@ pub struct Sent(u64);
 pub struct Violation(pub String);
 
 /// The model of one volume. It can be kept in a file, for a process that judges later.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Hash, Serialize, Deserialize)]
 pub struct Oracle {
     volume: u8,
     granule: usize,

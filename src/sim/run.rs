@@ -46,21 +46,25 @@ impl fmt::Display for Failure {
 /// How deep crashes nest inside recovery.
 const DEPTH_MAX: u32 = 3;
 /// What a boot, or a round of work, may take: far more than any does that is not stuck.
-const LIMIT: Limit = Limit { time_ns: 4 * 3600 * 1_000_000_000, steps: 3_000_000 };
+pub(super) const LIMIT: Limit = Limit { time_ns: 4 * 3600 * 1_000_000_000, steps: 3_000_000 };
 
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
 
 /// Runs one seed. `loud` prints every call of the environment.
 pub fn run_seed<E: Engine>(seed: u64, loud: bool) -> Result<Report, Failure> {
+    guarded(|| Run::<E>::new(seed, loud).all()).map_err(|what| Failure { seed, what })
+}
+
+/// Runs something simulated; a panic in it is an error.
+pub(super) fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_panics();
     LAST_PANIC.take();
-    let failure = |what| Failure { seed, what };
     SIMULATING.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(|| Run::<E>::new(seed, loud).all()));
+    let result = panic::catch_unwind(AssertUnwindSafe(run));
     SIMULATING.set(false);
     let panicked = |_| Err(LAST_PANIC.take().unwrap_or_else(|| String::from("a panic")));
-    result.unwrap_or_else(panicked).map_err(failure)
+    result.unwrap_or_else(panicked)
 }
 
 thread_local! {

@@ -1,6 +1,7 @@
 //! Random clients of the volumes, each operation of which the oracle hears of.
 
 use std::cell::{Cell, RefCell};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -113,6 +114,19 @@ impl Models {
     pub(super) fn next_stamp(&self) -> Stamp {
         self.last_stamp.set(self.last_stamp.get() + 1);
         self.last_stamp.get()
+    }
+
+    /// Models of their own that know the same.
+    pub fn fork(&self) -> Self {
+        let (oracles, granule) = (self.oracles.clone(), self.granule);
+        Self { oracles, granule, last_stamp: self.last_stamp.clone(), ended: self.ended.clone() }
+    }
+
+    /// A hash of what the oracle knows.
+    pub fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.oracles.iter().for_each(|oracle| oracle.borrow().hash(&mut hasher));
+        hasher.finish()
     }
 
     /// Reads whole volumes and checks that a crash may have left them so.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::calls::Calls;
 use super::medium::{Crash, Medium};
 use super::nvram::NvramMedium;
+use super::outcomes::Media;
 use super::rng::Rng;
 use super::storage::SimStorage;
 use super::world::World;
@@ -93,6 +94,17 @@ impl Machine {
     /// All environment calls that were ever made.
     pub fn calls(&self) -> u64 {
         self.calls
+    }
+
+    /// What the media of the machine hold, which is switched off.
+    pub fn media(&self) -> Media {
+        Media { disks: self.disks.clone(), nvram: self.nvram.clone() }
+    }
+
+    /// Puts other media into the machine, which is switched off; what follows is chosen by `seed`.
+    pub fn insert(&mut self, media: Media, seed: u64) {
+        (self.disks, self.nvram) = (media.disks, media.nvram);
+        (self.rng, self.now) = (Rng::new(seed), 0);
     }
 
     /// Switches the machine on.

@@ -34,28 +34,30 @@ pub enum Crash {
     Process,
 }
 
-struct Write {
+#[derive(Clone)]
+pub(super) struct Write {
     id: WriteId,
-    offset: u64,
-    data: Box<[u8]>,
-    durability: Durability,
+    pub offset: u64,
+    pub data: Box<[u8]>,
+    pub durability: Durability,
 }
 
 /// A device's memory.
+#[derive(Clone)]
 pub struct Medium {
-    sector: usize,
+    pub(super) sector: usize,
     volatile_cache: bool,
     /// What reads see.
-    current: Image,
+    pub(super) current: Image,
     /// What is certain to survive, as far as `cached` does not make newer versions durable.
-    durable: Image,
+    pub(super) durable: Image,
     /// Completed writes, oldest first; the mark is their place among all completions.
-    cached: Vec<(Mark, Write)>,
-    under_way: Vec<Write>,
+    pub(super) cached: Vec<(Mark, Write)>,
+    pub(super) under_way: Vec<Write>,
     /// Sectors that read as an error.
-    bad: BTreeSet<u64>,
-    completions: Mark,
-    next_id: WriteId,
+    pub(super) bad: BTreeSet<u64>,
+    pub(super) completions: Mark,
+    pub(super) next_id: WriteId,
     garbage: u64,
 }
 
@@ -234,7 +236,7 @@ impl Medium {
         self.under_way.swap_remove(at.expect("a write under way ends once"))
     }
 
-    fn land(&mut self, write: Write) {
+    pub(super) fn land(&mut self, write: Write) {
         self.current.write(write.offset, &write.data);
         let first = write.offset / self.sector as u64;
         let end = first + (write.data.len() / self.sector) as u64;

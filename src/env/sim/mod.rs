@@ -27,6 +27,7 @@ pub mod link;
 pub mod machine;
 pub mod medium;
 pub mod nvram;
+pub mod outcomes;
 pub mod rng;
 pub mod storage;
 mod world;
@@ -44,6 +45,7 @@ pub use faults::Faults;
 pub use link::{Peer, Server, SimLink};
 pub use machine::{DiskShape, Machine, Shape};
 pub use medium::Crash;
+pub use outcomes::Media;
 pub use rng::Rng;
 pub use storage::SimStorage;
 
@@ -93,6 +95,16 @@ impl SimEnv {
         limit: Limit,
         main: impl Future<Output = T> + 'static,
     ) -> Result<T, Stop> {
+        self.run_watched(limit, main, || ())
+    }
+
+    /// Runs until `main` has ended, calling `watch` after each step.
+    pub fn run_watched<T: 'static>(
+        &self,
+        limit: Limit,
+        main: impl Future<Output = T> + 'static,
+        mut watch: impl FnMut(),
+    ) -> Result<T, Stop> {
         let result = Rc::new(RefCell::new(None));
         let slot = Rc::clone(&result);
         self.spawn(async move {
@@ -113,6 +125,7 @@ impl SimEnv {
             if !self.step() {
                 return Err(Stop::Stuck);
             }
+            watch();
         }
         Err(Stop::Limit)
     }
@@ -178,6 +191,18 @@ impl SimEnv {
     /// The counter of environment calls, for what makes some besides the environment.
     pub fn call_counter(&self) -> Calls {
         self.0.world.borrow().calls.clone()
+    }
+
+    /// What the media hold at this instant, volatile or not.
+    pub fn media(&self) -> Media {
+        let world = self.0.world.borrow();
+        Media { disks: world.disks.clone(), nvram: world.nvram.clone() }
+    }
+
+    /// A number that is another one after anything was written, has arrived or became durable.
+    pub fn media_version(&self) -> u64 {
+        let world = self.0.world.borrow();
+        outcomes::version(&world.disks, world.nvram.as_ref())
     }
 
     /// From now on these faults are injected.

@@ -7,24 +7,26 @@ use super::image::Image;
 use super::rng::Rng;
 
 /// The unit that is written whole or not at all, in bytes.
-const WORD: usize = 8;
+pub(super) const WORD: usize = 8;
 /// The unit of write-back, in bytes.
 const LINE: usize = 64;
 
 /// Names a persist under way.
 pub type PersistId = u64;
 
-struct Persist {
+#[derive(Clone)]
+pub(super) struct Persist {
     id: PersistId,
-    pieces: Vec<(u64, Box<[u8]>)>,
+    pub pieces: Vec<(u64, Box<[u8]>)>,
 }
 
 /// A persistent memory's bytes.
+#[derive(Clone)]
 pub struct NvramMedium {
-    image: Image,
+    pub(super) image: Image,
     sector: u32,
-    under_way: Vec<Persist>,
-    next_id: PersistId,
+    pub(super) under_way: Vec<Persist>,
+    pub(super) next_id: PersistId,
 }
 
 impl NvramMedium {
