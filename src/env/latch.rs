@@ -126,6 +126,7 @@ impl<D: Disk> Disk for Latching<D> {
         self.disk.read(offset, view)
     }
 
+    #[track_caller]
     fn write(
         &self,
         offset: u64,
@@ -133,21 +134,22 @@ impl<D: Disk> Disk for Latching<D> {
         durability: Durability,
     ) -> impl Future<Output = io::Result<()>> + 'static {
         let this = self.clone();
-        async move {
-            this.check()?;
-            let operation = FailedOperation::Write { offset, len: view.len() };
-            let ended = this.disk.write(offset, view, durability).await;
-            this.settle(operation, ended)
-        }
+        let operation = FailedOperation::Write { offset, len: view.len() };
+        let writing = match self.check() {
+            Ok(()) => Ok(self.disk.write(offset, view, durability)),
+            Err(latched) => Err(latched),
+        };
+        async move { this.settle(operation, writing?.await) }
     }
 
+    #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         let this = self.clone();
-        async move {
-            this.check()?;
-            let ended = this.disk.flush().await;
-            this.settle(FailedOperation::Flush, ended)
-        }
+        let flushing = match self.check() {
+            Ok(()) => Ok(self.disk.flush()),
+            Err(latched) => Err(latched),
+        };
+        async move { this.settle(FailedOperation::Flush, flushing?.await) }
     }
 
     fn discard(&self, offset: u64, length: u64) -> impl Future<Output = io::Result<()>> + 'static {

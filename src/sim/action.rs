@@ -97,6 +97,7 @@ impl<R: Running> Stage<R> {
         let mut data = vec![0; range.len() * granule];
         stamp::fill(&mut data, granule, volume as u8, range.start, stamp);
         let offset = self.offset(&range);
+        self.models.touch(volume, offset..offset + data.len() as u64);
         let model = &self.models.oracles[volume];
         self.env.note("client write", offset, data.len() as u64);
         model.borrow_mut().send(stamp, range, false, fua);
@@ -109,6 +110,7 @@ impl<R: Running> Stage<R> {
     async fn zero(&self, volume: usize, range: Range<u32>, how: Zeroing, fua: bool) -> Outcome<()> {
         let granule = self.models.granule as u64;
         let (offset, len) = (self.offset(&range), range.len() as u64 * granule);
+        self.models.touch(volume, offset..offset + len);
         let model = &self.models.oracles[volume];
         self.env.note("client zero", offset, len);
         let mut stamps = Vec::new();

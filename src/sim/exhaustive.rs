@@ -18,9 +18,10 @@ use std::rc::Rc;
 use tokio::sync::mpsc;
 
 use super::action::{Action, Stage};
-use super::engine::{Engine, Fork, Running};
+use super::engine::{Engine, Running};
 use super::oracle::Violation;
-use super::run::{LIMIT, guarded};
+use super::run::guarded;
+use super::subject::LIMIT;
 use super::workload::Models;
 use crate::env::Env;
 use crate::env::sim::outcomes::{Outcomes, Survival};
@@ -135,7 +136,7 @@ struct Instant<E> {
     models: Models,
 }
 
-impl<E: Fork> Instant<E> {
+impl<E: Engine> Instant<E> {
     fn now(env: &SimEnv, engine: &E, models: &Models) -> Self {
         Self { media: env.media(), engine: engine.fork(), models: models.fork() }
     }
@@ -147,13 +148,13 @@ struct Watch<E> {
     last: Option<(u64, u64, u64)>,
 }
 
-impl<E: Fork> Watch<E> {
+impl<E: Engine> Watch<E> {
     fn new() -> Self {
         Self { instants: Vec::new(), last: None }
     }
 
     fn look(&mut self, env: &SimEnv, engine: &E, models: &Models) {
-        let now = (env.media_version(), engine.hash(), models.hash());
+        let now = (env.media_version(), engine.stored(), models.hash());
         if self.last.replace(now) != Some(now) {
             self.instants.push(Instant::now(env, engine, models));
         }
@@ -161,7 +162,7 @@ impl<E: Fork> Watch<E> {
 }
 
 /// Looks at cases of one scope.
-pub struct Explorer<E: Fork> {
+pub struct Explorer<E: Engine> {
     scope: Scope<E>,
     machine: Machine,
     start: Instant<E>,
@@ -176,15 +177,17 @@ pub struct Explorer<E: Fork> {
 /// I/O that takes the same time always completes in the order of submission.
 fn faults(schedule: u64) -> Faults {
     let latency_ns = if schedule == 0 { (10_000, 10_000) } else { (1_000, 200_000) };
-    Faults { latency_ns, datagram_ns: latency_ns, ..Faults::none() }
+    let mut faults = Faults::none();
+    (faults.latency_ns, faults.datagram_ns) = (latency_ns, latency_ns);
+    faults
 }
 
-impl<E: Fork> Explorer<E> {
+impl<E: Engine> Explorer<E> {
     /// Formats, does what goes before, and looks at every crash of the start from there.
     pub fn new(scope: Scope<E>) -> Result<Self, String> {
         let mut machine = Machine::new(1, &scope.engine.shape());
         let engine = scope.engine.fork();
-        let models = Models::new(&engine.volumes(), engine.granule());
+        let models = Models::new(&engine.volumes(), engine.granule(), engine.room());
         let env = machine.boot(faults(0));
         let format = engine.format(env.clone(), machine.storage());
         env.run(LIMIT, format).map_err(|stop| format!("format: {stop:?}"))??;
@@ -231,7 +234,7 @@ impl<E: Fork> Explorer<E> {
     fn live(&mut self, case: &Case) -> Result<Vec<Instant<E>>, String> {
         let (engine, models) = (self.start.engine.fork(), Rc::new(self.start.models.fork()));
         // Sessions with the metadata server have names drawn at random, each boot other ones.
-        self.machine.insert(self.start.media.clone(), mix(case.schedule ^ engine.hash()));
+        self.machine.insert(self.start.media.clone(), mix(case.schedule ^ engine.stored()));
         let env = self.machine.boot(faults(case.schedule));
         let running = self.open(&env, &engine, || ())?;
         let stage = Rc::new(Stage::new(env.clone(), running.clone(), Rc::clone(&models)));
@@ -250,7 +253,7 @@ impl<E: Fork> Explorer<E> {
         let Instant { media, engine, models } = instant;
         let outcomes = media.outcomes(&self.origin);
         self.counts.sampled += u64::from(outcomes.count() > most);
-        let rest = mix(engine.hash() ^ mix(models.hash()));
+        let rest = mix(engine.stored() ^ mix(models.hash()));
         for survival in outcomes.choose(most, self.scope.sample) {
             self.counts.images += 1;
             let state = mix(rest ^ outcomes.hash(&survival));

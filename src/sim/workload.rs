@@ -1,19 +1,22 @@
 //! Random clients of the volumes, each operation of which the oracle hears of.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::action::{Action, Stage};
-use super::engine::{Refusal, Running, Volume, Zeroing};
+use super::engine::{Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::oracle::{Oracle, Violation};
 use super::stamp::Stamp;
 use crate::env::Env;
-use crate::env::sim::SimEnv;
+use crate::env::sim::faults::Errors;
 use crate::env::sim::rng::{Rng, mix};
+use crate::env::sim::{SimEnv, Struck};
 
 /// How often each kind of operation is drawn, relative to the others.
 #[derive(Clone, Debug)]
@@ -82,12 +85,13 @@ struct Clients<R: Running> {
     seed: u64,
     /// Actions begun.
     begun: Cell<u64>,
-    /// Whether a device may fail, so that operations may.
-    may_fail: bool,
-    /// Whether the pool may be full.
-    may_fill: bool,
+    /// Whether every operation must end within [`OPERATION_TIME`].
+    bounded: bool,
     failures: Cell<u32>,
 }
+
+/// How long an operation takes at most once nothing fails any more.
+const OPERATION_TIME: Duration = Duration::from_secs(120);
 
 /// What the oracle knows, which outlives every crash.
 pub struct Models {
@@ -98,28 +102,32 @@ pub struct Models {
     last_stamp: Cell<Stamp>,
     /// Operations that ended.
     pub ended: Cell<u64>,
+    room: Room,
+    /// The extents of volumes that a write was ever sent to.
+    touched: RefCell<BTreeSet<(usize, u64)>>,
 }
 
 impl Models {
     /// Volumes of these sizes, never written.
-    pub fn new(volumes: &[u64], granule: usize) -> Self {
+    pub fn new(volumes: &[u64], granule: usize, room: Room) -> Self {
         let oracle = |(size, number): (&u64, u8)| {
             RefCell::new(Oracle::new(number, granule, (size / granule as u64) as u32))
         };
         let oracles = volumes.iter().zip(0..).map(oracle).collect();
         let (last_stamp, ended) = (Cell::new(0), Cell::new(0));
-        Self { oracles, granule, last_stamp, ended }
+        Self { oracles, granule, last_stamp, ended, room, touched: RefCell::default() }
     }
 
-    pub(super) fn next_stamp(&self) -> Stamp {
-        self.last_stamp.set(self.last_stamp.get() + 1);
-        self.last_stamp.get()
-    }
-
-    /// Models of their own that know the same.
+    /// The same knowledge, for a machine that parts from this one's.
+    #[must_use]
     pub fn fork(&self) -> Self {
-        let (oracles, granule) = (self.oracles.clone(), self.granule);
-        Self { oracles, granule, last_stamp: self.last_stamp.clone(), ended: self.ended.clone() }
+        Self {
+            oracles: self.oracles.clone(),
+            last_stamp: self.last_stamp.clone(),
+            ended: Cell::new(0),
+            touched: self.touched.clone(),
+            ..*self
+        }
     }
 
     /// A hash of what the oracle knows.
@@ -127,6 +135,22 @@ impl Models {
         let mut hasher = DefaultHasher::new();
         self.oracles.iter().for_each(|oracle| oracle.borrow().hash(&mut hasher));
         hasher.finish()
+    }
+
+    /// A write is sent to these bytes.
+    pub(super) fn touch(&self, volume: usize, bytes: Range<u64>) {
+        let extents = bytes.start / self.room.extent..=(bytes.end - 1) / self.room.extent;
+        self.touched.borrow_mut().extend(extents.map(|extent| (volume, extent)));
+    }
+
+    /// Whether the data may be more than there is room for.
+    fn may_be_full(&self) -> bool {
+        self.touched.borrow().len() > self.room.extents
+    }
+
+    pub(super) fn next_stamp(&self) -> Stamp {
+        self.last_stamp.set(self.last_stamp.get() + 1);
+        self.last_stamp.get()
     }
 
     /// Reads whole volumes and checks that a crash may have left them so.
@@ -157,19 +181,16 @@ pub async fn run<R: Running>(
     running: R,
     models: Rc<Models>,
     habits: Habits,
-    may_fill: bool,
+    bounded: bool,
     mut rng: Rng,
 ) -> Result<(), String> {
-    let faults = env.faults();
-    let may_fail = faults.read_error_ppm + faults.write_error_ppm + faults.flush_error_ppm > 0;
     let clients = Rc::new(Clients {
         stage: Stage::new(env, running, models),
         seed: rng.bits(),
         begun: Cell::new(0),
         failures: Cell::new(0),
         habits,
-        may_fail,
-        may_fill,
+        bounded,
     });
     // Each client is a task of its own, so that the scheduler chooses among them.
     let (sender, mut ended) = mpsc::unbounded_channel();
@@ -189,35 +210,47 @@ pub async fn run<R: Running>(
 const FAILURES_MAX: u32 = 20;
 
 async fn client<R: Running>(clients: Rc<Clients<R>>) -> Result<(), String> {
-    let (models, begun) = (&clients.stage.models, &clients.begun);
+    let (stage, begun) = (&clients.stage, &clients.begun);
     while begun.get() < clients.habits.operations && clients.failures.get() < FAILURES_MAX {
         let number = begun.replace(begun.get() + 1);
         let action = clients.draw(&mut Rng::new(mix(clients.seed ^ number)));
-        let result = clients.stage.perform(action).await;
-        models.ended.set(models.ended.get() + 1);
-        match result {
-            Ok(Ok(())) => {}
-            // A failed device takes its free extents with it.
-            Ok(Err(Refusal::NoSpace)) if clients.may_fill || clients.may_fail => {}
-            Ok(Err(Refusal::NoSpace)) => {
-                return Err(String::from("no space, though all volumes fit the pool"));
-            }
-            Ok(Err(Refusal::Failed(_))) if clients.may_fail => {
-                clients.failures.set(clients.failures.get() + 1);
-            }
-            Ok(Err(Refusal::Failed(why))) => {
-                return Err(format!("an operation failed, and no device had: {why}"));
-            }
-            Err(Violation(what)) => {
-                begun.set(u64::MAX);
-                return Err(what);
-            }
+        let before = stage.env.struck();
+        let result = clients.perform(action).await;
+        stage.models.ended.set(stage.models.ended.get() + 1);
+        let refused = match result {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => clients.judge(&before, why),
+            Err(Violation(what)) => Err(what),
+        };
+        if let Err(what) = refused {
+            begun.set(u64::MAX);
+            return Err(what);
         }
     }
     Ok(())
 }
 
 impl<R: Running> Clients<R> {
+    /// Whether an operation may have failed so: only faults that lead to such errors, and that
+    /// struck, excuse it. `before` is what had struck when it was sent.
+    fn judge(&self, before: &Struck, why: Refusal) -> Result<(), String> {
+        let now = self.stage.env.struck();
+        let since = |kind| now.that_lead_to(kind) > before.that_lead_to(kind);
+        let stopped = now.that_lead_to(Errors::Changes) > 0;
+        match why {
+            // A failed device takes its free extents with it.
+            Refusal::NoSpace if self.stage.models.may_be_full() || stopped => Ok(()),
+            Refusal::NoSpace => {
+                Err(String::from("no space, though all that was ever written fits the pool"))
+            }
+            Refusal::Failed(_) if stopped || since(Errors::Reads) => {
+                self.failures.set(self.failures.get() + 1);
+                Ok(())
+            }
+            Refusal::Failed(why) => Err(format!("an operation failed, and no device had: {why}")),
+        }
+    }
+
     /// One action of a random kind.
     fn draw(&self, rng: &mut Rng) -> Action {
         let volume = rng.below(self.stage.volumes.len() as u64) as usize;
@@ -254,6 +287,17 @@ impl<R: Running> Clients<R> {
             Some(5) => Action::Settle,
             _ => Action::Pause(rng.between(1, self.habits.pause_ns)),
         }
+    }
+
+    /// Carries out one action, which must not take too long where all is well.
+    async fn perform(&self, action: Action) -> Result<Outcome<()>, Violation> {
+        let (pause, sent) = (matches!(action, Action::Pause(_)), self.stage.env.lived());
+        let result = self.stage.perform(action).await;
+        let took = Duration::from_nanos(self.stage.env.lived() - sent);
+        if self.bounded && !pause && took > OPERATION_TIME {
+            return Err(Violation(format!("an operation took {took:?}, and nothing failed")));
+        }
+        result
     }
 
     /// A range of granules to work on.
