@@ -4,6 +4,9 @@ CARGO ?= cargo
 SEEDS ?= 2000
 SEED ?= 1
 SECONDS ?= 20
+ACTIONS ?= 3
+DEPTH ?= 2
+EVERY ?= 1
 
 # Where `make install` puts things; DESTDIR goes in front of it, for packages.
 PREFIX ?= /usr/local
@@ -19,7 +22,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
-.PHONY: help setup build test soak sim demo serve bench fuzz install uninstall clean
+.PHONY: help setup build test soak sim sim-exhaustive demo serve bench fuzz install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +44,10 @@ soak: setup ## the same tests with the long counts: hours
 
 sim: ## simulate SEEDS random seeds from SEED on, on all cores
 	FLIPSIDE_SEEDS=$(SEEDS) FLIPSIDE_SEED=$(SEED) $(CARGO) test --test sim -- --nocapture
+
+sim-exhaustive: ## every crash of up to ACTIONS operations, nested to DEPTH; all of it takes days
+	FLIPSIDE_ACTIONS=$(ACTIONS) FLIPSIDE_DEPTH=$(DEPTH) FLIPSIDE_EVERY=$(EVERY) \
+		$(CARGO) test --test exhaustive -- --nocapture
 
 demo: setup ## format, serve, load, kill -9, recover, verify; on a loop device or a file
 	@tools/demo.sh

@@ -10,6 +10,8 @@
 use std::time::{Duration, Instant};
 
 use flipside::sim::flipside::Flipside;
+use flipside::sim::plan::Plan;
+use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, sweep};
 
 const SEEDS: u64 = 2000;
@@ -49,6 +51,9 @@ fn seeds_keep_every_promise() {
                      cargo test --test sim -- --nocapture",
                     failure.seed
                 );
+            }
+            if let Some(small) = shrink::<Flipside>(Plan::whole(failures[0].seed)) {
+                eprintln!("\n{small}");
             }
             panic!("{} seeds failed", failures.len());
         }

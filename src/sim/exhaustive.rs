@@ -174,6 +174,9 @@ pub struct Explorer<E: Engine> {
     pub counts: Counts,
 }
 
+/// So many states are remembered; then all are forgotten, and some will be recovered again.
+const SEEN_MAX: usize = 8 << 20;
+
 /// I/O that takes the same time always completes in the order of submission.
 fn faults(schedule: u64) -> Faults {
     let latency_ns = if schedule == 0 { (10_000, 10_000) } else { (1_000, 200_000) };
@@ -259,6 +262,9 @@ impl<E: Engine> Explorer<E> {
             let state = mix(rest ^ outcomes.hash(&survival));
             if self.seen.get(&state).is_some_and(|seen| *seen >= depth) {
                 continue;
+            }
+            if self.seen.len() >= SEEN_MAX {
+                self.seen.clear();
             }
             self.seen.insert(state, depth);
             self.counts.nested += u64::from(depth < self.scope.depth);
@@ -361,4 +367,65 @@ async fn perform<R: Running>(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::toy::{Toy, fault};
+    use super::*;
+
+    /// Looks at all that two actions may lead to.
+    fn hunt<const FAULT: u8>() -> Result<Counts, String> {
+        let engine = Toy::<FAULT>;
+        let scope = Scope {
+            engine,
+            prelude: Vec::new(),
+            depth: 1,
+            images_max: 64,
+            sample: 8,
+            nested_max: 8,
+        };
+        let write = |range, fua| Action::Write { volume: 0, range, fua };
+        let actions = [write(0..4, false), write(2..3, true), Action::Flush(0)];
+        let mut explorer = Explorer::new(scope)?;
+        for actions in sequences(&actions, 2) {
+            for at_once in [false, true] {
+                explorer.look(&Case { actions: actions.clone(), at_once, schedule: 0 })?;
+            }
+        }
+        Ok(explorer.counts)
+    }
+
+    /// Goal: sequences are all there, and once each.
+    #[test]
+    fn sequences_are_complete() {
+        let actions = [Action::Commit, Action::Settle];
+        let all = sequences(&actions, 3);
+        assert_eq!(all.len(), 2 + 4 + 8);
+        assert!(all.iter().enumerate().all(|(at, one)| !all[..at].contains(one)));
+    }
+
+    /// Goal: what keeps the promises passes, and the same is looked at every time.
+    #[test]
+    fn a_correct_toy_passes() {
+        let counts = hunt::<{ fault::NONE }>().unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(counts.cases, 24);
+        assert!(counts.recovered > 100 && counts.nested > 0 && counts.sampled > 0, "{counts}");
+        assert_eq!(hunt::<{ fault::NONE }>(), Ok(counts));
+    }
+
+    /// Goal: each way to break a promise at a crash is found within two actions.
+    #[test]
+    fn broken_toys_are_caught() {
+        let caught = |result: Result<Counts, String>| {
+            let why = result.expect_err("the fault is not found");
+            assert!(why.contains("promise") || why.contains("unreadable"), "{why}");
+        };
+        caught(hunt::<{ fault::NO_FLUSH }>());
+        caught(hunt::<{ fault::VOLATILE_HEADER }>());
+        caught(hunt::<{ fault::EARLY_ACK }>());
+        caught(hunt::<{ fault::ONE_HALF }>());
+        caught(hunt::<{ fault::FUA_FORGOTTEN }>());
+        caught(hunt::<{ fault::TORN_WRITE }>());
+    }
 }

@@ -5,11 +5,15 @@
 //! recoveries, and after each checks the whole image of every volume against the [`oracle`]. The
 //! world of a run is [`crate::env::sim`].
 //!
+//! Beside the large scope at random there is the small one, exhaustively ([`exhaustive`]): every
+//! crash of a few operations, and of the recoveries from it.
+//!
 //! # How to read a failing seed
 //!
 //! The failure names the promise, the granule, what is seen there, and every operation over it with
 //! the moments of its sending and acknowledgement; the command printed beside it runs the seed
-//! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made.
+//! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made. [`shrink`] finds the
+//! few operations that suffice, as a [`plan`] that can be replayed and kept.
 
 pub mod action;
 mod cut;
@@ -18,7 +22,9 @@ pub mod exhaustive;
 pub mod flipside;
 pub mod metadata;
 pub mod oracle;
+pub mod plan;
 pub mod run;
+pub mod shrink;
 pub mod stamp;
 mod subject;
 pub mod sweep;

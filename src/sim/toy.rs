@@ -22,7 +22,7 @@ const SIZE: usize = 64 << 10;
 const SECTOR: usize = 512;
 
 /// What is wrong with a toy.
-mod fault {
+pub(super) mod fault {
     pub const NONE: u8 = 0;
     pub const NO_FLUSH: u8 = 1;
     pub const VOLATILE_HEADER: u8 = 2;
@@ -36,10 +36,10 @@ mod fault {
 }
 
 #[derive(Clone)]
-struct Toy<const FAULT: u8>;
+pub(super) struct Toy<const FAULT: u8>;
 
 #[derive(Clone)]
-struct Serving<const FAULT: u8> {
+pub(super) struct Serving<const FAULT: u8> {
     env: SimEnv,
     image: Rc<RefCell<Vec<u8>>>,
     stale: Rc<RefCell<Vec<u8>>>,
@@ -135,6 +135,8 @@ impl<const FAULT: u8> Serving<FAULT> {
     }
 
     async fn recover(env: SimEnv) -> Result<Self, String> {
+        // What is read must not vanish later.
+        env.disk(0).flush().await.map_err(|e| e.to_string())?;
         let mut newest = 0;
         for slot in 0..2 {
             if let Ok(bytes) = read(&env, header_at(slot), SECTOR).await {

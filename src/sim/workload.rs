@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use super::action::{Action, Stage};
 use super::engine::{Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::oracle::{Oracle, Violation};
+use super::plan::{Number, Script};
 use super::stamp::Stamp;
 use crate::env::Env;
 use crate::env::sim::faults::Errors;
-use crate::env::sim::rng::{Rng, mix};
+use crate::env::sim::rng::Rng;
 use crate::env::sim::{SimEnv, Struck};
 
 /// How often each kind of operation is drawn, relative to the others.
@@ -80,11 +81,11 @@ impl Habits {
 struct Clients<R: Running> {
     stage: Stage<R>,
     habits: Habits,
-    /// What every action is drawn from, beside its number: it is the same whichever client draws it
-    /// and whatever was left out before it.
-    seed: u64,
-    /// Actions begun.
-    begun: Cell<u64>,
+    /// The round, and what is done in it.
+    round: u32,
+    script: Rc<Script>,
+    /// Actions drawn.
+    drawn: Cell<u64>,
     /// Whether every operation must end within [`OPERATION_TIME`].
     bounded: bool,
     failures: Cell<u32>,
@@ -176,25 +177,26 @@ impl Models {
 }
 
 /// Runs the clients until they have done what they should, or until a promise is broken.
-pub async fn run<R: Running>(
+pub(super) async fn run<R: Running>(
     env: SimEnv,
     running: R,
     models: Rc<Models>,
     habits: Habits,
     bounded: bool,
-    mut rng: Rng,
+    (round, script): (u32, Rc<Script>),
 ) -> Result<(), String> {
     let clients = Rc::new(Clients {
         stage: Stage::new(env, running, models),
-        seed: rng.bits(),
-        begun: Cell::new(0),
+        round,
+        script,
+        drawn: Cell::new(0),
         failures: Cell::new(0),
         habits,
         bounded,
     });
     // Each client is a task of its own, so that the scheduler chooses among them.
     let (sender, mut ended) = mpsc::unbounded_channel();
-    for _ in 0..clients.habits.clients {
+    for _ in 0..clients.script.plan.clients(clients.habits.clients) {
         let task = client(Rc::clone(&clients));
         let sender = sender.clone();
         clients.stage.env.spawn(async move { drop(sender.send(task.await)) });
@@ -210,10 +212,14 @@ pub async fn run<R: Running>(
 const FAILURES_MAX: u32 = 20;
 
 async fn client<R: Running>(clients: Rc<Clients<R>>) -> Result<(), String> {
-    let (stage, begun) = (&clients.stage, &clients.begun);
-    while begun.get() < clients.habits.operations && clients.failures.get() < FAILURES_MAX {
-        let number = begun.replace(begun.get() + 1);
-        let action = clients.draw(&mut Rng::new(mix(clients.seed ^ number)));
+    let (stage, drawn) = (&clients.stage, &clients.drawn);
+    while drawn.get() < clients.habits.operations && clients.failures.get() < FAILURES_MAX {
+        let number = Number { round: clients.round, index: drawn.replace(drawn.get() + 1) };
+        if !clients.script.keeps(number) {
+            continue;
+        }
+        let action = clients.draw(&mut clients.script.plan.action(number));
+        clients.script.begun.borrow_mut().push((number, action.clone()));
         let before = stage.env.struck();
         let result = clients.perform(action).await;
         stage.models.ended.set(stage.models.ended.get() + 1);
@@ -223,7 +229,7 @@ async fn client<R: Running>(clients: Rc<Clients<R>>) -> Result<(), String> {
             Err(Violation(what)) => Err(what),
         };
         if let Err(what) = refused {
-            begun.set(u64::MAX);
+            drawn.set(u64::MAX);
             return Err(what);
         }
     }

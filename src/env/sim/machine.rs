@@ -146,8 +146,13 @@ impl Machine {
     /// Puts other media into the machine, which is switched off; what follows is chosen by `seed`.
     pub fn insert(&mut self, media: Media, seed: u64) {
         (self.disks, self.nvram) = (media.disks, media.nvram);
-        (self.rng, self.now) = (Rng::new(seed), 0);
-        self.network = Network::default();
+        (self.network, self.now) = (Network::default(), 0);
+        self.reseed(Rng::new(seed));
+    }
+
+    /// What chance decides from now on comes from `rng`.
+    pub fn reseed(&mut self, rng: Rng) {
+        self.rng = rng;
     }
 
     /// How often each fault has struck.

@@ -262,6 +262,11 @@ impl SimEnv {
         Media { disks: world.disks.clone(), nvram: world.nvram.clone() }
     }
 
+    /// From now on flushes of disks do nothing but return: to try whether that is noticed.
+    pub fn ignore_flushes(&self) {
+        self.0.world.borrow_mut().flushes_ignored = true;
+    }
+
     /// A number that is another one after anything was written, has arrived or became durable.
     pub fn media_version(&self) -> u64 {
         let world = self.0.world.borrow();

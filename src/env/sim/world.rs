@@ -67,6 +67,8 @@ pub(super) struct World {
     pub trace: u64,
     /// Whether every call is printed.
     pub loud: bool,
+    /// Whether flushes do nothing.
+    pub flushes_ignored: bool,
 }
 
 impl World {
@@ -90,6 +92,7 @@ impl World {
             calls: Calls::new(None),
             trace: seed,
             loud: false,
+            flushes_ignored: false,
         }
     }
 
@@ -297,7 +300,9 @@ impl World {
             self.disks[disk].flush_failed(mark, &mut self.rng);
             finish((), done, Err(io::Error::other("injected: flush failed")));
         } else {
-            self.disks[disk].flushed(mark);
+            if !self.flushes_ignored {
+                self.disks[disk].flushed(mark);
+            }
             finish((), done, Ok(()));
         }
     }
