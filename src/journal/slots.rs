@@ -25,6 +25,11 @@ impl Slots {
         self.free.len()
     }
 
+    /// Whether a slot is free.
+    pub fn is_free(&self, slot: u32) -> bool {
+        self.free[slot as usize]
+    }
+
     /// Takes one particular slot, which must be free.
     pub fn take_one(&mut self, slot: u32) {
         let free = &mut self.free[slot as usize];

@@ -210,7 +210,7 @@ impl Engine for Flipside {
         let extent_shift = (block_shift + ratio).max(14);
         let geometry = Geometry::new(1 << block_shift, 1 << extent_shift).expect("sound sizes");
         let sector = if block_shift == 12 { rng.pick(&[512, 4096]) } else { 512 };
-        let nvram = rng.chance(200_000);
+        let nvram = rng.chance(350_000);
         let many = ratio < 7 && rng.chance(100_000);
         let extents = rng.between(20, if many { 200 } else { 60 }) as u32;
         let disks = if rng.chance(250_000) {
@@ -219,7 +219,9 @@ impl Engine for Flipside {
         } else {
             vec![extents]
         };
-        let reserve = rng.between(2, u64::from(extents / 3)) as u32;
+        // A small reserve makes extents go round fast.
+        let most = if rng.chance(400_000) { 4 } else { extents / 3 };
+        let reserve = rng.between(2, u64::from(most)) as u32;
         let config = Config {
             commit_interval: rng
                 .pick(&[None, Some(1), Some(50), Some(5_000)])
@@ -240,7 +242,7 @@ impl Engine for Flipside {
             sector,
             volatile_cache: rng.chance(900_000),
             nvram,
-            region_len: REGION_BASE + rng.between(64, 200) * SLOT,
+            region_len: REGION_BASE + rng.pick(&[64, 66, 100, 200]) * SLOT,
             disks,
             reserve,
             volumes,

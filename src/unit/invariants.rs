@@ -8,10 +8,12 @@ use crate::format::ids::{ExtentId, PairId};
 
 impl<E: Env> Unit<E> {
     /// Checks that the unit's state agrees with itself: no block without an extent, no extent in
-    /// two places, none lost, every volume's pairs its own. Returns what does not.
+    /// two places, none lost, every volume's pairs its own, every journal slot accounted for.
+    /// Returns what does not.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.0.check_extents()?;
-        self.0.check_volumes()
+        self.0.check_volumes()?;
+        self.0.journal.check_invariants()
     }
 
     /// Whether nothing is under way: no request, commit, settle or wait.
