@@ -19,10 +19,7 @@ pub async fn read<D: Disk>(
     disk: &D,
     buffers: &BufferPool,
 ) -> Result<(Superblock, Option<Warning>), SuperblockError> {
-    let first = read_copy(disk, buffers, 0).await;
-    // The size at format says where the second copy is; without it, the size now is a good guess.
-    let size = first.as_ref().map_or(disk.len(), |first| first.layout.size);
-    let second = read_copy(disk, buffers, second_superblock(size)).await;
+    let [first, second] = read_copies(disk, buffers).await;
     if let Ok(first) = &first {
         check_device(first, disk.len(), disk.sector())?;
     }
@@ -31,21 +28,42 @@ pub async fn read<D: Disk>(
     Ok((superblock, warning))
 }
 
+/// Reads both copies.
+pub async fn read_copies<D: Disk>(
+    disk: &D,
+    buffers: &BufferPool,
+) -> [Result<Superblock, Defect>; 2] {
+    let first = read_copy(disk, buffers, 0).await;
+    // The size at format says where the second copy is; without it, the size now is a good guess.
+    let size = first.as_ref().map_or(disk.len(), |first| first.layout.size);
+    let second = read_copy(disk, buffers, second_superblock(size)).await;
+    [first, second]
+}
+
 /// Writes both copies, durably, after everything written before.
 pub async fn write<D: Disk>(
     disk: &D,
     buffers: &BufferPool,
     superblock: &Superblock,
 ) -> io::Result<()> {
-    let bytes = superblock.encode();
     let [first, second] = superblock.layout.superblocks();
     for offset in [second, first] {
         disk.flush().await?;
-        let mut buffer = buffers.acquire(LEN).await;
-        buffer.as_mut_slice().copy_from_slice(&bytes);
-        disk.write(offset, buffer.view_all(), Durability::Durable).await?;
+        write_copy(disk, buffers, superblock, offset).await?;
     }
     disk.flush().await
+}
+
+/// Writes one copy, durably, at its place.
+pub async fn write_copy<D: Disk>(
+    disk: &D,
+    buffers: &BufferPool,
+    superblock: &Superblock,
+    offset: u64,
+) -> io::Result<()> {
+    let mut buffer = buffers.acquire(LEN).await;
+    buffer.as_mut_slice().copy_from_slice(&superblock.encode());
+    disk.write(offset, buffer.view_all(), Durability::Durable).await
 }
 
 async fn read_copy<D: Disk>(

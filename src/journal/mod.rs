@@ -18,6 +18,7 @@
 //!   [`Journal::group_bytes_max`], of which two fit at least.
 
 mod error;
+pub mod inspect;
 pub mod layout;
 mod list;
 mod open;

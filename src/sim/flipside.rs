@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::churn;
 use super::engine::{Engine, Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::metadata::Tables;
 use crate::env::flags::FlagsRegion;
@@ -48,6 +49,8 @@ pub struct Flipside {
     volumes: Vec<u64>,
     granule: usize,
     config: Config,
+    /// Whether other volumes come and go beside those that are checked.
+    churn: bool,
     /// The metadata store's tables, which outlive every crash.
     tables: Tables,
 }
@@ -73,6 +76,7 @@ impl Flipside {
             volumes: vec![size],
             granule: 512,
             config,
+            churn: false,
             tables: Tables::default(),
         }
     }
@@ -84,6 +88,7 @@ impl Flipside {
             settle: SettlePolicy::Pressure,
             settle_batch: 2,
             tell_interval: Duration::from_millis(1),
+            ..Config::default()
         };
         let size = 2 * u64::from(geometry.extent_size());
         let region_len = REGION_BASE + 64 * SLOT;
@@ -196,6 +201,10 @@ impl Flipside {
             latencies: Rc::default(),
         };
         let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
+        if self.churn {
+            let extent = u64::from(self.geometry.extent_size());
+            env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent));
+        }
         Ok(Serving { env, unit })
     }
 }
@@ -234,6 +243,8 @@ impl Engine for Flipside {
             ]),
             settle_batch: rng.pick(&[1, 2, 8, 100]),
             tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
+            discard: rng.chance(400_000),
+            ..Config::default()
         };
         let room = extents - reserve;
         let volumes = draw_volumes(rng, geometry, room);
@@ -248,6 +259,7 @@ impl Engine for Flipside {
             volumes,
             granule: rng.pick(&[512, 512, 128]),
             config,
+            churn: rng.chance(250_000),
             tables: Tables::default(),
         }
     }
@@ -277,7 +289,9 @@ impl Engine for Flipside {
 
     fn room(&self) -> Room {
         let extent = u64::from(self.geometry.extent_size());
-        Room { extent, extents: (self.extents() - self.reserve) as usize }
+        let others = if self.churn { churn::EXTENTS_MAX as u32 } else { 0 };
+        let extents = (self.extents() - self.reserve).saturating_sub(others);
+        Room { extent, extents: extents as usize }
     }
 
     fn fork(&self) -> Self {
@@ -383,6 +397,7 @@ impl Running for Serving {
 
     fn volumes(&self) -> Vec<Served> {
         let volumes = self.unit.volumes().into_iter();
+        let volumes = volumes.filter(|volume| !churn::is_scratch(&volume.name()));
         volumes.map(|volume| Served { env: self.env.clone(), volume }).collect()
     }
 

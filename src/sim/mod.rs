@@ -12,10 +12,11 @@
 //!
 //! The failure names the promise, the granule, what is seen there, and every operation over it with
 //! the moments of its sending and acknowledgement; the command printed beside it runs the seed
-//! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made. [`shrink`] finds the
-//! few operations that suffice, as a [`plan`] that can be replayed and kept.
+//! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made.
+//! [`shrink`] finds the few operations that suffice, as a [`plan`] that can be replayed and kept.
 
 pub mod action;
+mod churn;
 mod cut;
 pub mod engine;
 pub mod exhaustive;

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::Inner;
 use super::block::write_targets;
 use super::error::IoError;
+use super::manage::check_there;
 use super::policy::throttle;
 use super::request::{Part, Parts};
 use super::state::{Settling, State, Waiter};
@@ -158,6 +159,7 @@ impl<E: Env> Inner<E> {
         if state.stopping {
             return Err(Blocked::Refused(IoError::ShuttingDown));
         }
+        check_there(state, volume, parts, self.geometry).map_err(Blocked::Refused)?;
         for part in parts.iter_mut() {
             part.pair = state.volumes[volume].pair(part.logical);
         }
@@ -231,6 +233,9 @@ impl<E: Env> Inner<E> {
                 state.domains[volume].open.pairs.push(pair);
             }
         }
+        if needs.data_areas > 0 {
+            state.watch_fullness();
+        }
         let domain = &mut state.domains[volume];
         let open = &mut domain.open;
         if open.since.is_none() && !parts.is_empty() {
@@ -275,7 +280,10 @@ fn check_space(state: &mut State, volume: usize, needs: Needs, ticket: u64) -> R
         });
         if trimmed {
             domain.want(domain.open.number);
-        } else if state.empty.is_empty() && state.leaving == 0 && domain.sealed.is_none() {
+        } else if state.empty.is_empty()
+            && state.leaving + state.emptying == 0
+            && domain.sealed.is_none()
+        {
             return Err(Blocked::Refused(IoError::NoSpace));
         }
         return Err(Blocked::Space);

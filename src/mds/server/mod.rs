@@ -288,15 +288,21 @@ impl<P: Clone> Server<P> {
             Operation::CreateVolume => {
                 let asked = well_formed(VolumeInfo::try_from(&volume(body)?))?;
                 let made = catalog.create_volume(&asked.name, asked.size)?;
-                let record = RawVolume::named(made.id, &made.name, made.size);
-                return Ok(record.expect("a name that fitted").as_bytes().to_vec());
+                return Ok(RawVolume::from(&made).as_bytes().to_vec());
             }
             Operation::ResizeVolume => {
                 let record = volume(body)?;
                 catalog.resize_volume(VolumeId(record.id.get()), record.size.get())?;
             }
+            Operation::RenameVolume => {
+                let asked = well_formed(VolumeInfo::try_from(&volume(body)?))?;
+                catalog.rename_volume(asked.id, &asked.name)?;
+            }
             Operation::DeleteVolume => {
                 catalog.delete_volume(VolumeId(volume(body)?.id.get()))?;
+            }
+            Operation::RemoveVolume => {
+                catalog.remove_volume(VolumeId(volume(body)?.id.get()))?;
             }
             Operation::Attach
             | Operation::Renew
@@ -333,9 +339,7 @@ impl<P: Clone> Server<P> {
             Operation::ListVolumes => {
                 let page = page()?;
                 let volumes = self.catalog.list_volumes(page.from.get(), limit::<RawVolume>(&page));
-                let record =
-                    |volume: &VolumeInfo| RawVolume::named(volume.id, &volume.name, volume.size);
-                Ok(raw::pack(volumes.into_iter().filter_map(record)))
+                Ok(raw::pack(volumes.into_iter().map(RawVolume::from)))
             }
             Operation::ListGrants => {
                 let page = page()?;
