@@ -11,10 +11,14 @@
 use std::time::{Duration, Instant};
 
 use flipside::env::sim::faults::TABLE;
-use flipside::sim::flipside::Flipside;
+use flipside::env::sim::{Fault, Faults, Limit, Machine, SimEnv};
+use flipside::format::layout::Geometry;
+use flipside::sim::engine::{Engine, Outcome, Refusal, Running, Volume};
+use flipside::sim::flipside::{Flipside, Serving};
 use flipside::sim::plan::Plan;
 use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, Totals, sweep};
+use flipside::unit::Config;
 use indicatif::{ProgressBar, ProgressStyle};
 
 const SEEDS: u64 = 2000;
@@ -101,5 +105,51 @@ fn judge(totals: &Totals, took: Duration, cores: usize) {
             assert!(count > 0, "no {} in {} seeds", row.name, totals.seeds);
         }
         assert!(missed.is_empty(), "{} persist points were never crashed at", missed.len());
+    }
+}
+
+/// Blocks of an extent, of 512 bytes each.
+const BLOCKS: u64 = 32;
+const EXTENT: u64 = BLOCKS * 512;
+const HOUR: Limit = Limit { time_ns: 3_600_000_000_000, steps: 3_000_000 };
+
+/// Writes every other block of an extent, durably.
+fn write_half(env: &SimEnv, serving: &Serving, extent: u64) -> Outcome<()> {
+    let volume = serving.volumes().remove(0);
+    let writes = async move {
+        for block in (0..BLOCKS).step_by(2) {
+            volume.write(extent * EXTENT + block * 512, vec![1; 512], true).await?;
+        }
+        Ok(())
+    };
+    env.run(HOUR, writes).expect("a write ends, one way or the other")
+}
+
+/// Goal: where no extent can be given back because what a settle must copy cannot be read, a write
+/// that waits for one is refused after a while; and once it can be read, writes go on. (Found by
+/// the simulator as a write that waited for ever: a settle was tried again and again.)
+#[test]
+fn bad_sectors_keep_nobody_waiting() {
+    let geometry = Geometry::new(512, EXTENT as u32).expect("sound sizes");
+    let engine = Flipside::plain(geometry, 8, 2, 6 * EXTENT, Config::default());
+    let mut machine = Machine::new(1, &engine.shape());
+    let env = machine.boot(Faults::none());
+    let (maker, starter) = (engine.clone(), engine.clone());
+    let (storage, handle) = (machine.storage(), env.clone());
+    let started = async move {
+        maker.format(handle.clone(), storage.clone()).await?;
+        starter.open(handle, storage).await
+    };
+    let serving = env.run(HOUR, started).expect("no crash").expect("a fresh pool");
+    let volume = serving.volumes().remove(0);
+    let filled = async move { volume.write(0, vec![1; 6 * EXTENT as usize], true).await };
+    assert_eq!(env.run(HOUR, filled), Ok(Ok(())));
+    env.set_faults(Faults::none().with(Fault::BadSector, 1_000_000));
+    let ends: Vec<_> = (0..6).map(|extent| write_half(&env, &serving, extent)).collect();
+    assert!(ends.contains(&Err(Refusal::NoSpace)), "{ends:?}");
+    env.set_faults(Faults::none());
+    env.heal();
+    for extent in 0..6 {
+        assert_eq!(write_half(&env, &serving, extent), Ok(()));
     }
 }

@@ -2,8 +2,22 @@
 //!
 //! One seed is one run ([`run::run_seed`]): it draws a geometry, policies, rates of faults and
 //! habits of clients; formats; then works, crashes and recovers several times, also crashing inside
-//! recoveries, and after each checks the whole image of every volume against the [`oracle`]. The
-//! world of a run is [`crate::env::sim`].
+//! recoveries up to three deep, and after each checks the whole image of every volume against the
+//! [`oracle`]. Meanwhile the run is paused at persist points, and other machines, cloned from this
+//! one as several crashes there and then would leave it, recover and are checked too; the run
+//! itself goes on. The world of a run is [`crate::env::sim`].
+//!
+//! What is checked, and when:
+//!
+//! | when | what |
+//! | --- | --- |
+//! | a read ends | it returns what was there meanwhile (promise 5) |
+//! | an operation fails | a fault that leads to such an error has struck, by the fault table |
+//! | each recovery | the image is an allowed cut (promises 1 to 3 and 5); invariants |
+//! | each pause at a persist point | invariants of extents, pairs and journal slots |
+//! | nothing is under way | the same; all buffers are back, and no task works on |
+//! | shutdown | all is durable, no buffer and no task is left |
+//! | the faults have ceased | every operation ends within a bound of virtual time |
 //!
 //! Beside the large scope at random there is the small one, exhaustively ([`exhaustive`]): every
 //! crash of a few operations, and of the recoveries from it.
@@ -12,8 +26,18 @@
 //!
 //! The failure names the promise, the granule, what is seen there, and every operation over it with
 //! the moments of its sending and acknowledgement; the command printed beside it runs the seed
-//! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made.
-//! [`shrink`] finds the few operations that suffice, as a [`plan`] that can be replayed and kept.
+//! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made. Where
+//! it says *of a run that went on*, it is one of the cloned machines that failed: what is printed
+//! last is its recovery. [`shrink`] finds the few operations that suffice, as a [`plan`] that can be
+//! replayed and kept.
+//!
+//! A seed names a run of one version of the code: whatever draws from the random stream in another
+//! order, here or in the engine, makes another run of it.
+//!
+//! # How to add a fault
+//!
+//! See [`crate::env::sim`]: a row of [`crate::env::sim::faults::TABLE`] says what may be injected,
+//! how often, and which errors, if any, it excuses.
 
 pub mod action;
 mod churn;

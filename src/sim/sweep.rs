@@ -90,7 +90,8 @@ impl Totals {
     }
 }
 
-/// Runs the seeds, at least one, reporting progress every `interval`. Returns the failures where there are any.
+/// Runs the seeds, at least one, reporting progress every `interval`. Returns the failures where
+/// there are any.
 pub fn sweep<E: Engine>(
     sweep: Sweep,
     interval: Duration,

@@ -253,10 +253,12 @@ impl<R: Running> Clients<R> {
     fn judge(&self, before: &Struck, why: Refusal) -> Result<(), String> {
         let now = self.stage.env.struck();
         let since = |kind| now.that_lead_to(kind) > before.that_lead_to(kind);
+        let unread = now.that_lead_to(Errors::Reads) > 0;
         let stopped = now.that_lead_to(Errors::Changes) > 0;
         match why {
-            // A failed device takes its free extents with it.
-            Refusal::NoSpace if self.stage.models.may_be_full() || stopped => Ok(()),
+            // A failed device takes its free extents with it, and what cannot be read keeps its
+            // pair from being settled.
+            Refusal::NoSpace if self.stage.models.may_be_full() || stopped || unread => Ok(()),
             Refusal::NoSpace => {
                 Err(String::from("no space, though all that was ever written fits the pool"))
             }

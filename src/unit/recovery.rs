@@ -323,6 +323,7 @@ fn build_state(
         journaled: BTreeMap::new(),
         empty: BTreeSet::new(),
         shunned: BTreeSet::new(),
+        fruitless: 0,
         untold: BTreeSet::new(),
         stale_pages: BTreeSet::new(),
         space_queue: VecDeque::new(),

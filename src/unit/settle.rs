@@ -166,12 +166,14 @@ impl<E: Env> Inner<E> {
     }
 
     /// Does what can be done for those who wait for extents when no pair can be settled now; says
-    /// whether to look again.
+    /// whether to look again. A sector that cannot be read may be readable later, but nobody waits
+    /// for that for ever ‡.
     async fn gain_extents(&self) -> bool {
         if self.commit_early().await {
             return true;
         }
-        if self.state.borrow().shunned.is_empty() {
+        self.state.borrow_mut().fruitless += 1;
+        if !self.state.borrow().may_read_shunned() {
             if !self.state.borrow().may_gain_extents() {
                 // They will be told that there is no room.
                 self.state.borrow().wake_everyone();
@@ -275,6 +277,7 @@ impl<E: Env> Inner<E> {
             return Ok(report);
         }
         self.harden(&items).await?;
+        self.state.borrow_mut().fruitless = 0;
         for item in items.iter().filter(|item| !item.is_release()) {
             if item.settlement.is_swap(item.binding.data_slot) {
                 report.swaps += 1;

@@ -331,6 +331,8 @@ pub struct State {
     pub empty: BTreeSet<PairId>,
     /// Pairs that could not be settled because of a read error; tried again after a while.
     pub shunned: BTreeSet<PairId>,
+    /// How often in a row that was all there was to do for those who wait for extents.
+    pub fruitless: u32,
     /// The pairs whose durable binding the metadata server was not told yet.
     pub untold: BTreeSet<PairId>,
     /// Home pages that are older than the lines.
@@ -349,7 +351,15 @@ pub struct State {
     pub stopping: bool,
 }
 
+/// After so many fruitless attempts to read what a settle must copy, nobody waits for it any more.
+const FRUITLESS_MAX: u32 = 100;
+
 impl State {
+    /// Whether it makes sense to wait until the shunned pairs can be read: for a while it does.
+    pub fn may_read_shunned(&self) -> bool {
+        !self.shunned.is_empty() && self.fruitless <= FRUITLESS_MAX
+    }
+
     /// The next place in the order of arrival.
     pub fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
@@ -391,7 +401,7 @@ impl State {
         let healthy = |domain: &Domain| domain.failed.is_none();
         self.leaving > 0
             || self.emptying > 0
-            || !self.shunned.is_empty()
+            || self.may_read_shunned()
             || self.domains.iter().any(|d| healthy(d) && d.newest_dirty().is_some())
             || self.journaled.keys().chain(&self.empty).any(|pair| self.may_settle(*pair))
     }

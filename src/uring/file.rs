@@ -230,8 +230,11 @@ mod tests {
     use super::*;
     use crate::env::fake::{block_on, buffers};
 
-    /// What a kernel that answers like this is asked for, and how the transfer ends.
-    fn asked(answers: &[Result<u32, i32>]) -> (Vec<(u64, usize)>, Result<(), Option<i32>>) {
+    /// What was asked for, at which offsets and how many bytes; and how the transfer ended.
+    type Asked = (Vec<(u64, usize)>, Result<(), Option<i32>>);
+
+    /// What a kernel that answers like this is asked for.
+    fn asked(answers: &[Result<u32, i32>]) -> Asked {
         let pool = buffers();
         let mut buf = pool.try_acquire(8192).unwrap();
         let answers: RefCell<VecDeque<_>> = RefCell::new(answers.iter().copied().collect());

@@ -71,7 +71,8 @@ pub enum Promise {
 /// Kinds of errors that a fault may lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errors {
-    /// Of requests that read the device meanwhile.
+    /// Of requests that read the device meanwhile; and room may be missing for as long as a settle
+    /// cannot read what it must copy.
     Reads,
     /// Of requests that read there meanwhile, and of every change from then on, until a restart
     /// (fail stop); and room may be missing that was on the failed device.

@@ -45,7 +45,7 @@ impl Link for SimLink {
         let peer = self.peer;
         let mut world = self.shell.world.borrow_mut();
         if world.call("send", peer as u64, datagram.len() as u64) != Fate::Dead {
-            world.send(Towards::Server, peer, datagram.into());
+            world.send(Towards::Server, peer, &datagram.into());
         }
     }
 

@@ -51,8 +51,8 @@ impl Network {
 
 impl World {
     /// Sends a datagram, as the network lets it.
-    pub fn send(&mut self, towards: Towards, peer: Peer, datagram: Rc<[u8]>) {
-        self.record(towards, peer, &datagram);
+    pub fn send(&mut self, towards: Towards, peer: Peer, datagram: &Rc<[u8]>) {
+        self.record(towards, peer, datagram);
         if self.strikes(Fault::Partition) {
             let longest = self.faults.partition_ns.max(1);
             self.network.cut_until[towards as usize] = self.now + self.rng.between(1, longest);
@@ -66,7 +66,7 @@ impl World {
         for _ in 0..copies {
             let cut = self.now < self.network.cut_until[towards as usize];
             if !cut && !self.strikes(Fault::DatagramLost) {
-                let datagram = self.spoil(&datagram);
+                let datagram = self.spoil(datagram);
                 self.carry(towards, peer, datagram);
             }
         }

@@ -240,7 +240,7 @@ impl World {
             return;
         }
         for (peer, datagram) in answers {
-            self.send(Towards::Client, peer, datagram.into());
+            self.send(Towards::Client, peer, &datagram.into());
         }
     }
 
@@ -256,12 +256,19 @@ impl World {
             Ok(()) if !failed => Ok(()),
             Ok(()) => Err(io::Error::other("injected: read failed")),
             Err(unreadable) => {
-                match unreadable.failing {
-                    Some(Failing::UntilRewritten) => self.struck.add(Fault::BadSector),
-                    Some(Failing::Dead) => self.struck.add(Fault::DeadSector),
-                    None => {}
-                }
-                Err(io::Error::other(format!("sector {} is unreadable", unreadable.sector)))
+                let why = match unreadable.failing {
+                    Some(Failing::UntilRewritten) => {
+                        self.struck.add(Fault::BadSector);
+                        "bad"
+                    }
+                    Some(Failing::Dead) => {
+                        self.struck.add(Fault::DeadSector);
+                        "dead"
+                    }
+                    None => "torn",
+                };
+                let sector = unreadable.sector;
+                Err(io::Error::other(format!("sector {sector} is unreadable: {why}")))
             }
         };
         self.note("read end", offset, u64::from(result.is_ok()));
