@@ -8,7 +8,8 @@
 //! run again to get to a crash.
 //!
 //! States that were recovered before (equal media, equal rest, equal oracle) are counted and not
-//! recovered again: recovery is a function of them, since all that it draws is drawn from their hash.
+//! recovered again: recovery is a function of them, since all that it draws is drawn from their
+//! hash.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -28,8 +28,8 @@
 //! the moments of its sending and acknowledgement; the command printed beside it runs the seed
 //! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made. Where
 //! it says *of a run that went on*, it is one of the cloned machines that failed: what is printed
-//! last is its recovery. [`shrink`] finds the few operations that suffice, as a [`plan`] that can be
-//! replayed and kept.
+//! last is its recovery. [`shrink`] finds the few operations that suffice, as a [`plan`]
+//! that can be replayed and kept.
 //!
 //! A seed names a run of one version of the code: whatever draws from the random stream in another
 //! order, here or in the engine, makes another run of it.
