@@ -4,6 +4,9 @@ CARGO ?= cargo
 SEEDS ?= 2000
 SEED ?= 1
 SECONDS ?= 20
+ACTIONS ?= 3
+DEPTH ?= 2
+EVERY ?= 1
 
 # Where `make install` puts things; DESTDIR goes in front of it, for packages.
 PREFIX ?= /usr/local
@@ -19,7 +22,8 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
-.PHONY: help setup build test soak sim nbd-tester demo serve bench fuzz install uninstall clean
+.PHONY: help setup build test soak sim sim-exhaustive mutants nbd-tester demo serve bench fuzz
+.PHONY: install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +52,10 @@ SIM_SEEDS = $(if $(SIM_SECONDS),$(if $(filter command environment,$(firstword $(
 sim: ## simulate SEEDS random seeds from SEED on, or for SECONDS, on all cores
 	FLIPSIDE_SEEDS=$(SIM_SEEDS) FLIPSIDE_SECONDS=$(SIM_SECONDS) FLIPSIDE_SEED=$(SEED) \
 		$(CARGO) test --test sim -- --nocapture
+
+sim-exhaustive: ## every crash of up to ACTIONS operations, nested to DEPTH; all of it takes days
+	FLIPSIDE_ACTIONS=$(ACTIONS) FLIPSIDE_DEPTH=$(DEPTH) FLIPSIDE_EVERY=$(EVERY) \
+		$(CARGO) test --test exhaustive -- --nocapture
 
 nbd-tester: setup ## the NBD project's own test client, from Debian's sources, against us
 	@tools/nbd_tester.sh

@@ -15,6 +15,8 @@ use flipside::env::sim::{Fault, Faults, Limit, Machine, SimEnv};
 use flipside::format::layout::Geometry;
 use flipside::sim::engine::{Engine, Outcome, Refusal, Running, Volume};
 use flipside::sim::flipside::{Flipside, Serving};
+use flipside::sim::plan::Plan;
+use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, Totals, sweep};
 use flipside::unit::Config;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -67,6 +69,9 @@ fn seeds_keep_every_promise() {
                      cargo test --test sim -- --nocapture",
                     failure.seed
                 );
+            }
+            if let Some(small) = shrink::<Flipside>(Plan::whole(failures[0].seed)) {
+                eprintln!("\n{small}");
             }
             panic!("{} seeds failed", failures.len());
         }

@@ -22,6 +22,7 @@ use super::zero;
 use crate::check::devices::DeviceFacts;
 use crate::check::dump::{Dump, Verified};
 use crate::check::metadata::volumes;
+use crate::env::Nvram as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::os::{OsDisk, OsNvram};
 use crate::env::region::DeviceRegion;

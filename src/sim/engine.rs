@@ -57,6 +57,8 @@ pub trait Engine: Clone + 'static {
     /// machine's media is copied.
     #[must_use]
     fn fork(&self) -> Self;
+    /// A hash of what is stored outside of the machine's media.
+    fn stored(&self) -> u64;
     /// Where in the region groups lie of which newer ones follow: what may rot there is noticed.
     /// `read` gives what the region holds, and says whether it can be read.
     fn older_groups(&self, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>>;

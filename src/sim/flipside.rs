@@ -115,6 +115,22 @@ impl Flipside {
         async move { places.find(&env).await }
     }
 
+    /// A pool as small as one can be, with one volume of two extents.
+    pub fn small(geometry: Geometry, nvram: bool) -> Self {
+        let config = Config {
+            commit_interval: None,
+            settle: SettlePolicy::Pressure,
+            settle_batch: 2,
+            tell_interval: Duration::from_millis(1),
+            ..Config::default()
+        };
+        let size = 2 * u64::from(geometry.extent_size());
+        let granule = geometry.block_size() as usize / 4;
+        let plain = Self { granule, ..Self::plain(geometry, 12, 4, size, config) };
+        let small = plain.with_region(5 * REGION_ALIGN);
+        if nvram { small.with_nvrams(&[0], Some(0)) } else { small }
+    }
+
     fn extents(&self) -> u32 {
         self.places.extents()
     }
@@ -308,6 +324,10 @@ impl Engine for Flipside {
 
     fn fork(&self) -> Self {
         Self { tables: self.tables.fork(), ..self.clone() }
+    }
+
+    fn stored(&self) -> u64 {
+        self.tables.hash()
     }
 
     fn older_groups(&self, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>> {

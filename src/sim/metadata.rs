@@ -5,6 +5,7 @@
 //! on a simulated medium by [`crate::env::sim::storage`].
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::env::sim::calls::{Calls, Fate};
@@ -62,6 +63,13 @@ impl Tables {
     #[must_use]
     pub fn fork(&self) -> Tables {
         Tables(Arc::new(Mutex::new(self.rows().clone())))
+    }
+
+    /// A hash of all rows.
+    pub fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.rows().rows.hash(&mut hasher);
+        hasher.finish()
     }
 
     fn rows(&self) -> MutexGuard<'_, Rows> {

@@ -19,13 +19,17 @@
 //! | shutdown | all is durable, no buffer and no task is left |
 //! | the faults have ceased | every operation ends within a bound of virtual time |
 //!
+//! Beside the large scope at random there is the small one, exhaustively ([`exhaustive`]): every
+//! crash of a few operations, and of the recoveries from it.
+//!
 //! # How to read a failing seed
 //!
 //! The failure names the promise, the granule, what is seen there, and every operation over it with
 //! the moments of its sending and acknowledgement; the command printed beside it runs the seed
 //! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made. Where
 //! it says *of a run that went on*, it is one of the cloned machines that failed: what is printed
-//! last is its recovery.
+//! last is its recovery. [`shrink`] finds the few operations that suffice, as a [`plan`]
+//! that can be replayed and kept.
 //!
 //! A seed names a run of one version of the code: whatever draws from the random stream in another
 //! order, here or in the engine, makes another run of it.
@@ -35,14 +39,18 @@
 //! See [`crate::env::sim`]: a row of [`crate::env::sim::faults::TABLE`] says what may be injected,
 //! how often, and which errors, if any, it excuses.
 
+pub mod action;
 mod churn;
 mod cut;
 pub mod engine;
+pub mod exhaustive;
 pub mod flipside;
 pub mod metadata;
 pub mod oracle;
 mod places;
+pub mod plan;
 pub mod run;
+pub mod shrink;
 pub mod stamp;
 mod subject;
 pub mod sweep;

@@ -20,7 +20,7 @@ use super::cut::{self, Explained};
 use super::stamp::{self, Seen, Stamp, ZEROS};
 
 /// An operation that changes a volume.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Hash, Serialize, Deserialize)]
 pub(super) struct Op {
     pub stamp: Stamp,
     pub granules: Range<u32>,
@@ -68,9 +68,9 @@ pub struct Sent(u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
 
-/// The model of one volume. Cheap enough to clone at every persist point. It can be kept in a file,
-/// for a process that judges later.
-#[derive(Clone, Serialize, Deserialize)]
+/// The model of one volume. Cheap enough to clone at every persist point. It can be kept in a
+/// file, for a process that judges later.
+#[derive(Clone, Hash, Serialize, Deserialize)]
 pub struct Oracle {
     volume: u8,
     granule: usize,

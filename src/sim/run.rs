@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
+use super::action::Action;
 use super::engine::{Engine, Running};
+use super::plan::{Number, Plan, Script};
 use super::subject::{LIMIT, Subject};
 use super::workload::{self, Habits};
 use crate::env::Env;
@@ -58,14 +60,28 @@ const QUIET_TIME: Duration = Duration::from_secs(600);
 
 /// Runs one seed. `loud` prints every call of the environment.
 pub fn run_seed<E: Engine>(seed: u64, loud: bool) -> Result<Report, Failure> {
+    run_plan::<E>(&Plan::whole(seed), loud).0
+}
+
+/// Runs a plan; returns also the actions that were begun.
+pub fn run_plan<E: Engine>(
+    plan: &Plan,
+    loud: bool,
+) -> (Result<Report, Failure>, Vec<(Number, Action)>) {
+    let script = Rc::new(Script::new(plan.clone()));
+    let result = guarded(|| Run::<E>::new(Rc::clone(&script), loud).all());
+    (result.map_err(|what| Failure { seed: plan.seed, what }), script.begun.take())
+}
+
+/// Runs something simulated; a panic in it is an error.
+pub(super) fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_panics();
     LAST_PANIC.take();
-    let failure = |what| Failure { seed, what };
     SIMULATING.set(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(|| Run::<E>::new(seed, loud).all()));
+    let result = panic::catch_unwind(AssertUnwindSafe(run));
     SIMULATING.set(false);
     let panicked = |_| Err(LAST_PANIC.take().unwrap_or_else(|| String::from("a panic")));
-    result.unwrap_or_else(panicked).map_err(failure)
+    result.unwrap_or_else(panicked)
 }
 
 thread_local! {
@@ -90,6 +106,8 @@ fn catch_panics() {
 }
 
 struct Run<E: Engine> {
+    script: Rc<Script>,
+    round: u32,
     subject: Subject<E>,
     habits: Habits,
     rng: Rng,
@@ -99,10 +117,12 @@ struct Run<E: Engine> {
 }
 
 impl<E: Engine> Run<E> {
-    fn new(seed: u64, loud: bool) -> Self {
-        let mut rng = Rng::new(mix(seed));
+    fn new(script: Rc<Script>, loud: bool) -> Self {
+        let mut rng = Rng::new(mix(script.plan.seed));
         let subject = Subject::draw(&mut rng, loud);
         Self {
+            script,
+            round: 0,
             subject,
             habits: Habits::draw(&mut rng),
             looks: rng.pick(&[0, 1, 4, 10]),
@@ -113,10 +133,16 @@ impl<E: Engine> Run<E> {
 
     fn all(mut self) -> Result<Report, String> {
         self.subject.format()?;
-        for _ in 0..self.rng.between(3, 6) {
+        let rounds = self.rng.between(3, 6) as u32;
+        for round in 0..rounds {
+            if !self.script.plan.has_round(round) {
+                continue;
+            }
+            self.enter(round);
             let (env, running) = self.subject.recover()?;
             self.work(&env, running)?;
         }
+        self.enter(rounds);
         // With nothing failing any more, everything must come to an end.
         self.subject.faults = self.subject.faults.ceased();
         let (env, running) = self.subject.recover()?;
@@ -134,12 +160,19 @@ impl<E: Engine> Run<E> {
         })
     }
 
+    /// From here on all chance is that of the round.
+    fn enter(&mut self, round: u32) {
+        self.round = round;
+        self.rng = self.script.plan.chance(round);
+        self.subject.reseed(&mut self.rng);
+    }
+
     /// Clients work until the crash, or until they have done enough.
     fn work(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         let full = self.quiet(env, &running)?;
         env.set_faults(self.subject.faults.clone());
         if self.rng.chance(850_000) {
-            env.crash_in(Some(self.rng.log_between(1, 6_000)));
+            env.crash_in(Some(self.rng.log_between(1, self.script.plan.crash_within(self.round))));
         }
         match self.run_clients(env, &running, self.habits.clone(), false) {
             Ok(result) => result?,
@@ -189,8 +222,9 @@ impl<E: Engine> Run<E> {
         habits: Habits,
         bounded: bool,
     ) -> Result<Result<(), String>, Looked> {
-        let (models, rng) = (Rc::clone(&self.subject.models), self.rng.fork());
-        let work = workload::run(env.clone(), running.clone(), models, habits, bounded, rng);
+        let models = Rc::clone(&self.subject.models);
+        let part = (self.round, Rc::clone(&self.script));
+        let work = workload::run(env.clone(), running.clone(), models, habits, bounded, part);
         let mut job = env.start(LIMIT, work);
         for look in 0.. {
             let more = self.rng.log_between(1, 100);

@@ -69,6 +69,12 @@ impl<E: Engine> Subject<E> {
         }
     }
 
+    /// From now on all that chance decides comes from `rng`.
+    pub fn reseed(&mut self, rng: &mut Rng) {
+        self.rng = rng.fork();
+        self.machine.reseed(rng.fork());
+    }
+
     /// Makes the volumes.
     pub fn format(&mut self) -> Result<(), String> {
         let env = self.machine.boot(self.faults.ceased());

@@ -22,7 +22,7 @@ const SIZE: usize = 64 << 10;
 const SECTOR: usize = 512;
 
 /// What is wrong with a toy.
-mod fault {
+pub(super) mod fault {
     pub const NONE: u8 = 0;
     pub const NO_FLUSH: u8 = 1;
     pub const VOLATILE_HEADER: u8 = 2;
@@ -37,10 +37,10 @@ mod fault {
 }
 
 #[derive(Clone)]
-struct Toy<const FAULT: u8>;
+pub(super) struct Toy<const FAULT: u8>;
 
 #[derive(Clone)]
-struct Serving<const FAULT: u8> {
+pub(super) struct Serving<const FAULT: u8> {
     env: SimEnv,
     image: Rc<RefCell<Vec<u8>>>,
     stale: Rc<RefCell<Vec<u8>>>,
@@ -96,6 +96,10 @@ impl<const FAULT: u8> Engine for Toy<FAULT> {
         Toy
     }
 
+    fn stored(&self) -> u64 {
+        0
+    }
+
     fn older_groups(&self, _: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>> {
         Vec::new()
     }
@@ -132,13 +136,19 @@ impl<const FAULT: u8> Serving<FAULT> {
         if FAULT != fault::NO_CLAIM {
             env.claim().await;
         }
+        // What is read must not vanish later.
+        env.disk(0).flush().await.map_err(|e| e.to_string())?;
         let mut newest = 0;
         for slot in 0..2 {
-            if let Ok(bytes) = read(&env, header_at(slot), SECTOR).await {
-                let word = |i: usize| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap());
-                if word(8) == mix(word(0)) {
-                    newest = word(0).max(newest);
-                }
+            let bytes = match read(&env, header_at(slot), SECTOR).await {
+                Ok(bytes) => bytes,
+                // It was being written when the power was lost.
+                Err(Refusal::Failed(why)) if why.contains("torn") => continue,
+                Err(why) => return Err(format!("{why:?}")),
+            };
+            let word = |i: usize| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap());
+            if word(8) == mix(word(0)) {
+                newest = word(0).max(newest);
             }
         }
         let image =
@@ -312,7 +322,7 @@ fn broken_toys_are_caught() {
     };
     caught(first_failure::<{ fault::NO_FLUSH }>(300), &["promise"]);
     caught(first_failure::<{ fault::VOLATILE_HEADER }>(300), &["promise"]);
-    caught(first_failure::<{ fault::TORN_WRITE }>(300), &["promise 3", "promise 1", "promise 5"]);
+    caught(first_failure::<{ fault::TORN_WRITE }>(300), &["promise"]);
     caught(first_failure::<{ fault::EARLY_ACK }>(300), &["promise 2"]);
     caught(first_failure::<{ fault::ONE_HALF }>(300), &["promise", "unreadable"]);
     caught(first_failure::<{ fault::STALE_READ }>(300), &["promise 5"]);

@@ -2,15 +2,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::action::{Action, Stage};
 use super::engine::{Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::oracle::{Oracle, Violation};
-use super::stamp::{self, Stamp};
+use super::plan::{Number, Script};
+use super::stamp::Stamp;
 use crate::env::Env;
 use crate::env::sim::faults::Errors;
 use crate::env::sim::rng::Rng;
@@ -75,13 +78,14 @@ impl Habits {
 }
 
 /// What the clients share.
-pub struct Clients<R: Running> {
-    env: SimEnv,
-    running: R,
-    volumes: Vec<R::Volume>,
-    models: Rc<Models>,
+struct Clients<R: Running> {
+    stage: Stage<R>,
     habits: Habits,
-    left: Cell<u64>,
+    /// The round, and what is done in it.
+    round: u32,
+    script: Rc<Script>,
+    /// Actions drawn.
+    drawn: Cell<u64>,
     /// Whether every operation must end within [`OPERATION_TIME`].
     bounded: bool,
     failures: Cell<u32>,
@@ -127,6 +131,13 @@ impl Models {
         }
     }
 
+    /// A hash of what the oracle knows.
+    pub fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.oracles.iter().for_each(|oracle| oracle.borrow().hash(&mut hasher));
+        hasher.finish()
+    }
+
     /// Images that were let pass, because to explain them would have taken too long.
     pub fn unexplained(&self) -> u64 {
         self.oracles.iter().map(|oracle| oracle.borrow().unexplained()).sum()
@@ -139,7 +150,7 @@ impl Models {
     }
 
     /// A write is sent to these bytes.
-    fn touch(&self, volume: usize, bytes: Range<u64>) {
+    pub(super) fn touch(&self, volume: usize, bytes: Range<u64>) {
         let extents = bytes.start / self.room.extent..=(bytes.end - 1) / self.room.extent;
         self.touched.borrow_mut().extend(extents.map(|extent| (volume, extent)));
     }
@@ -149,7 +160,7 @@ impl Models {
         self.touched.borrow().len() > self.room.extents
     }
 
-    fn next_stamp(&self) -> Stamp {
+    pub(super) fn next_stamp(&self) -> Stamp {
         self.last_stamp.set(self.last_stamp.get() + 1);
         self.last_stamp.get()
     }
@@ -177,30 +188,29 @@ impl Models {
 }
 
 /// Runs the clients until they have done what they should, or until a promise is broken.
-pub async fn run<R: Running>(
+pub(super) async fn run<R: Running>(
     env: SimEnv,
     running: R,
     models: Rc<Models>,
     habits: Habits,
     bounded: bool,
-    mut rng: Rng,
+    (round, script): (u32, Rc<Script>),
 ) -> Result<(), String> {
     let clients = Rc::new(Clients {
-        volumes: running.volumes(),
-        left: Cell::new(habits.operations),
+        stage: Stage::new(env, running, models),
+        round,
+        script,
+        drawn: Cell::new(0),
         failures: Cell::new(0),
-        env,
-        running,
-        models,
         habits,
         bounded,
     });
     // Each client is a task of its own, so that the scheduler chooses among them.
     let (sender, mut ended) = mpsc::unbounded_channel();
-    for _ in 0..clients.habits.clients {
-        let task = client(Rc::clone(&clients), rng.fork());
+    for _ in 0..clients.script.plan.clients(clients.habits.clients) {
+        let task = client(Rc::clone(&clients));
         let sender = sender.clone();
-        clients.env.spawn(async move { drop(sender.send(task.await)) });
+        clients.stage.env.spawn(async move { drop(sender.send(task.await)) });
     }
     drop(sender);
     while let Some(result) = ended.recv().await {
@@ -212,19 +222,25 @@ pub async fn run<R: Running>(
 /// Failures after which the clients of a failing machine go home.
 const FAILURES_MAX: u32 = 20;
 
-async fn client<R: Running>(clients: Rc<Clients<R>>, mut rng: Rng) -> Result<(), String> {
-    while clients.left.get() > 0 && clients.failures.get() < FAILURES_MAX {
-        clients.left.set(clients.left.get() - 1);
-        let before = clients.env.struck();
-        let result = clients.operation(&mut rng).await;
-        clients.models.ended.set(clients.models.ended.get() + 1);
+async fn client<R: Running>(clients: Rc<Clients<R>>) -> Result<(), String> {
+    let (stage, drawn) = (&clients.stage, &clients.drawn);
+    while drawn.get() < clients.habits.operations && clients.failures.get() < FAILURES_MAX {
+        let number = Number { round: clients.round, index: drawn.replace(drawn.get() + 1) };
+        if !clients.script.keeps(number) {
+            continue;
+        }
+        let action = clients.draw(&mut clients.script.plan.action(number));
+        clients.script.begun.borrow_mut().push((number, action.clone()));
+        let before = stage.env.struck();
+        let result = clients.perform(action).await;
+        stage.models.ended.set(stage.models.ended.get() + 1);
         let refused = match result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(why)) => clients.judge(&before, why),
             Err(Violation(what)) => Err(what),
         };
         if let Err(what) = refused {
-            clients.left.set(0);
+            drawn.set(u64::MAX);
             return Err(what);
         }
     }
@@ -235,14 +251,14 @@ impl<R: Running> Clients<R> {
     /// Whether an operation may have failed so: only faults that lead to such errors, and that
     /// struck, excuse it. `before` is what had struck when it was sent.
     fn judge(&self, before: &Struck, why: Refusal) -> Result<(), String> {
-        let now = self.env.struck();
+        let now = self.stage.env.struck();
         let since = |kind| now.that_lead_to(kind) > before.that_lead_to(kind);
         let unread = now.that_lead_to(Errors::Reads) > 0;
         let stopped = now.that_lead_to(Errors::Changes) > 0;
         match why {
             // A failed device takes its free extents with it, and what cannot be read keeps its
             // pair from being settled.
-            Refusal::NoSpace if self.models.may_be_full() || stopped || unread => Ok(()),
+            Refusal::NoSpace if self.stage.models.may_be_full() || stopped || unread => Ok(()),
             Refusal::NoSpace => {
                 Err(String::from("no space, though all that was ever written fits the pool"))
             }
@@ -254,18 +270,9 @@ impl<R: Running> Clients<R> {
         }
     }
 
-    /// The operation was sent then, and has ended: not too late?
-    fn check_time(&self, sent: u64) -> Result<(), Violation> {
-        let took = Duration::from_nanos(self.env.lived() - sent);
-        if self.bounded && took > OPERATION_TIME {
-            return Err(Violation(format!("an operation took {took:?}, and nothing failed")));
-        }
-        Ok(())
-    }
-
-    /// One operation of a random kind.
-    async fn operation(&self, rng: &mut Rng) -> Result<Outcome<()>, Violation> {
-        let volume = rng.below(self.volumes.len() as u64) as usize;
+    /// One action of a random kind.
+    fn draw(&self, rng: &mut Rng) -> Action {
+        let volume = rng.below(self.stage.volumes.len() as u64) as usize;
         let weights = &self.habits.weights;
         let all = [
             weights.write,
@@ -282,29 +289,41 @@ impl<R: Running> Clients<R> {
             drawn = drawn.saturating_sub(u64::from(weight));
             hit
         });
-        let sent = self.env.lived();
-        let result = match kind {
-            Some(0) => self.write(volume, rng).await,
-            Some(1) => self.zero(volume, rng).await,
-            Some(2) => self.read(volume, rng).await?,
-            Some(3) => self.flush(volume).await,
-            Some(4) => self.commit().await,
-            Some(5) => self.running.settle().await,
-            _ => {
-                let pause = rng.between(1, self.habits.pause_ns);
-                self.env.sleep(Duration::from_nanos(pause)).await;
-                return Ok(Ok(()));
+        match kind {
+            Some(0) => {
+                let range = self.range(volume, rng);
+                Action::Write { volume, range, fua: rng.chance(self.habits.fua_ppm) }
             }
-        };
-        self.check_time(sent)?;
-        Ok(result)
+            Some(1) => {
+                let range = self.range(volume, rng);
+                let fua = rng.chance(self.habits.fua_ppm);
+                let ways = [Zeroing::Trim, Zeroing::Trim, Zeroing::Hole, Zeroing::NoHole];
+                Action::Zero { volume, range, how: rng.pick(&ways), fua }
+            }
+            Some(2) => Action::Read { volume, range: self.range(volume, rng) },
+            Some(3) => Action::Flush(volume),
+            Some(4) => Action::Commit,
+            Some(5) => Action::Settle,
+            _ => Action::Pause(rng.between(1, self.habits.pause_ns)),
+        }
+    }
+
+    /// Carries out one action, which must not take too long where all is well.
+    async fn perform(&self, action: Action) -> Result<Outcome<()>, Violation> {
+        let (pause, sent) = (matches!(action, Action::Pause(_)), self.stage.env.lived());
+        let result = self.stage.perform(action).await;
+        let took = Duration::from_nanos(self.stage.env.lived() - sent);
+        if self.bounded && !pause && took > OPERATION_TIME {
+            return Err(Violation(format!("an operation took {took:?}, and nothing failed")));
+        }
+        result
     }
 
     /// A range of granules to work on.
     fn range(&self, volume: usize, rng: &mut Rng) -> Range<u32> {
         let habits = &self.habits;
-        let total = u64::from(self.models.oracles[volume].borrow().granules());
-        let most = self.volumes[volume].request_max() / self.models.granule as u64;
+        let total = u64::from(self.stage.models.oracles[volume].borrow().granules());
+        let most = self.stage.volumes[volume].request_max() / self.stage.models.granule as u64;
         let most = most.min(total);
         let len = if rng.chance(habits.large_ppm) {
             rng.between(1, most)
@@ -318,89 +337,5 @@ impl<R: Running> Clients<R> {
         let start = start / unit * unit;
         let end = (start + len.next_multiple_of(unit)).min(total).min(start + most);
         start as u32..end as u32
-    }
-
-    fn offset(&self, range: &Range<u32>) -> u64 {
-        u64::from(range.start) * self.models.granule as u64
-    }
-
-    async fn write(&self, volume: usize, rng: &mut Rng) -> Outcome<()> {
-        let range = self.range(volume, rng);
-        let fua = rng.chance(self.habits.fua_ppm);
-        let stamp = self.models.next_stamp();
-        let granule = self.models.granule;
-        let mut data = vec![0; range.len() * granule];
-        stamp::fill(&mut data, granule, volume as u8, range.start, stamp);
-        let offset = self.offset(&range);
-        self.models.touch(volume, offset..offset + data.len() as u64);
-        let model = &self.models.oracles[volume];
-        self.env.note("client write", offset, data.len() as u64);
-        model.borrow_mut().send(stamp, range, false, fua);
-        let result = self.volumes[volume].write(offset, data, fua).await;
-        model.borrow_mut().end(stamp, result.is_ok());
-        self.env.note("client write end", u64::from(stamp), u64::from(result.is_ok()));
-        result
-    }
-
-    async fn zero(&self, volume: usize, rng: &mut Rng) -> Outcome<()> {
-        let range = self.range(volume, rng);
-        let fua = rng.chance(self.habits.fua_ppm);
-        let how = rng.pick(&[Zeroing::Trim, Zeroing::Trim, Zeroing::Hole, Zeroing::NoHole]);
-        let granule = self.models.granule as u64;
-        let (offset, len) = (self.offset(&range), range.len() as u64 * granule);
-        self.models.touch(volume, offset..offset + len);
-        let model = &self.models.oracles[volume];
-        self.env.note("client zero", offset, len);
-        let mut stamps = Vec::new();
-        for piece in self.volumes[volume].zeroed(offset, len, how) {
-            let stamp = self.models.next_stamp();
-            let granules = (piece.start / granule) as u32..(piece.end / granule) as u32;
-            model.borrow_mut().send(stamp, granules, true, fua);
-            stamps.push(stamp);
-        }
-        let result = self.volumes[volume].zero(offset, len, how, fua).await;
-        for stamp in stamps {
-            model.borrow_mut().end(stamp, result.is_ok());
-            self.env.note("client zero end", u64::from(stamp), u64::from(result.is_ok()));
-        }
-        result
-    }
-
-    async fn read(&self, volume: usize, rng: &mut Rng) -> Result<Outcome<()>, Violation> {
-        let range = self.range(volume, rng);
-        let model = &self.models.oracles[volume];
-        let sent = model.borrow_mut().send_other();
-        let len = range.len() * self.models.granule;
-        let read = self.volumes[volume].read(self.offset(&range), len).await;
-        match read {
-            Ok(bytes) => {
-                assert!(bytes.len() == len, "a read of {len} bytes returned {}", bytes.len());
-                model.borrow_mut().end_read(&sent, range.start, &bytes)?;
-                Ok(Ok(()))
-            }
-            Err(why) => Ok(Err(why)),
-        }
-    }
-
-    async fn flush(&self, volume: usize) -> Outcome<()> {
-        let model = &self.models.oracles[volume];
-        let sent = model.borrow_mut().send_other();
-        self.env.note("client flush", volume as u64, 0);
-        let result = self.volumes[volume].flush().await;
-        if result.is_ok() {
-            model.borrow_mut().end_flush(&sent);
-        }
-        self.env.note("client flush end", volume as u64, u64::from(result.is_ok()));
-        result
-    }
-
-    async fn commit(&self) -> Outcome<()> {
-        let models = &self.models.oracles;
-        let sent: Vec<_> = models.iter().map(|model| model.borrow_mut().send_other()).collect();
-        let result = self.running.commit().await;
-        if result.is_ok() {
-            models.iter().zip(&sent).for_each(|(model, sent)| model.borrow_mut().end_flush(sent));
-        }
-        result
     }
 }

@@ -76,6 +76,29 @@ impl Image {
         }
     }
 
+    /// A hash of where and how it differs from `origin`: zero where nowhere, and the exclusive or
+    /// of the hashes of disjoint differences ([`word_hash`]). `first` is added to every place.
+    pub fn difference(&self, origin: &Image, first: u64) -> u64 {
+        let mut hash = 0;
+        let (mut mine, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
+        for (chunk, pair) in self.chunks.iter().zip(&origin.chunks).enumerate() {
+            let same = match pair {
+                (Some(mine), Some(theirs)) => Arc::ptr_eq(mine, theirs),
+                (None, None) => true,
+                _ => false,
+            };
+            if same {
+                continue;
+            }
+            let start = (chunk * CHUNK) as u64;
+            let len = CHUNK.min((self.len - start) as usize);
+            self.read(start, &mut mine[..len]);
+            origin.read(start, &mut theirs[..len]);
+            hash ^= word_hash(first + start, &mine[..len], &theirs[..len]);
+        }
+        hash
+    }
+
     fn check(&self, offset: u64, len: usize) {
         assert!(
             offset.checked_add(len as u64).is_some_and(|end| end <= self.len),
@@ -93,6 +116,15 @@ impl Image {
         let start = (chunk * CHUNK + inner) as u64;
         garbage(seed, start, out);
     }
+}
+
+/// A hash of the words, and their places from `start` on, that differ from those of the `origin`.
+pub fn word_hash(start: u64, bytes: &[u8], origin: &[u8]) -> u64 {
+    let words = bytes.chunks_exact(8).zip(origin.chunks_exact(8)).zip(start / 8..);
+    words.filter(|((word, old), _)| word != old).fold(0, |hash, ((word, _), place)| {
+        let word = u64::from_le_bytes(word.try_into().expect("chunks of the size of a word"));
+        hash ^ mix(mix(place) ^ word)
+    })
 }
 
 /// Fills `out` with bytes that depend on the seed and on their place only.
@@ -147,7 +179,9 @@ mod tests {
         assert_eq!(after[488..488 + data.len()], data);
         assert_eq!(after[..488], before[..488]);
         assert_eq!(after[488 + data.len()..], before[488 + data.len()..]);
+        let changed = image.clone();
         image.copy_from(&old, 1000, data.len());
+        assert_eq!((image.difference(&old, 0), changed.difference(&old, 0) == 0), (0, false));
         image.read(512, &mut after);
         assert_eq!(after, before);
     }

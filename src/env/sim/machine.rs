@@ -8,6 +8,7 @@ use super::faults::{Fault, Struck};
 use super::medium::{Crash, Medium};
 use super::network::Network;
 use super::nvram::NvramMedium;
+use super::outcomes::Media;
 use super::parts::{Part, Parts};
 use super::points::Points;
 use super::rng::Rng;
@@ -135,6 +136,23 @@ impl Machine {
     /// All environment calls that were ever made.
     pub fn calls(&self) -> u64 {
         self.calls
+    }
+
+    /// What the media of the machine hold, which is switched off.
+    pub fn media(&self) -> Media {
+        Media { disks: self.disks.clone(), nvram: self.nvram.clone() }
+    }
+
+    /// Puts other media into the machine, which is switched off; what follows is chosen by `seed`.
+    pub fn insert(&mut self, media: Media, seed: u64) {
+        (self.disks, self.nvram) = (media.disks, media.nvram);
+        (self.network, self.now) = (Network::default(), 0);
+        self.reseed(Rng::new(seed));
+    }
+
+    /// What chance decides from now on comes from `rng`.
+    pub fn reseed(&mut self, rng: Rng) {
+        self.rng = rng;
     }
 
     /// How often each fault has struck.

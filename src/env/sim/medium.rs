@@ -58,11 +58,11 @@ pub struct Unreadable {
 }
 
 #[derive(Clone)]
-struct Write {
+pub(super) struct Write {
     id: WriteId,
-    offset: u64,
-    data: Arc<[u8]>,
-    durability: Durability,
+    pub offset: u64,
+    pub data: Arc<[u8]>,
+    pub durability: Durability,
 }
 
 impl Write {
@@ -76,21 +76,21 @@ impl Write {
 /// A device's memory. Clones share what they have not changed since.
 #[derive(Clone)]
 pub struct Medium {
-    sector: usize,
+    pub(super) sector: usize,
     volatile_cache: bool,
     /// What reads see.
-    current: Image,
+    pub(super) current: Image,
     /// What is certain to survive, as far as `cached` does not make newer versions durable.
-    durable: Image,
+    pub(super) durable: Image,
     /// Completed writes, oldest first; the mark is their place among all completions.
-    cached: Vec<(Mark, Write)>,
-    under_way: Vec<Write>,
+    pub(super) cached: Vec<(Mark, Write)>,
+    pub(super) under_way: Vec<Write>,
     /// Sectors torn by a loss of power.
-    bad: BTreeSet<u64>,
+    pub(super) bad: BTreeSet<u64>,
     /// Sectors that fail at rest.
     failing: BTreeMap<u64, Failing>,
-    completions: Mark,
-    next_id: WriteId,
+    pub(super) completions: Mark,
+    pub(super) next_id: WriteId,
     garbage: u64,
     parts: Parts,
 }
@@ -350,7 +350,7 @@ impl Medium {
         self.under_way.swap_remove(at.expect("a write under way ends once"))
     }
 
-    fn land(&mut self, write: Write) {
+    pub(super) fn land(&mut self, write: Write) {
         self.current.write(write.offset, &write.data);
         let sectors = write.sectors(self.sector);
         self.bad.retain(|sector| !sectors.contains(sector));

@@ -30,6 +30,7 @@ pub mod machine;
 pub mod medium;
 pub mod network;
 pub mod nvram;
+pub mod outcomes;
 pub mod parts;
 pub mod points;
 pub mod rng;
@@ -49,6 +50,7 @@ pub use faults::{Fault, Faults, Struck};
 pub use link::{Peer, Server, SimLink};
 pub use machine::{DiskShape, Machine, Rot, Shape};
 pub use medium::Crash;
+pub use outcomes::Media;
 pub use parts::Part;
 pub use points::{Point, Points};
 pub use rng::Rng;
@@ -133,8 +135,23 @@ impl SimEnv {
         Job(result, Limit { time_ns, ..limit })
     }
 
+    /// Runs until `main` has ended, calling `watch` after each step.
+    pub fn run_watched<T: 'static>(
+        &self,
+        limit: Limit,
+        main: impl Future<Output = T> + 'static,
+        watch: impl FnMut(),
+    ) -> Result<T, Stop> {
+        let mut job = self.start(limit, main);
+        self.go_on_watched(&mut job, watch)
+    }
+
     /// Runs until a job has ended, or until a pause.
     pub fn go_on<T>(&self, job: &mut Job<T>) -> Result<T, Stop> {
+        self.go_on_watched(job, || ())
+    }
+
+    fn go_on_watched<T>(&self, job: &mut Job<T>, mut watch: impl FnMut()) -> Result<T, Stop> {
         loop {
             if self.crashed() {
                 return Err(Stop::Crashed);
@@ -149,6 +166,7 @@ impl SimEnv {
             if !self.step() {
                 return Err(Stop::Stuck);
             }
+            watch();
             if self.pause_is_due() && !self.crashed() {
                 return Err(Stop::Paused);
             }
@@ -242,6 +260,23 @@ impl SimEnv {
     /// The counter of environment calls, for what makes some besides the environment.
     pub fn call_counter(&self) -> Calls {
         self.0.world.borrow().calls.clone()
+    }
+
+    /// What the media hold at this instant, volatile or not.
+    pub fn media(&self) -> Media {
+        let world = self.0.world.borrow();
+        Media { disks: world.disks.clone(), nvram: world.nvram.clone() }
+    }
+
+    /// From now on flushes of disks do nothing but return: to try whether that is noticed.
+    pub fn ignore_flushes(&self) {
+        self.0.world.borrow_mut().flushes_ignored = true;
+    }
+
+    /// A number that is another one after anything was written, has arrived or became durable.
+    pub fn media_version(&self) -> u64 {
+        let world = self.0.world.borrow();
+        outcomes::version(&world.disks, world.nvram.as_ref())
     }
 
     /// From now on these faults are injected.

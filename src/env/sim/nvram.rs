@@ -14,7 +14,7 @@ use super::parts::Parts;
 use super::rng::Rng;
 
 /// The unit that is written whole or not at all, in bytes.
-const WORD: usize = 8;
+pub(super) const WORD: usize = 8;
 /// The unit of write-back, in bytes.
 const LINE: usize = 64;
 
@@ -22,20 +22,20 @@ const LINE: usize = 64;
 pub type PersistId = u64;
 
 #[derive(Clone)]
-struct Persist {
+pub(super) struct Persist {
     id: PersistId,
-    pieces: Vec<(u64, Arc<[u8]>)>,
+    pub pieces: Vec<(u64, Arc<[u8]>)>,
 }
 
 /// A persistent memory's bytes. Clones share what they have not changed since.
 #[derive(Clone)]
 pub struct NvramMedium {
-    image: Image,
+    pub(super) image: Image,
     /// Poisoned lines.
     poison: BTreeSet<u64>,
     sector: u32,
-    under_way: Vec<Persist>,
-    next_id: PersistId,
+    pub(super) under_way: Vec<Persist>,
+    pub(super) next_id: PersistId,
     parts: Parts,
 }
 

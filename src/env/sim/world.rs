@@ -67,6 +67,8 @@ pub(super) struct World {
     pub trace: u64,
     /// Whether every call is printed.
     pub loud: bool,
+    /// Whether flushes do nothing.
+    pub flushes_ignored: bool,
 }
 
 impl World {
@@ -90,6 +92,7 @@ impl World {
             calls: Calls::new(None),
             trace: seed,
             loud: false,
+            flushes_ignored: false,
         }
     }
 
@@ -253,12 +256,19 @@ impl World {
             Ok(()) if !failed => Ok(()),
             Ok(()) => Err(io::Error::other("injected: read failed")),
             Err(unreadable) => {
-                match unreadable.failing {
-                    Some(Failing::UntilRewritten) => self.struck.add(Fault::BadSector),
-                    Some(Failing::Dead) => self.struck.add(Fault::DeadSector),
-                    None => {}
-                }
-                Err(io::Error::other(format!("sector {} is unreadable", unreadable.sector)))
+                let why = match unreadable.failing {
+                    Some(Failing::UntilRewritten) => {
+                        self.struck.add(Fault::BadSector);
+                        "bad"
+                    }
+                    Some(Failing::Dead) => {
+                        self.struck.add(Fault::DeadSector);
+                        "dead"
+                    }
+                    None => "torn",
+                };
+                let sector = unreadable.sector;
+                Err(io::Error::other(format!("sector {sector} is unreadable: {why}")))
             }
         };
         self.note("read end", offset, u64::from(result.is_ok()));
@@ -297,7 +307,9 @@ impl World {
             self.disks[disk].flush_failed(mark, &mut self.rng);
             finish((), done, Err(io::Error::other("injected: flush failed")));
         } else {
-            self.disks[disk].flushed(mark);
+            if !self.flushes_ignored {
+                self.disks[disk].flushed(mark);
+            }
             finish((), done, Ok(()));
         }
     }
