@@ -13,6 +13,7 @@ use std::io;
 use futures_util::future::join_all;
 
 use super::{Disk, Durability, Region};
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::View;
 
 /// A part of a disk, as a region. Cheap to clone: a handle.
@@ -80,8 +81,9 @@ impl<D: Disk> Region for DeviceRegion<D> {
             .collect();
         let disk = self.disk.clone();
         async move {
-            let flush = pieces.len() > 1 && disk.volatile_cache();
-            let durability = if pieces.len() == 1 && disk.volatile_cache() {
+            let volatile = disk.volatile_cache() && !mutated(Mutant::PersistNotDurable);
+            let flush = pieces.len() > 1 && volatile;
+            let durability = if pieces.len() == 1 && volatile {
                 Durability::Durable
             } else {
                 Durability::Volatile

@@ -22,6 +22,7 @@ use crate::format::home::{HOME_MAGIC, LINES_PER_PAGE, Line};
 use crate::format::ids::{Incarnation, PoolId, Sequence, UnitId};
 use crate::format::record::Record;
 use crate::format::status::{ROOT, STATUS_MAGIC, StatusEntry, entries_per_page};
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::{Buf, BufferPool};
 
 /// No list comes so far: a stored sequence beyond is damage, and would overflow.
@@ -118,8 +119,13 @@ impl<R: Region> Journal<R> {
         let lines = load_home(env, &region, &layout, &mut home_store, &mut work).await?;
         let scan = scan_slots(env, &region, &layout, pool, &mut work).await?;
         let (list, groups) = scan.walk(&status)?;
-        invalidate(&region, &layout, list.tail().slot, &mut work).await?;
-        let incarnation = header.next_incarnation();
+        if !mutated(Mutant::InvalidationSkipped) {
+            invalidate(&region, &layout, list.tail().slot, &mut work).await?;
+        }
+        let incarnation = match mutated(Mutant::IncarnationKept) {
+            true => header.incarnation,
+            false => header.next_incarnation(),
+        };
         let next = RegionHeader { incarnation, ..header };
         header_page
             .write(&region, &mut work, &[0], |_, page| next.store(page))
@@ -266,7 +272,7 @@ impl Scan {
         let mut linked = BTreeMap::new();
         let mut groups = Vec::new();
         while let Some((group, slots)) = self.group_at(at.slot) {
-            if group.sequence != at.sequence {
+            if group.sequence != at.sequence && !mutated(Mutant::SequenceUnchecked) {
                 break;
             }
             let entry = status.get(at.slot as usize + 1).copied().flatten();
@@ -286,7 +292,7 @@ impl Scan {
         let newer = self.parts.iter().find(|(slot, part)| {
             part.is_head() && part.sequence >= at.sequence && self.group_at(**slot).is_some()
         });
-        if let Some((slot, part)) = newer {
+        if let Some((slot, part)) = newer.filter(|_| !mutated(Mutant::NewerGroupsIgnored)) {
             return damaged(format!(
                 "the list ends before group {}, and group {} in slot {slot} is newer",
                 at.sequence, part.sequence

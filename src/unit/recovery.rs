@@ -36,6 +36,7 @@ use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::{Journal, Opened, RecoveredGroup};
 use crate::mds::client::Client;
 use crate::mds::records::{PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
+use crate::mutants::{Mutant, mutated};
 use crate::observe::{Counters, Latencies};
 
 /// Where a unit of that environment keeps its journal and home.
@@ -94,7 +95,9 @@ impl<E: Env> Unit<E> {
     pub async fn recover(parts: Parts<E>) -> Result<(Unit<E>, RecoveryReport), RecoverError> {
         let started = parts.env.now();
         let pairs: u32 = parts.devices.iter().map(|member| member.extents.count).sum();
-        make_stable(&parts).await?;
+        if !mutated(Mutant::RecoveryFlushSkipped) {
+            make_stable(&parts).await?;
+        }
         let region = parts.region.clone();
         let opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
         let Opened { journal, mut lines, groups } = opened;
@@ -150,6 +153,10 @@ pub(super) fn replay(
     groups: &[RecoveredGroup],
 ) -> Result<BTreeSet<u32>, RecoverError> {
     let mut stale = BTreeSet::new();
+    let mut groups: Vec<&RecoveredGroup> = groups.iter().collect();
+    if mutated(Mutant::ReplayReversed) {
+        groups.reverse();
+    }
     for group in groups {
         match group.state {
             GroupState::Committed | GroupState::Done => {}
@@ -240,6 +247,9 @@ async fn reconcile<E: Env>(
     news.sort_by_key(|primitive| {
         (!primitive.pair().is_released(), primitive.pair().slots[1].is_some())
     });
+    if mutated(Mutant::ReconcileSkipped) {
+        return Ok(0);
+    }
     for batch in news.chunks(TRANSACT_PRIMITIVES_MAX) {
         client.transact(batch).await?;
     }

@@ -34,6 +34,7 @@ use crate::mds::records::{
 use crate::mds::session::{Admitted, Answer, Session};
 use crate::mds::store::StoreError;
 use crate::mds::wire::{self, Datagram, Header, Kind, Operation, PAYLOAD_MAX, PAYLOAD_MIN};
+use crate::mutants::{Mutant, mutated};
 
 /// Memory for parts and requests that wait for their turn, over all sessions, in bytes.
 pub const BUFFERED_BYTES_MAX: usize = 64 << 20;
@@ -250,7 +251,9 @@ impl<P: Clone> Server<P> {
             };
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.executed(Answer { operation: header.operation, outcome: outcome.clone() });
-                self.catalog.put_session(id, Some(session.row()));
+                if !mutated(Mutant::AnswersNotStored) {
+                    self.catalog.put_session(id, Some(session.row()));
+                }
             }
             turn.reply(peer, header, payload_max, outcome);
         }
