@@ -3,7 +3,9 @@
 //! | variable | what | default |
 //! | --- | --- | --- |
 //! | `FLIPSIDE_SEEDS` | the seeds that a mutant may survive at most | 5000 |
+//! | `FLIPSIDE_SEED` | the first seed | 1 |
 //! | `FLIPSIDE_MUTANTS` | only those whose names contain this | all |
+//! | `FLIPSIDE_TRACE` | `1` prints every call of the environment, on one thread | |
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -14,16 +16,26 @@ use flipside::sim::sweep::{Sweep, sweep};
 
 const SEEDS: u64 = 5000;
 
-fn seeds() -> u64 {
-    let text = std::env::var("FLIPSIDE_SEEDS").ok();
-    text.map_or(SEEDS, |text| text.parse().expect("FLIPSIDE_SEEDS is a number"))
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
+}
+
+fn plan() -> Sweep {
+    let loud = number("FLIPSIDE_TRACE").is_some_and(|loud| loud > 0);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Sweep {
+        base: number("FLIPSIDE_SEED").unwrap_or(1),
+        count: number("FLIPSIDE_SEEDS").unwrap_or(SEEDS),
+        threads: if loud { 1 } else { cores },
+        loud,
+        failures_max: 1,
+        twice_every: 0,
+    }
 }
 
 /// The first seed that fails, and how.
-fn hunt(seeds: u64) -> Option<(u64, String)> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let plan =
-        Sweep { base: 1, count: seeds, threads, loud: false, failures_max: 1, twice_every: 0 };
+fn hunt(plan: Sweep) -> Option<(u64, String)> {
     let failures = sweep::<Flipside>(plan, Duration::MAX, |_| {}).err()?;
     let first = failures.iter().min_by_key(|failure| failure.seed)?;
     Some((first.seed, first.to_string()))
@@ -40,12 +52,12 @@ fn every_mutant_is_found() {
     for mutant in Mutant::ALL.iter().copied().filter(|m| format!("{m:?}").contains(&only)) {
         choose(Some(mutant));
         let started = Instant::now();
-        let found = hunt(seeds());
+        let found = hunt(plan());
         choose(None);
         let took = started.elapsed().as_secs_f64();
         let (seed, how) = found.unwrap_or_else(|| {
             survivors.push(mutant);
-            (seeds(), "NOT FOUND".to_owned())
+            (plan().count, "NOT FOUND".to_owned())
         });
         let how: String = how.lines().next().unwrap_or_default().chars().take(90).collect();
         let what = mutant.what();

@@ -272,7 +272,9 @@ impl Scan {
         let mut linked = BTreeMap::new();
         let mut groups = Vec::new();
         while let Some((group, slots)) = self.group_at(at.slot) {
-            if group.sequence != at.sequence && !mutated(Mutant::SequenceUnchecked) {
+            let unchecked =
+                mutated(Mutant::SequenceUnchecked) && !linked.contains_key(&group.sequence);
+            if group.sequence != at.sequence && !unchecked {
                 break;
             }
             let entry = status.get(at.slot as usize + 1).copied().flatten();
