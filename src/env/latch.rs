@@ -6,14 +6,21 @@
 //!   with the reason of the first, and so does every one under way when it ends. After a failed
 //!   flush nobody knows which earlier writes are durable, and the kernel may report success for a
 //!   repetition: nothing that comes after may be believed. Reads go on, and latch nothing.
+//! - **Ordering**: one flush at a time, shared by all who asked before it began ‡. Of two at once
+//!   the one that fails may take data with it that the other then reports as durable, and whoever
+//!   awaits that other may be heard first: its success would be believed.
+//! - **Cancellation**: a flush that is given up half-way latches: nobody heard how it ended.
 //! - **Scope**: the latch is of the handle and its clones; it does not outlive the process.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::io;
 use std::rc::Rc;
 
+use tokio::sync::Mutex;
+
 use super::{Disk, Durability};
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::View;
 
 /// A disk whose first failed write or flush is its last. Cheap to clone: a handle.
@@ -21,6 +28,27 @@ use crate::uring::buffers::View;
 pub struct Latching<D> {
     disk: D,
     latch: Rc<OnceCell<Latched>>,
+    flushes: Rc<Flushes>,
+}
+
+/// The flushes of a disk, which are numbered.
+#[derive(Default)]
+struct Flushes {
+    begun: Cell<u64>,
+    ended: Cell<u64>,
+    turn: Mutex<()>,
+}
+
+/// A flush under way; latches where it is dropped before its end was heard.
+struct UnderWay<'a, D: Disk>(Option<&'a Latching<D>>);
+
+impl<D: Disk> Drop for UnderWay<'_, D> {
+    fn drop(&mut self) {
+        if let Some(latching) = self.0 {
+            // Nobody is left to be told; later writes are.
+            let _ = latching.settle(FailedOperation::Flush, Err(io::Error::other("given up")));
+        }
+    }
 }
 
 /// Why a disk takes no more writes. It is the inner error of what later writes fail with.
@@ -69,7 +97,7 @@ impl Latched {
 impl<D: Disk> Latching<D> {
     /// Watches over `disk`.
     pub fn new(disk: D) -> Self {
-        Self { disk, latch: Rc::default() }
+        Self { disk, latch: Rc::default(), flushes: Rc::default() }
     }
 
     /// Why the disk takes no more writes, where it does not.
@@ -145,7 +173,22 @@ impl<D: Disk> Disk for Latching<D> {
         let this = self.clone();
         async move {
             this.check()?;
+            if mutated(Mutant::FlushesAtOnce) {
+                let ended = this.disk.flush().await;
+                return this.settle(FailedOperation::Flush, ended);
+            }
+            // The one under way, if any, may have begun too early for what has completed since.
+            let wanted = this.flushes.begun.get() + 1;
+            let _turn = this.flushes.turn.lock().await;
+            this.check()?;
+            if this.flushes.ended.get() >= wanted {
+                return Ok(());
+            }
+            this.flushes.begun.set(this.flushes.begun.get() + 1);
+            let mut under_way = UnderWay(Some(&this));
             let ended = this.disk.flush().await;
+            under_way.0 = None;
+            this.flushes.ended.set(this.flushes.begun.get());
             this.settle(FailedOperation::Flush, ended)
         }
     }
@@ -161,6 +204,8 @@ impl<D: Disk> Disk for Latching<D> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::env::fake::{FakeDisk, block_on, buffers};
 
@@ -202,6 +247,31 @@ mod tests {
         fake.fail_next("lost");
         block_on(disk.flush()).unwrap_err();
         assert_eq!(disk.latched().unwrap().operation, FailedOperation::Flush);
+    }
+
+    /// Goal: flushes that are asked for during one share the next, which begins when that one has
+    /// ended: the failure of one is known before another is believed.
+    #[test]
+    fn one_flush_at_a_time() {
+        let fake = FakeDisk::new(1 << 20, true);
+        let disk = Latching::new(fake.clone());
+        let turn = disk.flushes.turn.try_lock().unwrap();
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(disk.flush())).collect();
+        assert!(waiting.iter_mut().all(|flush| flush.now_or_never().is_none()));
+        drop(turn);
+        waiting.into_iter().for_each(|flush| block_on(flush).unwrap());
+        assert_eq!(fake.log(), ["flush"]);
+        block_on(disk.flush()).unwrap();
+        assert_eq!(fake.log(), ["flush", "flush"]);
+    }
+
+    /// Goal: a flush whose end nobody heard is believed by nobody.
+    #[test]
+    fn a_flush_that_is_given_up_latches() {
+        let disk = Latching::new(FakeDisk::new(1 << 20, true));
+        drop(UnderWay(Some(&disk)));
+        let error = block_on(disk.flush()).unwrap_err();
+        assert!(error.to_string().contains("a flush failed: given up"), "{error}");
     }
 
     /// Goal: what was under way at the failure of another does not report success.
