@@ -38,6 +38,7 @@ impl<D: Region, N: Region> Region for FlagsRegion<D, N> {
         }
     }
 
+    #[track_caller]
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
         match self {
             FlagsRegion::Device(region) => Either::Left(region.persist(pieces)),
@@ -45,6 +46,7 @@ impl<D: Region, N: Region> Region for FlagsRegion<D, N> {
         }
     }
 
+    #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         match self {
             FlagsRegion::Device(region) => Either::Left(region.flush()),

@@ -16,8 +16,9 @@ use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{Disk, Durability};
 use crate::mutants::{Mutant, mutated};
@@ -36,19 +37,36 @@ pub struct Latching<D> {
 struct Flushes {
     begun: Cell<u64>,
     ended: Cell<u64>,
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
 }
 
 /// A flush under way; latches where it is dropped before its end was heard.
-struct UnderWay<'a, D: Disk>(Option<&'a Latching<D>>);
+struct UnderWay<D: Disk>(Option<Latching<D>>);
 
-impl<D: Disk> Drop for UnderWay<'_, D> {
+impl<D: Disk> UnderWay<D> {
+    /// It has ended, and its result is about to be looked at.
+    fn heard(mut self) {
+        if let Some(latching) = self.0.take() {
+            latching.flushes.ended.set(latching.flushes.begun.get());
+        }
+    }
+}
+
+impl<D: Disk> Drop for UnderWay<D> {
     fn drop(&mut self) {
-        if let Some(latching) = self.0 {
+        if let Some(latching) = &self.0 {
             // Nobody is left to be told; later writes are.
             let _ = latching.settle(FailedOperation::Flush, Err(io::Error::other("given up")));
         }
     }
+}
+
+/// When a flush can begin.
+enum Turn<D: Disk, F> {
+    /// It has begun.
+    Now(OwnedMutexGuard<()>, UnderWay<D>, F),
+    /// After the one under way; any that begins from that number on will do.
+    Later(u64),
 }
 
 /// Why a disk takes no more writes. It is the inner error of what later writes fail with.
@@ -110,6 +128,26 @@ impl<D: Disk> Latching<D> {
         &self.disk
     }
 
+    /// Begins a flush where none is under way: one under way may have begun too early for what has
+    /// completed since.
+    #[track_caller]
+    fn take_turn(&self) -> Turn<D, impl Future<Output = io::Result<()>> + 'static> {
+        match Arc::clone(&self.flushes.turn).try_lock_owned() {
+            Ok(guard) => Turn::Now(guard, self.begin(), self.disk.flush()),
+            Err(_) if mutated(Mutant::FlushesAtOnce) => {
+                let another = Arc::default();
+                let guard = Mutex::try_lock_owned(another).expect("nobody else has it");
+                Turn::Now(guard, self.begin(), self.disk.flush())
+            }
+            Err(_) => Turn::Later(self.flushes.begun.get() + 1),
+        }
+    }
+
+    fn begin(&self) -> UnderWay<D> {
+        self.flushes.begun.set(self.flushes.begun.get() + 1);
+        UnderWay(Some(self.clone()))
+    }
+
     fn check(&self) -> io::Result<()> {
         self.latch.get().map_or(Ok(()), |latched| Err(latched.to_error()))
     }
@@ -154,6 +192,7 @@ impl<D: Disk> Disk for Latching<D> {
         self.disk.read(offset, view)
     }
 
+    #[track_caller]
     fn write(
         &self,
         offset: u64,
@@ -161,34 +200,31 @@ impl<D: Disk> Disk for Latching<D> {
         durability: Durability,
     ) -> impl Future<Output = io::Result<()>> + 'static {
         let this = self.clone();
-        async move {
-            this.check()?;
-            let operation = FailedOperation::Write { offset, len: view.len() };
-            let ended = this.disk.write(offset, view, durability).await;
-            this.settle(operation, ended)
-        }
+        let operation = FailedOperation::Write { offset, len: view.len() };
+        let writing = match self.check() {
+            Ok(()) => Ok(self.disk.write(offset, view, durability)),
+            Err(latched) => Err(latched),
+        };
+        async move { this.settle(operation, writing?.await) }
     }
 
+    #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         let this = self.clone();
+        let turn = self.check().map(|()| self.take_turn());
         async move {
-            this.check()?;
-            if mutated(Mutant::FlushesAtOnce) {
-                let ended = this.disk.flush().await;
-                return this.settle(FailedOperation::Flush, ended);
-            }
-            // The one under way, if any, may have begun too early for what has completed since.
-            let wanted = this.flushes.begun.get() + 1;
-            let _turn = this.flushes.turn.lock().await;
-            this.check()?;
-            if this.flushes.ended.get() >= wanted {
-                return Ok(());
-            }
-            this.flushes.begun.set(this.flushes.begun.get() + 1);
-            let mut under_way = UnderWay(Some(&this));
-            let ended = this.disk.flush().await;
-            under_way.0 = None;
-            this.flushes.ended.set(this.flushes.begun.get());
+            let (_turn, under_way, ended) = match turn? {
+                Turn::Now(guard, under_way, flushing) => (guard, under_way, flushing.await),
+                Turn::Later(wanted) => {
+                    let guard = Arc::clone(&this.flushes.turn).lock_owned().await;
+                    this.check()?;
+                    if this.flushes.ended.get() >= wanted {
+                        return Ok(());
+                    }
+                    (guard, this.begin(), this.disk.flush().await)
+                }
+            };
+            under_way.heard();
             this.settle(FailedOperation::Flush, ended)
         }
     }
@@ -269,7 +305,7 @@ mod tests {
     #[test]
     fn a_flush_that_is_given_up_latches() {
         let disk = Latching::new(FakeDisk::new(1 << 20, true));
-        drop(UnderWay(Some(&disk)));
+        drop(disk.flush());
         let error = block_on(disk.flush()).unwrap_err();
         assert!(error.to_string().contains("a flush failed: given up"), "{error}");
     }

@@ -74,28 +74,25 @@ impl<D: Disk> Region for DeviceRegion<D> {
         self.disk.read(self.place(offset, view.len()), view)
     }
 
+    #[track_caller]
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
-        let pieces: Vec<_> = pieces
-            .into_iter()
-            .map(|(offset, view)| (self.place(offset, view.len()), view))
-            .collect();
         let disk = self.disk.clone();
+        let volatile = disk.volatile_cache() && !mutated(Mutant::PersistNotDurable);
+        let flush = pieces.len() > 1 && volatile;
+        let durability =
+            if pieces.len() == 1 && volatile { Durability::Durable } else { Durability::Volatile };
+        let mut writes = Vec::with_capacity(pieces.len());
+        for (offset, view) in pieces {
+            writes.push(self.disk.write(self.place(offset, view.len()), view, durability));
+        }
         async move {
-            let volatile = disk.volatile_cache() && !mutated(Mutant::PersistNotDurable);
-            let flush = pieces.len() > 1 && volatile;
-            let durability = if pieces.len() == 1 && volatile {
-                Durability::Durable
-            } else {
-                Durability::Volatile
-            };
-            let writes =
-                pieces.into_iter().map(|(offset, view)| disk.write(offset, view, durability));
             // All are awaited even where one fails: what returns must be over.
             join_all(writes).await.into_iter().collect::<io::Result<()>>()?;
             if flush { disk.flush().await } else { Ok(()) }
         }
     }
 
+    #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         self.disk.flush()
     }

@@ -26,6 +26,15 @@ pub enum Zeroing {
     NoHole,
 }
 
+/// How much data a pool has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// The unit of allocation, in bytes.
+    pub extent: u64,
+    /// How many such units volumes may touch before a write may find no room.
+    pub extents: usize,
+}
+
 /// The result of an operation on a volume.
 pub type Outcome<T> = Result<T, Refusal>;
 
@@ -42,8 +51,15 @@ pub trait Engine: Clone + 'static {
     fn volumes(&self) -> Vec<u64>;
     /// The unit of requests' offsets and lengths, in bytes; a divisor of the volumes' sizes.
     fn granule(&self) -> usize;
-    /// Whether the volumes may outgrow the pool, so that writes may find no room.
-    fn may_fill(&self) -> bool;
+    /// How much data the pool has room for.
+    fn room(&self) -> Room;
+    /// The same system for a machine that parts from this one's: what is stored outside of the
+    /// machine's media is copied.
+    #[must_use]
+    fn fork(&self) -> Self;
+    /// Where in the region groups lie of which newer ones follow: what may rot there is noticed.
+    /// `read` gives what the region holds, and says whether it can be read.
+    fn older_groups(&self, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>>;
     /// Makes the volumes on fresh media.
     fn format(
         &self,
@@ -71,8 +87,10 @@ pub trait Running: Clone + 'static {
     fn settle(&self) -> impl Future<Output = Outcome<()>> + 'static;
     /// Commits, stops every task, gives back every buffer.
     fn shutdown(&self) -> impl Future<Output = Outcome<()>> + 'static;
-    /// Invariants that hold whenever no operation is under way.
+    /// Invariants that hold at all times.
     fn check(&self) -> Result<(), String>;
+    /// Whether nothing is under way, in the background either.
+    fn is_quiet(&self) -> bool;
 }
 
 /// A volume. Cheap to clone: a handle.

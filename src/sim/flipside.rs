@@ -4,22 +4,24 @@
 //! The disks hold no superblocks here (those are tried by their own tests): what a superblock would
 //! say is part of the engine's drawn configuration.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::engine::{Engine, Outcome, Refusal, Running, Volume, Zeroing};
+use super::engine::{Engine, Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::metadata::Tables;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::sim::calls::Calls;
 use crate::env::sim::rng::Rng;
-use crate::env::sim::{DiskShape, Shape, SimEnv, SimStorage};
+use crate::env::sim::{self, DiskShape, Shape, SimEnv, SimStorage};
 use crate::env::{Env, Region};
+use crate::format::group::{Group, Part, SLOT_BYTES};
 use crate::format::ids::{ExtentId, ExtentRun, PoolId, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
-use crate::journal::Journal;
+use crate::journal::{Journal, RegionLayout};
 use crate::mds::catalog::{Catalog, PoolSpec};
 use crate::mds::server::Server;
 use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
@@ -28,7 +30,9 @@ const POOL: PoolId = PoolId(*b"simulated pool!!");
 const UNIT: UnitId = UnitId(1);
 /// What the region has besides journal slots, in bytes: more than any pool here needs.
 const REGION_BASE: u64 = 64 << 10;
-const SLOT: u64 = 4096;
+const SLOT: u64 = SLOT_BYTES as u64;
+/// The sector of the persistent memory, in bytes.
+const NVRAM_SECTOR: u32 = 512;
 
 /// A pool, and how it is served.
 #[derive(Clone)]
@@ -88,6 +92,31 @@ impl Flipside {
         DeviceExtents { offset: self.head(disk), first, count: self.disks[disk] }
     }
 
+    fn region_layout(&self) -> RegionLayout {
+        let sector = if self.nvram { NVRAM_SECTOR } else { self.sector };
+        RegionLayout::compute(self.region_len, self.extents(), sector).expect("room for a journal")
+    }
+
+    /// What lies where in the region.
+    fn parts(&self) -> Vec<sim::Part> {
+        let layout = self.region_layout();
+        let names = [["header 0", "header 1"], ["status 0", "status 1"], ["home 0", "home 1"]];
+        let runs = [layout.header, layout.status, layout.home];
+        let mut parts = Vec::new();
+        for (names, run) in names.into_iter().zip(runs) {
+            let page = run.page as u64;
+            for (copy, name) in names.into_iter().enumerate() {
+                let start = run.copies[copy];
+                let range = start..start + page * u64::from(run.count);
+                let twofold = (copy == 0).then_some((page, run.copies[1]));
+                parts.push(sim::Part { name, range, twofold });
+            }
+        }
+        let range = layout.slots_at..layout.end();
+        parts.push(sim::Part { name: "journal slot", range, twofold: None });
+        parts
+    }
+
     async fn make(self, env: SimEnv) -> Result<(), String> {
         let wrong = |error: &dyn std::fmt::Debug| format!("{error:?}");
         let starts = (0..self.disks.len()).map(|disk| self.disk_extents(disk));
@@ -124,6 +153,7 @@ impl Flipside {
     }
 
     async fn start(self, env: SimEnv) -> Result<Serving, String> {
+        env.claim().await;
         let store = self.tables.open(env.call_counter(), env.random().is_multiple_of(2));
         let catalog = Catalog::open(Box::new(store)).map_err(|error| error.to_string())?;
         let server = Server::new(catalog).map_err(|error| error.to_string())?;
@@ -214,7 +244,8 @@ impl Engine for Flipside {
         });
         Shape {
             disks: disks.collect(),
-            nvram: self.nvram.then_some((self.region_len, 512)),
+            nvram: self.nvram.then_some((self.region_len, NVRAM_SECTOR)),
+            parts: self.parts(),
             storage_max: 0,
             buffers_max: 128 << 20,
         }
@@ -228,9 +259,32 @@ impl Engine for Flipside {
         self.granule
     }
 
-    fn may_fill(&self) -> bool {
-        let extents: u64 = self.volumes.iter().map(|size| self.geometry.extents_for(*size)).sum();
-        extents > u64::from(self.extents() - self.reserve)
+    fn room(&self) -> Room {
+        let extent = u64::from(self.geometry.extent_size());
+        Room { extent, extents: (self.extents() - self.reserve) as usize }
+    }
+
+    fn fork(&self) -> Self {
+        Self { tables: self.tables.fork(), ..self.clone() }
+    }
+
+    fn older_groups(&self, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>> {
+        let layout = self.region_layout();
+        let mut bytes = vec![0; SLOT_BYTES];
+        let mut parts: BTreeMap<u32, Part> = BTreeMap::new();
+        for slot in 0..layout.slots {
+            if read(layout.slot_at(slot), &mut bytes)
+                && let Some(part) = Part::parse(&bytes, POOL)
+            {
+                parts.insert(slot, part);
+            }
+        }
+        let whole = parts.keys().filter_map(|&slot| Group::assemble(slot, |slot| parts.get(&slot)));
+        let mut groups: Vec<(Group, Vec<u32>)> = whole.collect();
+        groups.sort_by_key(|(group, _)| group.sequence);
+        groups.pop();
+        let slots = groups.into_iter().flat_map(|(_, slots)| slots);
+        slots.map(|slot| layout.slot_at(slot)..layout.slot_at(slot + 1)).collect()
     }
 
     fn format(
@@ -329,6 +383,10 @@ impl Running for Serving {
 
     fn check(&self) -> Result<(), String> {
         self.unit.check_invariants()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.unit.is_quiet()
     }
 }
 

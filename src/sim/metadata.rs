@@ -22,7 +22,7 @@ impl Server for server::Server<Peer> {
 #[derive(Clone, Default)]
 pub struct Tables(Arc<Mutex<Rows>>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Rows {
     rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
     /// The commit that was on its way when the crash struck.
@@ -56,6 +56,12 @@ impl Tables {
             rows.apply(&changes);
         }
         SimStore { tables: self.clone(), calls }
+    }
+
+    /// Other tables, with what these hold now.
+    #[must_use]
+    pub fn fork(&self) -> Tables {
+        Tables(Arc::new(Mutex::new(self.rows().clone())))
     }
 
     fn rows(&self) -> MutexGuard<'_, Rows> {
@@ -118,8 +124,13 @@ mod tests {
         for seed in 0..60 {
             let mut rng = Rng::new(seed);
             let disk = DiskShape { len: 1 << 20, sector: 512, volatile_cache: true };
-            let shape =
-                Shape { disks: vec![disk], nvram: None, storage_max: 0, buffers_max: 4 << 20 };
+            let shape = Shape {
+                disks: vec![disk],
+                nvram: None,
+                parts: Vec::new(),
+                storage_max: 0,
+                buffers_max: 4 << 20,
+            };
             let mut machine = Machine::new(seed, &shape);
             let tables = Tables::default();
             let pool = PoolSpec {
@@ -131,7 +142,7 @@ mod tests {
             Catalog::create(Box::new(store), &pool).unwrap();
             let mut granted = 0;
             for incarnation in 1..=5 {
-                let env = machine.boot(Faults::draw_recoverable(&mut rng));
+                let env = machine.boot(Faults::draw(&mut rng, false));
                 serve(&env, &tables);
                 env.crash_in((incarnation < 5).then(|| rng.between(1, 60)));
                 let main = env.clone();

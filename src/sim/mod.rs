@@ -18,6 +18,7 @@ pub mod metadata;
 pub mod oracle;
 pub mod run;
 pub mod stamp;
+mod subject;
 pub mod sweep;
 #[cfg(test)]
 mod toy;

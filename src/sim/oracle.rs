@@ -68,8 +68,8 @@ pub struct Sent(u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
 
-/// The model of one volume. It can be kept in a file, for a process that judges later.
-#[derive(Serialize, Deserialize)]
+/// The model of one volume. Cheap enough to clone at every persist point. It can be kept in a file, for a process that judges later.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Oracle {
     volume: u8,
     granule: usize,

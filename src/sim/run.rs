@@ -1,17 +1,19 @@
 //! One seed: format, then rounds of work, crash and recovery, and the checks in between.
 
 use std::cell::RefCell;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
 use super::engine::{Engine, Running};
-use super::workload::{self, Habits, Models};
+use super::subject::{LIMIT, Subject};
+use super::workload::{self, Habits};
 use crate::env::Env;
+use crate::env::sim::faults::Errors;
 use crate::env::sim::rng::{Rng, mix};
-use crate::env::sim::{Crash, Faults, Limit, Machine, SimEnv, Stop};
+use crate::env::sim::{Points, SimEnv, Stop, Struck};
 
 /// What a run did.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +28,10 @@ pub struct Report {
     pub crashes: u64,
     /// Images checked after a recovery.
     pub images: u64,
+    /// How often each fault struck.
+    pub struck: Struck,
+    /// The persist points seen and crashed at.
+    pub points: Points,
 }
 
 /// A run that broke a promise, panicked, or hung.
@@ -43,13 +49,10 @@ impl fmt::Display for Failure {
     }
 }
 
-/// How deep crashes nest inside recovery.
-const DEPTH_MAX: u32 = 3;
-/// What a boot, or a round of work, may take: far more than any does that is not stuck.
-const LIMIT: Limit = Limit { time_ns: 4 * 3600 * 1_000_000_000, steps: 3_000_000 };
-
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
+/// How long after the clients have gone and all is committed nothing must be under way any more.
+const QUIET_TIME: Duration = Duration::from_secs(600);
 
 /// Runs one seed. `loud` prints every call of the environment.
 pub fn run_seed<E: Engine>(seed: u64, loud: bool) -> Result<Report, Failure> {
@@ -85,118 +88,71 @@ fn catch_panics() {
 }
 
 struct Run<E: Engine> {
-    engine: E,
-    machine: Machine,
-    models: Rc<Models>,
+    subject: Subject<E>,
     habits: Habits,
-    faults: Faults,
     rng: Rng,
-    report: Report,
+    /// How often a round of work is looked at, and how many crash images are made each time.
+    looks: u64,
+    images_each: u64,
 }
 
 impl<E: Engine> Run<E> {
     fn new(seed: u64, loud: bool) -> Self {
         let mut rng = Rng::new(mix(seed));
-        let engine = E::draw(&mut rng.fork());
-        let mut machine = Machine::new(rng.bits(), &engine.shape());
-        machine.loud(loud);
-        let models = Models::new(&engine.volumes(), engine.granule());
-        let faults = if rng.chance(750_000) {
-            Faults::draw_recoverable(&mut rng)
-        } else {
-            Faults::draw_all(&mut rng)
-        };
+        let subject = Subject::draw(&mut rng, loud);
         Self {
-            engine,
-            machine,
-            models: Rc::new(models),
+            subject,
             habits: Habits::draw(&mut rng),
-            faults,
+            looks: rng.pick(&[0, 1, 4, 10]),
+            images_each: rng.pick(&[1, 2, 4]),
             rng,
-            report: Report::default(),
         }
     }
 
     fn all(mut self) -> Result<Report, String> {
-        let env = self.machine.boot(self.faults.ceased());
-        let format = self.engine.format(env.clone(), self.machine.storage());
-        env.run(LIMIT, format).map_err(|stop| self.stuck("format", stop))??;
-        self.machine.halt(&env, Crash::Power);
+        self.subject.format()?;
         for _ in 0..self.rng.between(3, 6) {
-            let (env, running) = self.recover()?;
+            let (env, running) = self.subject.recover()?;
             self.work(&env, running)?;
         }
         // With nothing failing any more, everything must come to an end.
-        self.faults = self.faults.ceased();
-        let (env, running) = self.recover()?;
+        self.subject.faults = self.subject.faults.ceased();
+        let (env, running) = self.subject.recover()?;
         self.finish(&env, running)?;
-        self.report.trace = self.machine.trace();
-        self.report.calls = self.machine.calls();
-        self.report.operations = self.models.ended.get();
-        Ok(self.report)
-    }
-
-    /// Boots until a recovery has got through and left an image that is allowed.
-    fn recover(&mut self) -> Result<(SimEnv, E::Running), String> {
-        for depth in 0.. {
-            // The first attempts may crash, and may meet failing devices; the last may not.
-            let trying = depth < DEPTH_MAX;
-            let faults = if trying { self.faults.clone() } else { self.faults.ceased() };
-            let env = self.machine.boot(faults);
-            if trying && self.rng.chance(350_000) {
-                env.crash_in(Some(self.rng.log_between(1, 400)));
-            }
-            let engine = self.engine.clone();
-            let (storage, handle) = (self.machine.storage(), env.clone());
-            let opened = env.run(LIMIT, async move { engine.open(handle, storage).await });
-            let running = match opened {
-                Ok(Ok(running)) => running,
-                Ok(Err(_)) if trying && self.devices_fail() => {
-                    self.crash(&env);
-                    continue;
-                }
-                Ok(Err(why)) => return Err(format!("recovery failed: {why}")),
-                Err(Stop::Crashed) => {
-                    self.crash(&env);
-                    continue;
-                }
-                Err(stop) => return Err(self.stuck("recovery", stop)),
-            };
-            env.set_faults(self.faults.ceased());
-            let (models, volumes) = (Rc::clone(&self.models), running.volumes());
-            match env.run(LIMIT, async move { models.verify(&volumes).await }) {
-                Ok(Ok(())) => {
-                    env.crash_in(None);
-                    self.report.images += 1;
-                    running.check()?;
-                    return Ok((env, running));
-                }
-                Ok(Err(why)) => return Err(why),
-                Err(Stop::Crashed) => self.crash(&env),
-                Err(stop) => return Err(self.stuck("the reading after recovery", stop)),
-            }
-        }
-        unreachable!("the last attempt returns")
+        let machine = &self.subject.machine;
+        Ok(Report {
+            trace: machine.trace(),
+            operations: self.subject.models.ended.get(),
+            calls: machine.calls(),
+            crashes: self.subject.crashes,
+            images: self.subject.images,
+            struck: *machine.struck(),
+            points: machine.points().clone(),
+        })
     }
 
     /// Clients work until the crash, or until they have done enough.
     fn work(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
-        env.set_faults(self.faults.clone());
+        let full = self.quiet(env, &running)?;
+        env.set_faults(self.subject.faults.clone());
         if self.rng.chance(850_000) {
             env.crash_in(Some(self.rng.log_between(1, 6_000)));
         }
-        match self.run_clients(env, &running, self.habits.clone()) {
+        match self.run_clients(env, &running, self.habits.clone(), false) {
             Ok(result) => result?,
-            Err(Stop::Crashed) => {
-                self.crash(env);
+            Err(Looked::At(Stop::Crashed)) => {
+                self.subject.crash(env);
                 return Ok(());
             }
-            Err(stop) => return Err(self.stuck("the work", stop)),
+            Err(Looked::At(stop)) => return Err(self.subject.stuck("the work", stop)),
+            Err(Looked::Wrong(what)) => return Err(what),
         }
+        env.crash_in(None);
         if self.rng.chance(500_000) {
-            self.crash(env);
+            self.subject.crash(env);
             return Ok(());
         }
+        self.check_quiet(env, &running, full)?;
         self.stop(env, running)
     }
 
@@ -204,32 +160,96 @@ impl<E: Engine> Run<E> {
     fn finish(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         let mut habits = self.habits.clone();
         habits.operations = 20;
-        match self.run_clients(env, &running, habits) {
+        let full = self.quiet(env, &running)?;
+        match self.run_clients(env, &running, habits, true) {
             Ok(result) => result?,
-            Err(stop) => return Err(self.stuck("the work after all faults ceased", stop)),
+            Err(Looked::At(stop)) => {
+                return Err(self.subject.stuck("the work after all faults ceased", stop));
+            }
+            Err(Looked::Wrong(what)) => return Err(what),
         }
-        running.check()?;
+        self.check_quiet(env, &running, full)?;
         self.stop(env, running)?;
-        let (env, running) = self.recover()?;
+        let (env, running) = self.subject.recover()?;
         drop(running);
-        self.crash(&env);
+        self.subject.crash(&env);
         Ok(())
     }
 
+    /// Runs the clients. From time to time, at a persist point, the machine is looked at: what
+    /// must always be true is checked, and so are the images that crashes would leave there and
+    /// then, while the run goes on.
     fn run_clients(
         &mut self,
         env: &SimEnv,
         running: &E::Running,
         habits: Habits,
-    ) -> Result<Result<(), String>, Stop> {
-        let (models, rng) = (Rc::clone(&self.models), self.rng.fork());
-        let may_fill = self.engine.may_fill();
-        let running = running.clone();
-        env.run(LIMIT, workload::run(env.clone(), running, models, habits, may_fill, rng))
+        bounded: bool,
+    ) -> Result<Result<(), String>, Looked> {
+        let (models, rng) = (Rc::clone(&self.subject.models), self.rng.fork());
+        let work = workload::run(env.clone(), running.clone(), models, habits, bounded, rng);
+        let mut job = env.start(LIMIT, work);
+        for look in 0.. {
+            let more = self.rng.log_between(1, 100);
+            env.pause_at((look < self.looks).then_some(more));
+            match env.go_on(&mut job) {
+                Ok(result) => return Ok(result),
+                Err(Stop::Paused) => {}
+                Err(stop) => return Err(Looked::At(stop)),
+            }
+            running.check().map_err(Looked::Wrong)?;
+            for _ in 0..self.images_each {
+                self.subject.check_image(env).map_err(Looked::Wrong)?;
+            }
+        }
+        unreachable!("without a pause the job ends")
+    }
+
+    /// Commits, and waits until nothing is under way; returns the free buffers then, in bytes. Not
+    /// where changes fail: then nothing can be committed.
+    fn quiet(&mut self, env: &SimEnv, running: &E::Running) -> Result<Option<usize>, String> {
+        env.set_faults(self.subject.faults.ceased());
+        env.heal();
+        if env.struck().that_lead_to(Errors::Changes) > 0 {
+            return Ok(None);
+        }
+        let (handle, serving) = (env.clone(), running.clone());
+        let quiet = env.run(LIMIT, async move {
+            let since = handle.lived();
+            serving.commit().await.map_err(|why| format!("a commit failed: {why:?}"))?;
+            while !serving.is_quiet() {
+                if handle.lived() - since > QUIET_TIME.as_nanos() as u64 {
+                    return Err(String::from("long after the last request something is under way"));
+                }
+                handle.sleep(Duration::from_millis(100)).await;
+            }
+            Ok(handle.buffers().available())
+        });
+        let free = quiet.map_err(|stop| self.subject.stuck("becoming quiet", stop))??;
+        running.check()?;
+        self.subject.settled();
+        Ok(Some(free))
+    }
+
+    /// Nothing that was there when all was quiet before is missing now.
+    fn check_quiet(
+        &mut self,
+        env: &SimEnv,
+        running: &E::Running,
+        before: Option<usize>,
+    ) -> Result<(), String> {
+        let now = self.quiet(env, running)?;
+        match (before, now) {
+            (Some(before), Some(now)) if before != now => {
+                Err(format!("{before} bytes of buffers were free, and when all is quiet {now} are"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// An orderly shutdown: what was acknowledged is durable, and nothing is left over.
     fn stop(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
+        env.set_faults(self.subject.faults.clone());
         let handle = env.clone();
         let result = env.run(LIMIT, async move {
             let result = running.shutdown().await;
@@ -238,9 +258,11 @@ impl<E: Engine> Run<E> {
             handle.sleep(SHUTDOWN_TIME).await;
             result
         });
+        let struck = env.struck();
+        let failing = struck.that_lead_to(Errors::Changes) + struck.that_lead_to(Errors::Reads) > 0;
         match result {
             Ok(Ok(())) => {
-                self.models.oracles.iter().for_each(|model| model.borrow_mut().settled());
+                self.subject.settled();
                 let (free, all) = (env.buffers().available(), env.buffers().capacity());
                 if free != all {
                     return Err(format!(
@@ -250,37 +272,19 @@ impl<E: Engine> Run<E> {
                     ));
                 }
             }
-            Ok(Err(_)) if self.devices_fail() => {}
+            Ok(Err(_)) if failing => {}
             Ok(Err(why)) => return Err(format!("shutdown failed, and no device had: {why:?}")),
-            Err(Stop::Crashed) => {}
-            Err(stop) => return Err(self.stuck("shutdown", stop)),
+            Err(stop) => return Err(self.subject.stuck("shutdown", stop)),
         }
-        self.crash(env);
+        self.subject.crash(env);
         Ok(())
     }
+}
 
-    fn crash(&mut self, env: &SimEnv) {
-        let crash = if self.rng.chance(750_000) { Crash::Power } else { Crash::Process };
-        self.machine.halt(env, crash);
-        self.report.crashes += 1;
-    }
-
-    fn devices_fail(&self) -> bool {
-        let faults = &self.faults;
-        faults.read_error_ppm + faults.write_error_ppm + faults.flush_error_ppm > 0
-    }
-
-    fn stuck(&self, what: &str, stop: Stop) -> String {
-        let mut text = match stop {
-            Stop::Stuck => format!("{what} hangs: no task is ready and nothing is to come"),
-            Stop::Limit => format!("{what} takes more than any time allowed"),
-            Stop::Crashed => format!("{what} met a crash that was not planned"),
-        };
-        for (model, volume) in self.models.oracles.iter().zip(0..) {
-            for op in model.borrow().pending() {
-                let _ = write!(text, "\n    under way on volume {volume}: {op}");
-            }
-        }
-        text
-    }
+/// Why the clients' work ended early.
+enum Looked {
+    /// The run stopped.
+    At(Stop),
+    /// Something is wrong.
+    Wrong(String),
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::Engine;
 use super::run::{Failure, Report, run_seed};
+use crate::env::sim::{Points, Struck};
 
 /// Which seeds to run.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,10 @@ pub struct Totals {
     pub crashes: u64,
     /// Images checked after a recovery.
     pub images: u64,
+    /// How often each fault struck.
+    pub struck: Struck,
+    /// The persist points seen and crashed at.
+    pub points: Points,
 }
 
 impl Totals {
@@ -46,6 +51,8 @@ impl Totals {
         self.calls += report.calls;
         self.crashes += report.crashes;
         self.images += report.images;
+        self.struck.add_all(&report.struck);
+        self.points.add_all(&report.points);
     }
 }
 

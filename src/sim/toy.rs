@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::engine::{Engine, Outcome, Refusal, Running, Volume, Zeroing};
+use super::engine::{Engine, Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::run::{Failure, run_seed};
 use super::sweep::{Sweep, Totals, sweep};
 use crate::env::sim::rng::{Rng, mix};
@@ -73,6 +73,7 @@ impl<const FAULT: u8> Engine for Toy<FAULT> {
         Shape {
             disks: vec![DiskShape { len, sector: SECTOR as u32, volatile_cache: true }],
             nvram: None,
+            parts: Vec::new(),
             storage_max: 0,
             buffers_max: 4 << 20,
         }
@@ -86,8 +87,16 @@ impl<const FAULT: u8> Engine for Toy<FAULT> {
         512
     }
 
-    fn may_fill(&self) -> bool {
-        false
+    fn room(&self) -> Room {
+        Room { extent: SIZE as u64, extents: 1 }
+    }
+
+    fn fork(&self) -> Self {
+        Toy
+    }
+
+    fn older_groups(&self, _: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>> {
+        Vec::new()
     }
 
     fn format(
@@ -103,7 +112,10 @@ impl<const FAULT: u8> Engine for Toy<FAULT> {
         env: SimEnv,
         _: SimStorage,
     ) -> impl Future<Output = Result<Serving<FAULT>, String>> + 'static {
-        Serving::recover(env)
+        async move {
+            env.claim().await;
+            Serving::recover(env).await
+        }
     }
 }
 
@@ -218,6 +230,10 @@ impl<const FAULT: u8> Running for Serving<FAULT> {
 
     fn check(&self) -> Result<(), String> {
         Ok(())
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.newest.try_lock().is_ok()
     }
 }
 

@@ -1,18 +1,20 @@
 //! Random clients of the volumes, each operation of which the oracle hears of.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::engine::{Outcome, Refusal, Running, Volume, Zeroing};
+use super::engine::{Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::oracle::{Oracle, Violation};
 use super::stamp::{self, Stamp};
 use crate::env::Env;
-use crate::env::sim::SimEnv;
+use crate::env::sim::faults::Errors;
 use crate::env::sim::rng::Rng;
+use crate::env::sim::{SimEnv, Struck};
 
 /// How often each kind of operation is drawn, relative to the others.
 #[derive(Clone, Debug)]
@@ -80,12 +82,13 @@ pub struct Clients<R: Running> {
     models: Rc<Models>,
     habits: Habits,
     left: Cell<u64>,
-    /// Whether a device may fail, so that operations may.
-    may_fail: bool,
-    /// Whether the pool may be full.
-    may_fill: bool,
+    /// Whether every operation must end within [`OPERATION_TIME`].
+    bounded: bool,
     failures: Cell<u32>,
 }
+
+/// How long an operation takes at most once nothing fails any more.
+const OPERATION_TIME: Duration = Duration::from_secs(120);
 
 /// What the oracle knows, which outlives every crash.
 pub struct Models {
@@ -96,17 +99,43 @@ pub struct Models {
     last_stamp: Cell<Stamp>,
     /// Operations that ended.
     pub ended: Cell<u64>,
+    room: Room,
+    /// The extents of volumes that a write was ever sent to.
+    touched: RefCell<BTreeSet<(usize, u64)>>,
 }
 
 impl Models {
     /// Volumes of these sizes, never written.
-    pub fn new(volumes: &[u64], granule: usize) -> Self {
+    pub fn new(volumes: &[u64], granule: usize, room: Room) -> Self {
         let oracle = |(size, number): (&u64, u8)| {
             RefCell::new(Oracle::new(number, granule, (size / granule as u64) as u32))
         };
         let oracles = volumes.iter().zip(0..).map(oracle).collect();
         let (last_stamp, ended) = (Cell::new(0), Cell::new(0));
-        Self { oracles, granule, last_stamp, ended }
+        Self { oracles, granule, last_stamp, ended, room, touched: RefCell::default() }
+    }
+
+    /// The same knowledge, for a machine that parts from this one's.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            oracles: self.oracles.clone(),
+            last_stamp: self.last_stamp.clone(),
+            ended: Cell::new(0),
+            touched: self.touched.clone(),
+            ..*self
+        }
+    }
+
+    /// A write is sent to these bytes.
+    fn touch(&self, volume: usize, bytes: Range<u64>) {
+        let extents = bytes.start / self.room.extent..=(bytes.end - 1) / self.room.extent;
+        self.touched.borrow_mut().extend(extents.map(|extent| (volume, extent)));
+    }
+
+    /// Whether the data may be more than there is room for.
+    fn may_be_full(&self) -> bool {
+        self.touched.borrow().len() > self.room.extents
     }
 
     fn next_stamp(&self) -> Stamp {
@@ -142,11 +171,9 @@ pub async fn run<R: Running>(
     running: R,
     models: Rc<Models>,
     habits: Habits,
-    may_fill: bool,
+    bounded: bool,
     mut rng: Rng,
 ) -> Result<(), String> {
-    let faults = env.faults();
-    let may_fail = faults.read_error_ppm + faults.write_error_ppm + faults.flush_error_ppm > 0;
     let clients = Rc::new(Clients {
         volumes: running.volumes(),
         left: Cell::new(habits.operations),
@@ -155,8 +182,7 @@ pub async fn run<R: Running>(
         running,
         models,
         habits,
-        may_fail,
-        may_fill,
+        bounded,
     });
     // Each client is a task of its own, so that the scheduler chooses among them.
     let (sender, mut ended) = mpsc::unbounded_channel();
@@ -178,31 +204,52 @@ const FAILURES_MAX: u32 = 20;
 async fn client<R: Running>(clients: Rc<Clients<R>>, mut rng: Rng) -> Result<(), String> {
     while clients.left.get() > 0 && clients.failures.get() < FAILURES_MAX {
         clients.left.set(clients.left.get() - 1);
+        let before = clients.env.struck();
         let result = clients.operation(&mut rng).await;
         clients.models.ended.set(clients.models.ended.get() + 1);
-        match result {
-            Ok(Ok(())) => {}
-            // A failed device takes its free extents with it.
-            Ok(Err(Refusal::NoSpace)) if clients.may_fill || clients.may_fail => {}
-            Ok(Err(Refusal::NoSpace)) => {
-                return Err(String::from("no space, though all volumes fit the pool"));
-            }
-            Ok(Err(Refusal::Failed(_))) if clients.may_fail => {
-                clients.failures.set(clients.failures.get() + 1);
-            }
-            Ok(Err(Refusal::Failed(why))) => {
-                return Err(format!("an operation failed, and no device had: {why}"));
-            }
-            Err(Violation(what)) => {
-                clients.left.set(0);
-                return Err(what);
-            }
+        let refused = match result {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => clients.judge(&before, why),
+            Err(Violation(what)) => Err(what),
+        };
+        if let Err(what) = refused {
+            clients.left.set(0);
+            return Err(what);
         }
     }
     Ok(())
 }
 
 impl<R: Running> Clients<R> {
+    /// Whether an operation may have failed so: only faults that lead to such errors, and that
+    /// struck, excuse it. `before` is what had struck when it was sent.
+    fn judge(&self, before: &Struck, why: Refusal) -> Result<(), String> {
+        let now = self.env.struck();
+        let since = |kind| now.that_lead_to(kind) > before.that_lead_to(kind);
+        let stopped = now.that_lead_to(Errors::Changes) > 0;
+        match why {
+            // A failed device takes its free extents with it.
+            Refusal::NoSpace if self.models.may_be_full() || stopped => Ok(()),
+            Refusal::NoSpace => {
+                Err(String::from("no space, though all that was ever written fits the pool"))
+            }
+            Refusal::Failed(_) if stopped || since(Errors::Reads) => {
+                self.failures.set(self.failures.get() + 1);
+                Ok(())
+            }
+            Refusal::Failed(why) => Err(format!("an operation failed, and no device had: {why}")),
+        }
+    }
+
+    /// The operation was sent then, and has ended: not too late?
+    fn check_time(&self, sent: u64) -> Result<(), Violation> {
+        let took = Duration::from_nanos(self.env.lived() - sent);
+        if self.bounded && took > OPERATION_TIME {
+            return Err(Violation(format!("an operation took {took:?}, and nothing failed")));
+        }
+        Ok(())
+    }
+
     /// One operation of a random kind.
     async fn operation(&self, rng: &mut Rng) -> Result<Outcome<()>, Violation> {
         let volume = rng.below(self.volumes.len() as u64) as usize;
@@ -222,19 +269,22 @@ impl<R: Running> Clients<R> {
             drawn = drawn.saturating_sub(u64::from(weight));
             hit
         });
-        match kind {
-            Some(0) => Ok(self.write(volume, rng).await),
-            Some(1) => Ok(self.zero(volume, rng).await),
-            Some(2) => self.read(volume, rng).await,
-            Some(3) => Ok(self.flush(volume).await),
-            Some(4) => Ok(self.commit().await),
-            Some(5) => Ok(self.running.settle().await),
+        let sent = self.env.lived();
+        let result = match kind {
+            Some(0) => self.write(volume, rng).await,
+            Some(1) => self.zero(volume, rng).await,
+            Some(2) => self.read(volume, rng).await?,
+            Some(3) => self.flush(volume).await,
+            Some(4) => self.commit().await,
+            Some(5) => self.running.settle().await,
             _ => {
                 let pause = rng.between(1, self.habits.pause_ns);
                 self.env.sleep(Duration::from_nanos(pause)).await;
-                Ok(Ok(()))
+                return Ok(Ok(()));
             }
-        }
+        };
+        self.check_time(sent)?;
+        Ok(result)
     }
 
     /// A range of granules to work on.
@@ -269,6 +319,7 @@ impl<R: Running> Clients<R> {
         let mut data = vec![0; range.len() * granule];
         stamp::fill(&mut data, granule, volume as u8, range.start, stamp);
         let offset = self.offset(&range);
+        self.models.touch(volume, offset..offset + data.len() as u64);
         let model = &self.models.oracles[volume];
         self.env.note("client write", offset, data.len() as u64);
         model.borrow_mut().send(stamp, range, false, fua);
@@ -284,6 +335,7 @@ impl<R: Running> Clients<R> {
         let how = rng.pick(&[Zeroing::Trim, Zeroing::Trim, Zeroing::Hole, Zeroing::NoHole]);
         let granule = self.models.granule as u64;
         let (offset, len) = (self.offset(&range), range.len() as u64 * granule);
+        self.models.touch(volume, offset..offset + len);
         let model = &self.models.oracles[volume];
         self.env.note("client zero", offset, len);
         let mut stamps = Vec::new();

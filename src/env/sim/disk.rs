@@ -2,11 +2,13 @@
 
 use std::future::Future;
 use std::io;
+use std::panic::Location;
 use std::rc::Rc;
 
 use tokio::sync::oneshot;
 
 use super::calls::Fate;
+use super::points::Point;
 use super::world::{Done, Event};
 use super::{Shell, ended};
 use crate::env::{Disk, Durability, Region};
@@ -87,6 +89,7 @@ impl Disk for SimDisk {
         self.submit("read", offset, len, move |_, done| Event::Read { disk, offset, view, done })
     }
 
+    #[track_caller]
     fn write(
         &self,
         offset: u64,
@@ -99,18 +102,25 @@ impl Disk for SimDisk {
             Durability::Volatile => "write",
             Durability::Durable => "write durable",
         };
+        let caller = Location::caller();
         self.submit(what, offset, len, move |world, done| {
-            let data = view.with(|bytes: &[u8]| Box::from(bytes));
+            let data = view.with(|bytes: &[u8]| bytes.into());
             let id = world.disks[disk].begin(offset, data, durability);
-            Event::Write { disk, id, view: Some(view), done }
+            let point = Point::new(caller, world.disks[disk].part_at(offset));
+            let point = (durability == Durability::Durable).then_some(point);
+            world.points.passed(point);
+            Event::Write { disk, id, view: Some(view), done, point }
         })
     }
 
+    #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         let disk = self.index;
+        let point = Point::new(Location::caller(), "flush");
         self.submit("flush", 0, 0, move |world, done| {
             let mark = world.disks[disk].mark();
-            Event::Flush { disk, mark, done }
+            world.points.passed(Some(point));
+            Event::Flush { disk, mark, done, point }
         })
     }
 
@@ -120,7 +130,7 @@ impl Disk for SimDisk {
         self.submit("discard", offset, length, move |world, done| {
             let data = world.disks[disk].discarded(length as usize);
             let id = world.disks[disk].begin(offset, data, Durability::Volatile);
-            Event::Write { disk, id, view: None, done }
+            Event::Write { disk, id, view: None, done, point: None }
         })
     }
 }
@@ -162,21 +172,25 @@ impl Region for SimNvram {
         ended(receiver)
     }
 
+    #[track_caller]
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
         let (done, receiver) = oneshot::channel();
         let mut world = self.shell.world.borrow_mut();
         let place = pieces.first().map_or(0, |(offset, _)| *offset);
         let len = pieces.iter().map(|(_, view)| view.len() as u64).sum();
+        let caller = Location::caller();
         if world.call("persist", place, len) != Fate::Dead {
             let data = pieces
                 .iter()
-                .map(|(at, view)| (*at, view.with(|bytes: &[u8]| Box::from(bytes))))
+                .map(|(at, view)| (*at, view.with(|bytes: &[u8]| bytes.into())))
                 .collect();
             let views = pieces.into_iter().map(|(_, view)| view).collect();
             let nvram = world.nvram.as_mut().expect("a persist of what is there");
             let id = nvram.begin(data);
+            let point = Point::new(caller, nvram.part_at(place));
+            world.points.passed(Some(point));
             let delay = world.rng.log_between(100, 20_000);
-            world.schedule(delay, Event::Persist { id, views, done });
+            world.schedule(delay, Event::Persist { id, views, done, point });
         }
         ended(receiver)
     }

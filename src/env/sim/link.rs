@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use super::Shell;
 use super::calls::Fate;
-use super::world::Event;
+use super::network::Towards;
 use crate::env::Link;
 
 /// Names a client of the server.
@@ -45,7 +45,7 @@ impl Link for SimLink {
         let peer = self.peer;
         let mut world = self.shell.world.borrow_mut();
         if world.call("send", peer as u64, datagram.len() as u64) != Fate::Dead {
-            world.send(&datagram, |datagram| Event::ToServer(peer, datagram));
+            world.send(Towards::Server, peer, datagram.into());
         }
     }
 

@@ -1,11 +1,15 @@
 //! What survives a crash, and how it gets from one operating period to the next.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::calls::Calls;
+use super::faults::{Fault, Struck};
 use super::medium::{Crash, Medium};
+use super::network::Network;
 use super::nvram::NvramMedium;
+use super::parts::{Part, Parts};
+use super::points::Points;
 use super::rng::Rng;
 use super::storage::SimStorage;
 use super::world::World;
@@ -31,6 +35,8 @@ pub struct Shape {
     pub disks: Vec<DiskShape>,
     /// Size and sector of its persistent memory, in bytes.
     pub nvram: Option<(u64, u32)>,
+    /// What lies where on the persistent memory or, where there is none, on the first disk.
+    pub parts: Vec<Part>,
     /// The most that the metadata store's storage may hold, in bytes.
     pub storage_max: u64,
     /// The most that all buffers together may hold, in bytes.
@@ -45,10 +51,33 @@ pub struct Machine {
     storage: SimStorage,
     buffers: BufferPool,
     buffers_max: usize,
+    /// Memory for machines that part from this one.
+    spare: BufferPool,
+    parts: Parts,
+    network: Network,
+    struck: Struck,
+    points: Points,
     now: u64,
     trace: u64,
     calls: u64,
     loud: bool,
+}
+
+/// What has become of a byte at rest, and can be undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// A bit of it was flipped.
+    Flipped {
+        /// Which byte.
+        offset: u64,
+        /// Which bit of it.
+        bit: u32,
+    },
+    /// It cannot be read until it is rewritten.
+    Unreadable {
+        /// Which byte.
+        offset: u64,
+    },
 }
 
 impl Machine {
@@ -59,14 +88,27 @@ impl Machine {
             .disks
             .iter()
             .map(|disk| Medium::new(disk.len, disk.sector, disk.volatile_cache, Some(rng.bits())));
-        let disks = disks.collect();
+        let mut disks: Vec<Medium> = disks.collect();
         let nvram = shape.nvram.map(|(len, sector)| NvramMedium::new(len, sector, rng.bits()));
+        let parts = Parts::new(shape.parts.clone());
+        let nvram = nvram.map(|mut nvram| {
+            nvram.set_parts(parts.clone());
+            nvram
+        });
+        if nvram.is_none() {
+            disks[0].set_parts(parts.clone());
+        }
         Self {
             disks,
             nvram,
             storage: SimStorage::new(shape.storage_max),
             buffers: pool(shape.buffers_max),
             buffers_max: shape.buffers_max,
+            spare: pool(shape.buffers_max),
+            parts,
+            network: Network::default(),
+            struck: Struck::default(),
+            points: Points::default(),
             now: 0,
             trace: rng.bits(),
             calls: 0,
@@ -95,6 +137,16 @@ impl Machine {
         self.calls
     }
 
+    /// How often each fault has struck.
+    pub fn struck(&self) -> &Struck {
+        &self.struck
+    }
+
+    /// The persist points that were seen, and those at which it crashed.
+    pub fn points(&self) -> &Points {
+        &self.points
+    }
+
     /// Switches the machine on.
     pub fn boot(&mut self, faults: Faults) -> SimEnv {
         let disks = std::mem::take(&mut self.disks);
@@ -108,11 +160,14 @@ impl Machine {
         world.trace = self.trace;
         world.calls = Calls::new(None);
         world.loud = self.loud;
+        world.network = std::mem::take(&mut self.network);
+        world.schedule_late_writes();
         self.storage.boot(world.calls.clone());
         SimEnv(Rc::new(Shell {
             world: RefCell::new(world),
             executor: Executor::new(),
             buffers: self.buffers.clone(),
+            pause_at: Cell::new(u64::MAX),
         }))
     }
 
@@ -123,19 +178,125 @@ impl Machine {
         env.0.executor.drop_all();
         let mut world = env.0.world.borrow_mut();
         world.stop();
+        world.points.crash();
         self.now = world.now;
         self.trace = world.trace;
         self.calls += world.calls.made();
+        self.struck.add_all(&world.struck);
+        self.points.add_all(&world.points);
+        self.network = std::mem::take(&mut world.network).next_period();
         self.disks = std::mem::take(&mut world.disks);
         self.nvram = world.nvram.take();
-        let torn = world.faults.torn_sector_ppm;
+        let faults = world.faults.clone();
+        self.resolve(crash, &faults);
+    }
+
+    /// Another machine, switched off by a crash at this instant, while this one runs on as if
+    /// nothing had happened. Both streams of chance are the other's own, drawn from `rng`.
+    #[must_use]
+    pub fn fork(&mut self, env: &SimEnv, crash: Crash, rng: &mut Rng) -> Machine {
+        let mut world = env.0.world.borrow_mut();
+        world.points.crash();
+        let faults = world.faults.clone();
+        let mut fork = Machine {
+            rng: rng.fork(),
+            disks: world.disks.clone(),
+            nvram: world.nvram.clone(),
+            storage: self.storage.fork(),
+            buffers: self.fork_buffers(),
+            buffers_max: self.buffers_max,
+            spare: self.buffers.clone(),
+            parts: self.parts.clone(),
+            network: world.network.clone().next_period(),
+            struck: Struck::default(),
+            points: Points::default(),
+            now: world.now,
+            trace: rng.bits(),
+            calls: 0,
+            loud: self.loud,
+        };
+        drop(world);
+        fork.resolve(crash, &faults);
+        fork
+    }
+
+    /// Takes over what another machine saw.
+    pub fn absorb(&mut self, fork: &Machine) {
+        self.struck.add_all(&fork.struck);
+        self.points.add_all(&fork.points);
+        self.calls += fork.calls;
+        self.trace = super::rng::mix(self.trace ^ fork.trace);
+    }
+
+    /// Memory for another machine: that of the last one, if it has given back all of it.
+    fn fork_buffers(&mut self) -> BufferPool {
+        if self.spare.available() != self.spare.capacity() {
+            self.spare = pool(self.buffers_max);
+        }
+        self.spare.clone()
+    }
+
+    /// Resolves what was volatile.
+    fn resolve(&mut self, crash: Crash, faults: &Faults) {
         for disk in &mut self.disks {
-            disk.crash(crash, torn, &mut self.rng);
+            self.struck.add_all(&disk.crash(crash, faults, &mut self.rng));
         }
         if let Some(nvram) = &mut self.nvram {
-            nvram.crash(&mut self.rng);
+            self.struck.add_all(&nvram.crash(crash, faults, &mut self.rng));
         }
         self.storage.crash(crash, &mut self.rng);
+    }
+
+    /// Whether nothing is volatile, so that rot can be told from what a crash leaves.
+    pub fn is_at_rest(&self) -> bool {
+        self.disks.iter().all(Medium::is_at_rest)
+    }
+
+    /// What the region holds, at rest; `false` where it cannot be read.
+    pub fn read_region(&self, offset: u64, out: &mut [u8]) -> bool {
+        let mut rng = Rng::new(0);
+        match &self.nvram {
+            Some(nvram) => nvram.read(offset, out, &mut rng).is_ok(),
+            None => self.disks[0].read(offset, out, &mut rng).is_ok(),
+        }
+    }
+
+    /// The pages of the region that are there in two equal copies now: where these lie, and their
+    /// bytes.
+    pub fn equal_copies(&self) -> Vec<([u64; 2], u64)> {
+        let equal = |(copies, len): &([u64; 2], u64)| {
+            let mut bytes = [vec![0; *len as usize], vec![0; *len as usize]];
+            let read = |(at, out): (&u64, &mut Vec<u8>)| self.read_region(*at, out);
+            copies.iter().zip(&mut bytes).all(read) && bytes[0] == bytes[1]
+        };
+        self.parts.twofold().filter(equal).collect()
+    }
+
+    /// Something in a range of the region rots, in one way or another.
+    pub fn rot(&mut self, offset: u64, len: u64, kind: Fault, rng: &mut Rng) -> Rot {
+        self.struck.add(kind);
+        let offset = offset + rng.below(len);
+        let rot = if rng.chance(700_000) {
+            Rot::Flipped { offset, bit: rng.below(8) as u32 }
+        } else {
+            Rot::Unreadable { offset }
+        };
+        self.apply_rot(rot, true);
+        rot
+    }
+
+    /// Undoes it.
+    pub fn mend(&mut self, rot: Rot) {
+        self.apply_rot(rot, false);
+    }
+
+    fn apply_rot(&mut self, rot: Rot, on: bool) {
+        match (rot, &mut self.nvram) {
+            (Rot::Flipped { offset, bit }, Some(nvram)) => nvram.flip(offset, bit),
+            (Rot::Flipped { offset, bit }, None) => self.disks[0].flip(offset, bit),
+            (Rot::Unreadable { offset }, Some(nvram)) => nvram.set_poison(offset, on),
+            (Rot::Unreadable { offset }, None) => self.disks[0].set_torn(offset, on),
+        }
     }
 }
 

@@ -11,12 +11,17 @@
 //! - At a loss of power each sector independently keeps any version from its last durable one on,
 //!   those under way included; one under way may instead read as an error, until it is rewritten
 //!   or, by chance, until the next loss of power.
-//! - When only the process dies, what has completed stays; each write under way arrives or does
-//!   not.
+//! - When only the process dies, what has completed stays; each write under way arrives, does not,
+//!   or stays under way to arrive in a later operating period ([`Medium::late`]).
+//! - A sector that *fails* cannot be read until it is rewritten or, where it is dead, neither read
+//!   nor written, until it is [healed](Medium::heal).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::faults::{Fault, Faults, Struck};
 use super::image::{Image, garbage};
+use super::parts::Parts;
 use super::rng::Rng;
 use crate::env::Durability;
 
@@ -34,14 +39,42 @@ pub enum Crash {
     Process,
 }
 
+/// Why a sector fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failing {
+    /// It cannot be read until it is rewritten.
+    UntilRewritten,
+    /// It can be neither read nor written.
+    Dead,
+}
+
+/// Why a sector cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The sector's number.
+    pub sector: u64,
+    /// How it fails; `None` where it was torn by a loss of power.
+    pub failing: Option<Failing>,
+}
+
+#[derive(Clone)]
 struct Write {
     id: WriteId,
     offset: u64,
-    data: Box<[u8]>,
+    data: Arc<[u8]>,
     durability: Durability,
 }
 
-/// A device's memory.
+impl Write {
+    /// The sectors that it writes.
+    fn sectors(&self, sector: usize) -> std::ops::Range<u64> {
+        let first = self.offset / sector as u64;
+        first..first + (self.data.len() / sector) as u64
+    }
+}
+
+/// A device's memory. Clones share what they have not changed since.
+#[derive(Clone)]
 pub struct Medium {
     sector: usize,
     volatile_cache: bool,
@@ -52,11 +85,14 @@ pub struct Medium {
     /// Completed writes, oldest first; the mark is their place among all completions.
     cached: Vec<(Mark, Write)>,
     under_way: Vec<Write>,
-    /// Sectors that read as an error.
+    /// Sectors torn by a loss of power.
     bad: BTreeSet<u64>,
+    /// Sectors that fail at rest.
+    failing: BTreeMap<u64, Failing>,
     completions: Mark,
     next_id: WriteId,
     garbage: u64,
+    parts: Parts,
 }
 
 impl Medium {
@@ -71,10 +107,27 @@ impl Medium {
             cached: Vec::new(),
             under_way: Vec::new(),
             bad: BTreeSet::new(),
+            failing: BTreeMap::new(),
             completions: 0,
             next_id: 0,
             garbage: garbage.unwrap_or(0),
+            parts: Parts::default(),
         }
+    }
+
+    /// Says what lies where.
+    pub fn set_parts(&mut self, parts: Parts) {
+        self.parts = parts;
+    }
+
+    /// The name of the part that a byte is in.
+    pub fn part_at(&self, offset: u64) -> &'static str {
+        self.parts.name_at(offset)
+    }
+
+    /// Whether a byte is in no part that has a name.
+    pub fn is_data(&self, offset: u64) -> bool {
+        self.parts.is_data(offset)
     }
 
     /// Size in bytes.
@@ -93,7 +146,7 @@ impl Medium {
     }
 
     /// A write is on its way.
-    pub fn begin(&mut self, offset: u64, data: Box<[u8]>, durability: Durability) -> WriteId {
+    pub fn begin(&mut self, offset: u64, data: Arc<[u8]>, durability: Durability) -> WriteId {
         self.check(offset, data.len());
         let id = self.next_id;
         self.next_id += 1;
@@ -112,32 +165,89 @@ impl Medium {
     pub fn fail(&mut self, id: WriteId, rng: &mut Rng) {
         let mut write = self.take(id);
         write.durability = Durability::Volatile;
-        let mut old = vec![0; self.sector];
-        for at in (0..write.data.len()).step_by(self.sector) {
+        let mut left = write.data.to_vec();
+        for at in (0..left.len()).step_by(self.sector) {
             if rng.chance(500_000) {
-                self.current.read(write.offset + at as u64, &mut old);
-                write.data[at..at + self.sector].copy_from_slice(&old);
+                self.current.read(write.offset + at as u64, &mut left[at..at + self.sector]);
             }
         }
+        write.data = left.into();
         self.land(write);
     }
 
+    /// Whether a dead sector is among those that a write under way is to.
+    pub fn hits_dead(&self, id: WriteId) -> bool {
+        let write = self.under_way.iter().find(|write| write.id == id);
+        let sectors = write.expect("a write under way").sectors(self.sector);
+        self.failing.range(sectors).any(|(_, failing)| *failing == Failing::Dead)
+    }
+
+    /// Where a write under way is to, in bytes.
+    pub fn offset_of(&self, id: WriteId) -> u64 {
+        let write = self.under_way.iter().find(|write| write.id == id);
+        write.expect("a write under way").offset
+    }
+
+    /// A sector of a range fails from now on.
+    pub fn break_sector(&mut self, offset: u64, len: usize, failing: Failing, rng: &mut Rng) {
+        let sectors = (len / self.sector) as u64;
+        let sector = offset / self.sector as u64 + rng.below(sectors);
+        self.failing.insert(sector, failing);
+    }
+
+    /// No sector fails any more; those torn by a loss of power stay as they are.
+    pub fn heal(&mut self) {
+        self.failing.clear();
+    }
+
+    /// The writes under way, those of a process that was killed before among them.
+    pub fn late(&self) -> impl Iterator<Item = WriteId> {
+        self.under_way.iter().map(|write| write.id)
+    }
+
+    /// Flips a bit, at rest: nothing is under way or cached.
+    pub fn flip(&mut self, offset: u64, bit: u32) {
+        assert!(self.cached.is_empty() && self.under_way.is_empty(), "bits rot at rest");
+        let mut byte = [0];
+        self.durable.read(offset, &mut byte);
+        byte[0] ^= 1 << bit;
+        self.durable.write(offset, &byte);
+        self.current.write(offset, &byte);
+    }
+
+    /// The sector of a byte cannot be read until it is rewritten, or can be read again.
+    pub fn set_torn(&mut self, offset: u64, torn: bool) {
+        let sector = offset / self.sector as u64;
+        if torn {
+            self.bad.insert(sector);
+        } else {
+            self.bad.remove(&sector);
+        }
+    }
+
+    /// Whether nothing is under way or cached.
+    pub fn is_at_rest(&self) -> bool {
+        self.cached.is_empty() && self.under_way.is_empty()
+    }
+
     /// What a discard leaves behind: something.
-    pub fn discarded(&mut self, len: usize) -> Box<[u8]> {
-        let mut data = vec![0; len].into_boxed_slice();
+    pub fn discarded(&mut self, len: usize) -> Arc<[u8]> {
+        let mut data = vec![0; len];
         garbage(self.garbage ^ self.next_id, 0, &mut data);
-        data
+        data.into()
     }
 
     /// Reads at this instant; every sector that is under way may be old or new. `Err` where a
     /// sector cannot be read.
-    pub fn read(&self, offset: u64, out: &mut [u8], rng: &mut Rng) -> Result<(), u64> {
+    pub fn read(&self, offset: u64, out: &mut [u8], rng: &mut Rng) -> Result<(), Unreadable> {
         self.check(offset, out.len());
         let end = offset + out.len() as u64;
-        if let Some(&bad) = self.bad.range(offset / self.sector as u64..).next()
-            && bad * (self.sector as u64) < end
-        {
-            return Err(bad);
+        let sectors = offset / self.sector as u64..end / self.sector as u64;
+        if let Some((&sector, &failing)) = self.failing.range(sectors.clone()).next() {
+            return Err(Unreadable { sector, failing: Some(failing) });
+        }
+        if let Some(&sector) = self.bad.range(sectors).next() {
+            return Err(Unreadable { sector, failing: None });
         }
         self.current.read(offset, out);
         for write in &self.under_way {
@@ -188,23 +298,28 @@ impl Medium {
         }
     }
 
-    /// The machine stops: resolves everything volatile.
-    pub fn crash(&mut self, crash: Crash, torn_sector_ppm: u32, rng: &mut Rng) {
+    /// The machine stops: resolves everything volatile. Returns how often each fault struck whose
+    /// rates are in `faults`.
+    pub fn crash(&mut self, crash: Crash, faults: &Faults, rng: &mut Rng) -> Struck {
+        let mut struck = Struck::default();
         let mut under_way = std::mem::take(&mut self.under_way);
         for i in (1..under_way.len()).rev() {
             under_way.swap(i, rng.below(i as u64 + 1) as usize);
         }
         if crash == Crash::Process {
             for mut write in under_way {
-                if rng.chance(500_000) {
-                    // What nobody was told of may be in the cache only.
-                    if self.volatile_cache && rng.chance(500_000) {
-                        write.durability = Durability::Volatile;
-                    }
+                // What nobody was told of may be in the cache only.
+                if self.volatile_cache && rng.chance(500_000) {
+                    write.durability = Durability::Volatile;
+                }
+                if rng.chance(faults.rate(Fault::LateWrite)) {
+                    struck.add(Fault::LateWrite);
+                    self.under_way.push(write);
+                } else if rng.chance(500_000) {
                     self.land(write);
                 }
             }
-            return;
+            return struck;
         }
         self.bad.retain(|_| rng.chance(500_000));
         let keep = Keep::draw(rng);
@@ -214,14 +329,15 @@ impl Medium {
         for mut write in under_way {
             write.durability = Durability::Volatile;
             apply_some(&mut self.durable, &write, self.sector, keep, rng);
-            let first = write.offset / self.sector as u64;
-            for sector in first..first + (write.data.len() / self.sector) as u64 {
-                if rng.chance(torn_sector_ppm) {
+            for sector in write.sectors(self.sector) {
+                if rng.chance(faults.rate(Fault::TornSector)) {
+                    struck.add(Fault::TornSector);
                     self.bad.insert(sector);
                 }
             }
         }
         self.current = self.durable.clone();
+        struck
     }
 
     /// How many writes are under way, and how many are cached.
@@ -236,11 +352,10 @@ impl Medium {
 
     fn land(&mut self, write: Write) {
         self.current.write(write.offset, &write.data);
-        let first = write.offset / self.sector as u64;
-        let end = first + (write.data.len() / self.sector) as u64;
-        while let Some(&bad) = self.bad.range(first..end).next() {
-            self.bad.remove(&bad);
-        }
+        let sectors = write.sectors(self.sector);
+        self.bad.retain(|sector| !sectors.contains(sector));
+        self.failing
+            .retain(|sector, failing| *failing == Failing::Dead || !sectors.contains(sector));
         self.completions += 1;
         let overlaps = |other: &Write| {
             other.offset < write.offset + write.data.len() as u64
@@ -329,7 +444,7 @@ mod tests {
                 let mut medium = medium();
                 write(&mut medium, 0, 1, Durability::Durable);
                 history(&mut medium);
-                medium.crash(Crash::Power, 0, &mut Rng::new(seed));
+                medium.crash(Crash::Power, &Faults::none(), &mut Rng::new(seed));
                 (byte(&medium, 0), byte(&medium, 512))
             })
             .collect()
@@ -382,7 +497,8 @@ mod tests {
             let mut medium = medium();
             write(&mut medium, 0, 1, Durability::Volatile);
             medium.begin(512, vec![2; 512].into(), Durability::Volatile);
-            medium.crash(Crash::Process, 1_000_000, &mut Rng::new(seed));
+            let torn = Faults::none().with(Fault::TornSector, 1_000_000);
+            medium.crash(Crash::Process, &torn, &mut Rng::new(seed));
             assert_eq!(byte(&medium, 0), Some(1));
             assert!(matches!(byte(&medium, 512), Some(1 | 2)));
         }
@@ -393,7 +509,8 @@ mod tests {
     fn a_torn_sector_is_an_error_until_rewritten() {
         let mut medium = medium();
         medium.begin(0, vec![2; 512].into(), Durability::Durable);
-        medium.crash(Crash::Power, 1_000_000, &mut Rng::new(1));
+        let torn = Faults::none().with(Fault::TornSector, 1_000_000);
+        medium.crash(Crash::Power, &torn, &mut Rng::new(1));
         assert_eq!(byte(&medium, 0), None);
         write(&mut medium, 0, 3, Durability::Volatile);
         assert_eq!(byte(&medium, 0), Some(3));
@@ -414,5 +531,41 @@ mod tests {
             seen.insert(byte(&medium, 0));
         }
         assert_eq!(seen, BTreeSet::from([Some(1), Some(2)]));
+    }
+
+    /// Goal: a write of a killed process arrives in a later period, and not at all when the power
+    /// is lost first.
+    #[test]
+    fn a_late_write_arrives_later() {
+        let late = Faults::none().with(Fault::LateWrite, 1_000_000);
+        let mut medium = medium();
+        write(&mut medium, 0, 1, Durability::Durable);
+        medium.begin(0, vec![2; 1024].into(), Durability::Volatile);
+        medium.crash(Crash::Process, &late, &mut Rng::new(1));
+        let ids: Vec<WriteId> = medium.late().collect();
+        let mut lost = medium.clone();
+        for id in ids {
+            medium.complete(id);
+        }
+        assert_eq!(byte(&medium, 0), Some(2));
+        lost.crash(Crash::Power, &late, &mut Rng::new(1));
+        assert_eq!(lost.late().count(), 0);
+    }
+
+    /// Goal: a bad sector fails until it is rewritten, a dead one until it is healed.
+    #[test]
+    fn failing_sectors_stay_so() {
+        let mut medium = medium();
+        write(&mut medium, 0, 1, Durability::Durable);
+        medium.break_sector(0, 512, Failing::UntilRewritten, &mut Rng::new(1));
+        medium.break_sector(512, 512, Failing::Dead, &mut Rng::new(1));
+        assert_eq!((byte(&medium, 0), byte(&medium, 512)), (None, None));
+        let id = medium.begin(0, vec![2; 1024].into(), Durability::Volatile);
+        assert!(medium.hits_dead(id));
+        medium.fail(id, &mut Rng::new(1));
+        assert_eq!(byte(&medium, 512), None);
+        assert!(byte(&medium, 0).is_some());
+        medium.heal();
+        assert!(byte(&medium, 512).is_some());
     }
 }

@@ -16,8 +16,10 @@
 //!
 //! # Adding a fault
 //!
-//! A rate in [`faults`], drawn in one of its `draw_…` functions; the place where it strikes is the
-//! end of the operation, in `world`; what it leaves behind belongs to the medium.
+//! A row in [`faults::TABLE`], with the promise that it leaves intact: a run draws its rate and
+//! checks that promise. Where it strikes ([`faults::Fault`] asked for by `World::strikes`) is the
+//! end of the operation, in `world`, or the sending of a datagram, in [`network`]; what it leaves
+//! behind belongs to the medium. `tests/sim.rs` fails where a row never strikes.
 
 pub mod calls;
 pub mod disk;
@@ -26,12 +28,15 @@ pub mod image;
 pub mod link;
 pub mod machine;
 pub mod medium;
+pub mod network;
 pub mod nvram;
+pub mod parts;
+pub mod points;
 pub mod rng;
 pub mod storage;
 mod world;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, pending};
 use std::rc::Rc;
 use std::time::Duration;
@@ -40,10 +45,12 @@ use tokio::sync::oneshot;
 
 use calls::Calls;
 pub use disk::{SimDisk, SimNvram};
-pub use faults::Faults;
+pub use faults::{Fault, Faults, Struck};
 pub use link::{Peer, Server, SimLink};
-pub use machine::{DiskShape, Machine, Shape};
+pub use machine::{DiskShape, Machine, Rot, Shape};
 pub use medium::Crash;
+pub use parts::Part;
+pub use points::{Point, Points};
 pub use rng::Rng;
 pub use storage::SimStorage;
 
@@ -61,6 +68,8 @@ struct Shell {
     world: RefCell<World>,
     executor: Executor,
     buffers: BufferPool,
+    /// The number of persist points at which the run pauses.
+    pause_at: Cell<u64>,
 }
 
 /// Why a run ended before what it was to do.
@@ -72,7 +81,12 @@ pub enum Stop {
     Stuck,
     /// The time or the steps allowed are used up.
     Limit,
+    /// The number of persist points was passed at which [`SimEnv::pause_at`] wanted to look.
+    Paused,
 }
+
+/// What [`SimEnv::start`] has started.
+pub struct Job<T>(Rc<RefCell<Option<T>>>, Limit);
 
 /// How long a run may take.
 #[derive(Clone, Copy, Debug)]
@@ -93,28 +107,72 @@ impl SimEnv {
         limit: Limit,
         main: impl Future<Output = T> + 'static,
     ) -> Result<T, Stop> {
+        let mut job = self.start(limit, main);
+        loop {
+            match self.go_on(&mut job) {
+                Err(Stop::Paused) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Starts `main`; [`SimEnv::go_on`] runs it.
+    pub fn start<T: 'static>(
+        &self,
+        limit: Limit,
+        main: impl Future<Output = T> + 'static,
+    ) -> Job<T> {
         let result = Rc::new(RefCell::new(None));
         let slot = Rc::clone(&result);
         self.spawn(async move {
             let output = main.await;
             *slot.borrow_mut() = Some(output);
         });
-        let deadline = self.now().0.saturating_add(limit.time_ns);
-        for _ in 0..limit.steps {
+        // Jumps of the clock do not count.
+        let time_ns = self.lived().saturating_add(limit.time_ns);
+        Job(result, Limit { time_ns, ..limit })
+    }
+
+    /// Runs until a job has ended, or until a pause.
+    pub fn go_on<T>(&self, job: &mut Job<T>) -> Result<T, Stop> {
+        loop {
             if self.crashed() {
                 return Err(Stop::Crashed);
             }
-            if let Some(output) = result.borrow_mut().take() {
+            if let Some(output) = job.0.borrow_mut().take() {
                 return Ok(output);
             }
-            if self.now().0 > deadline {
+            if job.1.steps == 0 || self.lived() > job.1.time_ns {
                 return Err(Stop::Limit);
             }
+            job.1.steps -= 1;
             if !self.step() {
                 return Err(Stop::Stuck);
             }
+            if self.pause_is_due() && !self.crashed() {
+                return Err(Stop::Paused);
+            }
         }
-        Err(Stop::Limit)
+    }
+
+    /// Virtual time without the clock's jumps, in nanoseconds.
+    pub fn lived(&self) -> u64 {
+        let world = self.0.world.borrow();
+        world.now - world.jumped
+    }
+
+    /// Pauses once when so many more persist points were passed, or never.
+    pub fn pause_at(&self, more: Option<u64>) {
+        let at = more.map_or(u64::MAX, |more| self.0.world.borrow().points.count() + more);
+        self.0.pause_at.set(at);
+    }
+
+    fn pause_is_due(&self) -> bool {
+        let due = self.0.world.borrow().points.count() >= self.0.pause_at.get();
+        if due {
+            self.0.pause_at.set(u64::MAX);
+        }
+        due
     }
 
     /// Polls one task or lets one event happen; false when there is neither.
@@ -188,6 +246,23 @@ impl SimEnv {
     /// The faults that are being injected.
     pub fn faults(&self) -> Faults {
         self.0.world.borrow().faults.clone()
+    }
+
+    /// Which faults struck in this period.
+    pub fn struck(&self) -> Struck {
+        self.0.world.borrow().struck
+    }
+
+    /// No sector fails any more, as a drive may recover after some tries.
+    pub fn heal(&self) {
+        self.0.world.borrow_mut().disks.iter_mut().for_each(medium::Medium::heal);
+    }
+
+    /// Claims the disks: returns when nothing that an earlier process sent can still arrive.
+    pub fn claim(&self) -> impl Future<Output = ()> + 'static {
+        let mut world = self.0.world.borrow_mut();
+        let left = world.late_until.saturating_sub(world.now);
+        ended(world.sleep(Duration::from_nanos(left + 1)))
     }
 
     /// Tasks that have not ended.

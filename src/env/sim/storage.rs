@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use redb::StorageBackend;
 
 use super::calls::{Calls, Fate};
+use super::faults::Faults;
 use super::image::Image;
 use super::medium::{Crash, Medium};
 use super::rng::Rng;
@@ -58,7 +59,16 @@ impl SimStorage {
 
     /// The machine stops.
     pub fn crash(&self, crash: Crash, rng: &mut Rng) {
-        self.state().medium.crash(crash, 0, rng);
+        self.state().medium.crash(crash, &Faults::none(), rng);
+    }
+
+    /// Another storage, with what this one has now.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let state = self.state();
+        let (medium, len) = (state.medium.clone(), state.len);
+        let calls = Calls::new(None);
+        Self(Arc::new(Mutex::new(State { medium, len, calls, afterlife: None })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -99,11 +109,11 @@ impl State {
             let sector = SECTOR as u64;
             let start = offset / sector * sector;
             let end = (offset + data.len() as u64).next_multiple_of(sector);
-            let mut whole = vec![0; (end - start) as usize].into_boxed_slice();
+            let mut whole = vec![0; (end - start) as usize];
             self.medium.image().read(start, &mut whole);
             let lead = (offset - start) as usize;
             whole[lead..lead + data.len()].copy_from_slice(data);
-            let id = self.medium.begin(start, whole, Durability::Volatile);
+            let id = self.medium.begin(start, whole.into(), Durability::Volatile);
             if fate == Fate::Live {
                 self.medium.complete(id);
             }

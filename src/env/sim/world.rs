@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::calls::{Calls, Fate};
-use super::faults::Faults;
+use super::faults::{Fault, Faults, Struck};
 use super::link::{Peer, Server};
-use super::medium::{Mark, Medium, WriteId};
+use super::medium::{Failing, Mark, Medium, WriteId};
+use super::network::{Network, Towards};
 use super::nvram::{NvramMedium, PersistId};
+use super::points::{Point, Points};
 use super::rng::{Rng, mix};
 use crate::env::Moment;
 use crate::uring::buffers::View;
@@ -22,13 +25,13 @@ pub(super) type Done = oneshot::Sender<io::Result<()>>;
 pub(super) enum Event {
     Wake(oneshot::Sender<()>),
     Read { disk: usize, offset: u64, view: View, done: Done },
-    Write { disk: usize, id: WriteId, view: Option<View>, done: Done },
-    Flush { disk: usize, mark: Mark, done: Done },
+    Write { disk: usize, id: WriteId, view: Option<View>, done: Done, point: Option<Point> },
+    LateWrite { disk: usize, id: WriteId },
+    Flush { disk: usize, mark: Mark, done: Done, point: Point },
     NvramRead { offset: u64, view: View, done: Done },
-    Persist { id: PersistId, views: Vec<View>, done: Done },
-    ToServer(Peer, Vec<u8>),
+    Persist { id: PersistId, views: Vec<View>, done: Done, point: Point },
+    Arrival(Towards, Peer, Rc<[u8]>),
     ServerTurn,
-    ToClient(Peer, Vec<u8>),
 }
 
 /// What arrived for one client and was not yet received.
@@ -51,6 +54,14 @@ pub(super) struct World {
     waiting: Vec<(Peer, Vec<u8>)>,
     events: BTreeMap<(u64, u64), Event>,
     scheduled: u64,
+    /// How far the clock has jumped in all, in nanoseconds.
+    pub jumped: u64,
+    /// When the last write of a killed predecessor arrives.
+    pub late_until: u64,
+    pub network: Network,
+    /// Which faults struck in this period.
+    pub struck: Struck,
+    pub points: Points,
     pub calls: Calls,
     /// A hash of all that happened.
     pub trace: u64,
@@ -71,6 +82,11 @@ impl World {
             waiting: Vec::new(),
             events: BTreeMap::new(),
             scheduled: 0,
+            jumped: 0,
+            late_until: 0,
+            network: Network::default(),
+            struck: Struck::default(),
+            points: Points::default(),
             calls: Calls::new(None),
             trace: seed,
             loud: false,
@@ -105,8 +121,28 @@ impl World {
     /// How long the next I/O takes, in nanoseconds.
     pub fn latency(&mut self) -> u64 {
         let (low, high) = self.faults.latency_ns;
-        let stall = if self.rng.chance(self.faults.stall_ppm) { self.faults.stall_ns } else { 0 };
+        let stall = if self.strikes(Fault::Stall) { self.faults.stall_ns } else { 0 };
         self.rng.log_between(low, high) + stall
+    }
+
+    /// Whether a fault strikes here.
+    pub fn strikes(&mut self, fault: Fault) -> bool {
+        let strikes = self.rng.chance(self.faults.rate(fault));
+        if strikes {
+            self.struck.add(fault);
+        }
+        strikes
+    }
+
+    /// The writes of a killed predecessor will arrive.
+    pub fn schedule_late_writes(&mut self) {
+        for disk in 0..self.disks.len() {
+            for id in self.disks[disk].late().collect::<Vec<_>>() {
+                let delay = self.rng.log_between(1_000, 200_000_000);
+                self.late_until = self.late_until.max(self.now + delay);
+                self.schedule(delay, Event::LateWrite { disk, id });
+            }
+        }
     }
 
     /// Wakes a task after `duration`.
@@ -127,47 +163,58 @@ impl World {
     pub fn fire(&mut self) {
         let Some(((at, _), event)) = self.events.pop_first() else { return };
         self.now = self.now.max(at);
+        if self.strikes(Fault::ClockJump) {
+            let jump = self.rng.between(1, self.faults.jump_ns.max(1));
+            self.now += jump;
+            self.jumped += jump;
+        }
         match event {
             Event::Wake(sender) => drop(sender.send(())),
             Event::Read { disk, offset, view, done } => self.end_read(disk, offset, view, done),
-            Event::Write { disk, id, view, done } => self.end_write(disk, id, view, done),
-            Event::Flush { disk, mark, done } => self.end_flush(disk, mark, done),
+            Event::Write { disk, id, view, done, point } => {
+                self.end_write(disk, id, view, done);
+                self.points.passed(point);
+            }
+            Event::LateWrite { disk, id } => {
+                self.note("late write", id, disk as u64);
+                self.disks[disk].complete(id);
+            }
+            Event::Flush { disk, mark, done, point } => {
+                self.end_flush(disk, mark, done);
+                self.points.passed(Some(point));
+            }
             Event::NvramRead { offset, mut view, done } => {
                 let nvram = self.nvram.as_ref().expect("a read of what is there");
-                view.with_mut(|out| nvram.read(offset, out, &mut self.rng));
-                finish(view, done, Ok(()));
+                let read = view.with_mut(|out| nvram.read(offset, out, &mut self.rng));
+                let poisoned = |line| io::Error::other(format!("line {line} is poisoned"));
+                finish(view, done, read.map_err(poisoned));
             }
-            Event::Persist { id, views, done } => {
+            Event::Persist { id, views, done, point } => {
                 self.note("persisted", id, views.len() as u64);
                 self.nvram.as_mut().expect("a persist of what is there").complete(id);
                 finish(views, done, Ok(()));
+                self.points.passed(Some(point));
             }
-            Event::ToServer(peer, datagram) => {
+            Event::Arrival(towards, peer, datagram) => self.arrive(towards, peer, &datagram),
+            Event::ServerTurn => self.server_turn(),
+        }
+    }
+
+    fn arrive(&mut self, towards: Towards, peer: Peer, datagram: &[u8]) {
+        match towards {
+            Towards::Server => {
                 if self.waiting.is_empty() {
                     let delay = self.rng.log_between(100, 50_000);
                     self.schedule(delay, Event::ServerTurn);
                 }
-                self.waiting.push((peer, datagram));
+                self.waiting.push((peer, datagram.to_vec()));
             }
-            Event::ServerTurn => self.server_turn(),
-            Event::ToClient(peer, datagram) => {
+            Towards::Client => {
                 let inbox = self.inboxes.entry(peer).or_default();
-                inbox.datagrams.push_back(datagram);
+                inbox.datagrams.push_back(datagram.to_vec());
                 if let Some(waiter) = inbox.waiter.take() {
                     waiter.wake();
                 }
-            }
-        }
-    }
-
-    /// Sends a datagram towards the server or a client, as the network lets it.
-    pub fn send(&mut self, datagram: &[u8], event: impl Fn(Vec<u8>) -> Event) {
-        let copies = 1 + u32::from(self.rng.chance(self.faults.datagram_repeat_ppm));
-        for _ in 0..copies {
-            if !self.rng.chance(self.faults.datagram_loss_ppm) {
-                let (low, high) = self.faults.datagram_ns;
-                let delay = self.rng.log_between(low, high);
-                self.schedule(delay, event(datagram.to_vec()));
             }
         }
     }
@@ -190,36 +237,61 @@ impl World {
             return;
         }
         for (peer, datagram) in answers {
-            self.send(&datagram, |datagram| Event::ToClient(peer, datagram));
+            self.send(Towards::Client, peer, datagram.into());
         }
     }
 
     fn end_read(&mut self, disk: usize, offset: u64, mut view: View, done: Done) {
-        let failed = self.rng.chance(self.faults.read_error_ppm);
+        let failed = self.strikes(Fault::ReadError);
+        // Where the region is, rot is injected on its own ([`super::machine`]).
+        if self.disks[disk].is_data(offset) && self.strikes(Fault::BadSector) {
+            let failing = Failing::UntilRewritten;
+            self.disks[disk].break_sector(offset, view.len(), failing, &mut self.rng);
+        }
         let (medium, rng) = (&self.disks[disk], &mut self.rng);
         let result = match view.with_mut(|out| medium.read(offset, out, rng)) {
             Ok(()) if !failed => Ok(()),
             Ok(()) => Err(io::Error::other("injected: read failed")),
-            Err(sector) => Err(io::Error::other(format!("sector {sector} is unreadable"))),
+            Err(unreadable) => {
+                match unreadable.failing {
+                    Some(Failing::UntilRewritten) => self.struck.add(Fault::BadSector),
+                    Some(Failing::Dead) => self.struck.add(Fault::DeadSector),
+                    None => {}
+                }
+                Err(io::Error::other(format!("sector {} is unreadable", unreadable.sector)))
+            }
         };
         self.note("read end", offset, u64::from(result.is_ok()));
         finish(view, done, result);
     }
 
     fn end_write(&mut self, disk: usize, id: WriteId, view: Option<View>, done: Done) {
-        let failed = self.rng.chance(self.faults.write_error_ppm);
-        self.note("write end", id, u64::from(!failed));
-        if failed {
+        // A discard may fail, but that says nothing.
+        if let Some(view) = view.as_ref()
+            && self.strikes(Fault::DeadSector)
+        {
+            let (offset, failing) = (self.disks[disk].offset_of(id), Failing::Dead);
+            self.disks[disk].break_sector(offset, view.len(), failing, &mut self.rng);
+        }
+        let medium = &mut self.disks[disk];
+        let result = if medium.hits_dead(id) {
+            medium.fail(id, &mut self.rng);
+            self.struck.add(Fault::DeadSector);
+            Err(io::Error::other("injected: a sector is dead"))
+        } else if self.strikes(Fault::WriteError) {
             self.disks[disk].fail(id, &mut self.rng);
-            finish(view, done, Err(io::Error::other("injected: write failed")));
+            Err(io::Error::other("injected: write failed"))
         } else {
             self.disks[disk].complete(id);
-            finish(view, done, Ok(()));
-        }
+            let cancelled = self.strikes(Fault::CancelledWrite);
+            if cancelled { Err(io::Error::from_raw_os_error(ECANCELED)) } else { Ok(()) }
+        };
+        self.note("write end", id, u64::from(result.is_ok()));
+        finish(view, done, result);
     }
 
     fn end_flush(&mut self, disk: usize, mark: Mark, done: Done) {
-        let failed = self.rng.chance(self.faults.flush_error_ppm);
+        let failed = self.strikes(Fault::FlushError);
         self.note("flush end", mark, u64::from(!failed));
         if failed {
             self.disks[disk].flush_failed(mark, &mut self.rng);
@@ -230,6 +302,9 @@ impl World {
         }
     }
 }
+
+/// Linux: the operation was cancelled.
+const ECANCELED: i32 = 125;
 
 /// Gives back what the operation owned, and only then tells its task.
 fn finish<T>(owned: T, done: Done, result: io::Result<()>) {

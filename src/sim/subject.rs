@@ -1,0 +1,239 @@
+//! A machine under test with an engine on it, and what is known of both: it is booted, crashes,
+//! rots, recovers, and is checked.
+
+use std::fmt::Write as _;
+use std::rc::Rc;
+
+use super::engine::{Engine, Running};
+use super::workload::Models;
+use crate::env::sim::faults::{Errors, Fault};
+use crate::env::sim::rng::Rng;
+use crate::env::sim::{Crash, Faults, Limit, Machine, Rot, SimEnv, Stop};
+
+/// How deep crashes nest inside recovery.
+const DEPTH_MAX: u32 = 3;
+/// What a boot, or a round of work, may take: far more than any does that is not stuck.
+pub(super) const LIMIT: Limit = Limit { time_ns: 4 * 3600 * 1_000_000_000, steps: 3_000_000 };
+
+/// The machine, the engine, and the oracle's knowledge.
+pub(super) struct Subject<E: Engine> {
+    engine: E,
+    pub machine: Machine,
+    pub models: Rc<Models>,
+    pub faults: Faults,
+    rng: Rng,
+    /// Crashes, those during recovery included.
+    pub crashes: u64,
+    /// Images checked after a recovery.
+    pub images: u64,
+}
+
+/// What rotted before a recovery.
+struct Rotten {
+    rots: Vec<Rot>,
+    expected: Expected,
+}
+
+/// What a recovery from rot must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// Succeed.
+    Success,
+    /// Fail, or find the rot where it does no harm.
+    Either,
+    /// Fail.
+    Failure,
+}
+
+impl<E: Engine> Subject<E> {
+    /// Draws engine, machine and faults.
+    pub fn draw(rng: &mut Rng, loud: bool) -> Self {
+        let engine = E::draw(&mut rng.fork());
+        let mut machine = Machine::new(rng.bits(), &engine.shape());
+        machine.loud(loud);
+        let models = Models::new(&engine.volumes(), engine.granule(), engine.room());
+        let detected = rng.chance(300_000);
+        Self {
+            engine,
+            machine,
+            models: Rc::new(models),
+            faults: Faults::draw(rng, detected),
+            rng: rng.fork(),
+            crashes: 0,
+            images: 0,
+        }
+    }
+
+    /// Makes the volumes.
+    pub fn format(&mut self) -> Result<(), String> {
+        let env = self.machine.boot(self.faults.ceased());
+        let format = self.engine.format(env.clone(), self.machine.storage());
+        env.run(LIMIT, format).map_err(|stop| self.stuck("format", stop))??;
+        self.machine.halt(&env, Crash::Power);
+        Ok(())
+    }
+
+    /// Boots until a recovery has got through and left an image that is allowed.
+    pub fn recover(&mut self) -> Result<(SimEnv, E::Running), String> {
+        for depth in 0.. {
+            // The first attempts may crash, and may meet failing devices; the last may not.
+            let trying = depth < DEPTH_MAX;
+            let rotten = if trying { self.rot() } else { Rotten::none() };
+            let faults = if trying { self.faults.clone() } else { self.faults.ceased() };
+            let env = self.machine.boot(faults);
+            if !trying {
+                env.heal();
+            } else if rotten.expected == Expected::Success && self.rng.chance(350_000) {
+                env.crash_in(Some(self.rng.log_between(1, 400)));
+            }
+            let Some(running) = self.open(&env, &rotten)? else { continue };
+            env.set_faults(self.faults.ceased());
+            env.heal();
+            let (models, volumes) = (Rc::clone(&self.models), running.volumes());
+            match env.run(LIMIT, async move { models.verify(&volumes).await }) {
+                Ok(Ok(())) => {
+                    env.crash_in(None);
+                    self.images += 1;
+                    running.check()?;
+                    return Ok((env, running));
+                }
+                Ok(Err(why)) => return Err(why),
+                Err(Stop::Crashed) => self.crash(&env),
+                Err(stop) => return Err(self.stuck("the reading after recovery", stop)),
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// One attempt at a recovery; nothing where it crashed, or failed as it may.
+    fn open(&mut self, env: &SimEnv, rotten: &Rotten) -> Result<Option<E::Running>, String> {
+        let engine = self.engine.clone();
+        let (storage, handle) = (self.machine.storage(), env.clone());
+        let opened = env.run(LIMIT, async move { engine.open(handle, storage).await });
+        let struck = env.struck();
+        let failing = [Errors::Reads, Errors::Changes, Errors::Recovery]
+            .iter()
+            .any(|kind| struck.that_lead_to(*kind) > 0);
+        match opened {
+            Ok(Ok(_)) if rotten.expected == Expected::Failure => {
+                Err(String::from("a recovery succeeded with a page rotten in both copies"))
+            }
+            Ok(Ok(running)) => Ok(Some(running)),
+            Ok(Err(_)) if rotten.expected != Expected::Success => {
+                self.crash(env);
+                rotten.rots.iter().for_each(|rot| self.machine.mend(*rot));
+                Ok(None)
+            }
+            Ok(Err(_)) if failing => {
+                self.crash(env);
+                Ok(None)
+            }
+            Ok(Err(why)) => Err(format!("recovery failed: {why}")),
+            Err(Stop::Crashed) => {
+                self.crash(env);
+                Ok(None)
+            }
+            Err(stop) => Err(self.stuck("recovery", stop)),
+        }
+    }
+
+    /// Lets the region rot while the machine is off, as the fault table says.
+    fn rot(&mut self) -> Rotten {
+        let none = Rotten::none();
+        if !self.machine.is_at_rest() {
+            return none;
+        }
+        let kinds = [Fault::RottenCopy, Fault::RottenPage, Fault::RottenSlot];
+        let chosen = kinds.into_iter().find(|&kind| self.rng.chance(self.faults.rate(kind)));
+        match chosen {
+            Some(Fault::RottenSlot) => self.rot_slot().unwrap_or(none),
+            Some(kind) => self.rot_page(kind).unwrap_or(none),
+            None => none,
+        }
+    }
+
+    fn rot_page(&mut self, kind: Fault) -> Option<Rotten> {
+        let pages = self.machine.equal_copies();
+        let nth = self.rng.below(pages.len().max(1) as u64) as usize;
+        let (copies, len) = *pages.get(nth)?;
+        let (copies, expected) = match kind {
+            Fault::RottenCopy => (vec![self.rng.pick(&copies)], Expected::Success),
+            _ => (copies.to_vec(), Expected::Failure),
+        };
+        let rot = |at| self.machine.rot(at, len, kind, &mut self.rng);
+        Some(Rotten { rots: copies.into_iter().map(rot).collect(), expected })
+    }
+
+    fn rot_slot(&mut self) -> Option<Rotten> {
+        let machine = &self.machine;
+        let groups = self.engine.older_groups(&|at, out| machine.read_region(at, out));
+        let nth = self.rng.below(groups.len().max(1) as u64) as usize;
+        let slot = groups.get(nth)?.clone();
+        let len = slot.end - slot.start;
+        let rot = self.machine.rot(slot.start, len, Fault::RottenSlot, &mut self.rng);
+        Some(Rotten { rots: vec![rot], expected: Expected::Either })
+    }
+
+    /// Checks the image that a crash at this instant would leave, while the machine runs on: on
+    /// another machine, which recovers from it.
+    pub fn check_image(&mut self, env: &SimEnv) -> Result<(), String> {
+        let crash = self.draw_crash();
+        let machine = self.machine.fork(env, crash, &mut self.rng);
+        let mut fork = Subject {
+            engine: self.engine.fork(),
+            machine,
+            models: Rc::new(self.models.fork()),
+            faults: self.faults.clone(),
+            rng: self.rng.fork(),
+            crashes: 1,
+            images: 0,
+        };
+        let (other, running) = fork.recover().map_err(|why| {
+            format!("after a crash ({crash:?}) at {} ns of a run that went on: {why}", env.lived())
+        })?;
+        drop(running);
+        fork.crash(&other);
+        self.machine.absorb(&fork.machine);
+        self.crashes += fork.crashes;
+        self.images += fork.images;
+        Ok(())
+    }
+
+    /// Nothing is under way: all that was acknowledged must be found from now on.
+    pub fn settled(&self) {
+        self.models.oracles.iter().for_each(|model| model.borrow_mut().settled());
+    }
+
+    /// The machine stops, in one way or another.
+    pub fn crash(&mut self, env: &SimEnv) {
+        let crash = self.draw_crash();
+        self.machine.halt(env, crash);
+        self.crashes += 1;
+    }
+
+    fn draw_crash(&mut self) -> Crash {
+        if self.rng.chance(750_000) { Crash::Power } else { Crash::Process }
+    }
+
+    /// What a run says that does not come to an end.
+    pub fn stuck(&self, what: &str, stop: Stop) -> String {
+        let mut text = match stop {
+            Stop::Stuck => format!("{what} hangs: no task is ready and nothing is to come"),
+            Stop::Limit => format!("{what} takes more than any time allowed"),
+            Stop::Crashed => format!("{what} met a crash that was not planned"),
+            Stop::Paused => format!("{what} paused, and nobody had asked for it"),
+        };
+        for (model, volume) in self.models.oracles.iter().zip(0..) {
+            for op in model.borrow().pending() {
+                let _ = write!(text, "\n    under way on volume {volume}: {op}");
+            }
+        }
+        text
+    }
+}
+
+impl Rotten {
+    fn none() -> Self {
+        Self { rots: Vec::new(), expected: Expected::Success }
+    }
+}
