@@ -39,8 +39,14 @@ soak: setup ## the same tests with the long counts: hours
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
 	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill -- --nocapture
 
-sim: ## simulate SEEDS random seeds from SEED on, on all cores
-	FLIPSIDE_SEEDS=$(SEEDS) FLIPSIDE_SEED=$(SEED) $(CARGO) test --test sim -- --nocapture
+# SECONDS alone is a bound of time, SEEDS alone of number; both: whichever comes first. $(origin)
+# tells who was given.
+SIM_SECONDS = $(if $(filter command environment,$(firstword $(origin SECONDS))),$(SECONDS))
+SIM_SEEDS = $(if $(SIM_SECONDS),$(if $(filter command environment,$(firstword $(origin SEEDS))),$(SEEDS)),$(SEEDS))
+
+sim: ## simulate SEEDS random seeds from SEED on, or for SECONDS, on all cores
+	FLIPSIDE_SEEDS=$(SIM_SEEDS) FLIPSIDE_SECONDS=$(SIM_SECONDS) FLIPSIDE_SEED=$(SEED) \
+		$(CARGO) test --test sim -- --nocapture
 
 demo: setup ## format, serve, load, kill -9, recover, verify; on a loop device or a file
 	@tools/demo.sh

@@ -16,7 +16,7 @@ use flipside::format::layout::Geometry;
 use flipside::format::record::Record;
 use flipside::front::PAYLOAD_MAX;
 use flipside::front::nbd::request::{Request, Terms};
-use flipside::front::nbd::wire::{self, REQUEST_HEADER, RequestHeader};
+use flipside::front::nbd::wire::{self, Framing, RequestHeader};
 use flipside::unit::block::{Pending, write_targets};
 use flipside::unit::request::{Change, Span, split};
 use zerocopy::IntoBytes;
@@ -75,19 +75,20 @@ fn requests(criterion: &mut Criterion) {
         offset: (7 * 4096).into(),
         length: 4096.into(),
     };
-    let mut bytes = [0; REQUEST_HEADER];
+    let mut bytes = [0; size_of::<RequestHeader>()];
     bytes.copy_from_slice(header.as_bytes());
     let terms = Terms {
         size: 1 << 30,
         block_size: 4096,
         payload_max: PAYLOAD_MAX,
-        structured: true,
+        framing: Framing::Structured,
         status: true,
         read_only: false,
     };
     criterion.bench_function("nbd_request", |bencher| {
         bencher.iter(|| {
-            let request = Request::parse(black_box(&bytes)).expect("the magic is right");
+            let request =
+                Request::parse(Framing::Structured, black_box(&bytes)).expect("the magic is right");
             request.check(black_box(terms))
         });
     });

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`cli`] | one file a command |
 //! | [`front`] | what clients talk to: NBD, the control socket |
+//! | [`check`] | what is damaged in a pool that is not served, and repairs |
 //! | [`unit`] | the storage unit: block states, admission, epochs, settle, recovery |
 //! | [`journal`] | the nonlinear journal: groups, links, states, replay |
 //! | [`mds`] | the metadata server, its protocol, its client and its store |
@@ -17,6 +18,7 @@
 //! | [`mutants`] | faults planted on purpose, to prove the proof |
 //! | [`uring`] | the ring, the executor, operations and buffers |
 
+pub mod check;
 pub mod cli;
 pub mod env;
 pub mod format;

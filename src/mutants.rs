@@ -47,7 +47,7 @@ mutants! {
     WrittenToOpenEpoch: "what a request of the sealed epoch wrote is noted in the open one",
     DeviceOfEpochForgotten: "an epoch forgets all devices but the first that it wrote to",
     // Requests.
-    TornWriteForgiven: "a failed device write does not stop its domain",
+    FailedWriteForgotten: "a failed device write stops nothing",
     EdgesNotRead: "a write of half a block does not keep the other half",
     TrimRoundedOutward: "a trim takes the blocks that it covers in part, too",
     CommittedSideOverwritten: "a write after an uncommitted trim goes to the committed side",
@@ -55,7 +55,7 @@ mutants! {
     SealedIgnored: "a request does not wait for the commit of its blocks",
     SettlingIgnored: "a request does not wait for a settle of its pair",
     WakeLost: "who waits for a block is not woken",
-    EpochNotWanted: "who finds the epoch full does not ask for its commit",
+    EpochNotWanted: "a full epoch is not committed",
     SpaceWakeLost: "who waits for extents is not woken",
     ReserveIgnored: "thin allocation takes the journal reserve, too",
     PendingNotRead: "a read passes over what is not committed",
@@ -73,7 +73,6 @@ mutants! {
     HomeNotWritten: "groups are unlinked before the home has their effect",
     StalePageForgotten: "a settle's pages are not written to the home",
     NewerUnlinkedFirst: "a group is unlinked while an older one of its pairs stays",
-    UnpublishedUnlinked: "a group is unlinked before its effect is in the maps",
     SlotsReusedEarly: "a group's slots are free before its unlinking is persisted",
     // The journal's formats.
     PersistNotDurable: "what is persisted on a device stays in its cache",
@@ -95,12 +94,11 @@ mutants! {
     ReconcileSkipped: "the metadata server is not told what it missed",
     IncarnationKept: "a start of a unit goes by the number of the one before",
     // The metadata server and its protocol.
-    GenerationUnchecked: "the server applies older generations",
-    AllocationRepeated: "a repeated request is executed again",
+    GenerationUnchecked: "the server applies older generations, again where they are repeated",
+    RequestRepeated: "a repeated request is executed again",
     PartLost: "a message is executed without its last part",
     DatagramChecksumIgnored: "a datagram is believed whatever its checksum",
     SessionUnchecked: "a datagram of another session is taken",
-    AnswersNotStored: "the record of answers is not in the transaction",
 }
 
 #[cfg(feature = "mutants")]

@@ -48,6 +48,7 @@ fn engine(areas: u64, batch: usize) -> Flipside {
         settle: SettlePolicy::Pressure,
         settle_batch: batch,
         tell_interval: Duration::from_millis(20),
+        ..Config::default()
     };
     // Free extents never run short here, so that only the command settles.
     Flipside::plain(geometry, 3 * areas as u32, 8, areas * EXTENT, config)

@@ -74,6 +74,7 @@ fn wrong_command_lines() {
         (&["serve", "--listen", "/run/x", "x"], "unix:PATH"),
         (&["serve", "--commit-interval", "0s", "x"], "time"),
         (&["serve", "--settle", "never", "x"], "pressure"),
+        (&["serve", "--warn-full", "90", "x"], "percentages"),
         (&["serve", "--socket-mode", "999", "x"], "octal"),
         (&["status", "--xml"], "--xml"),
     ];
@@ -86,11 +87,11 @@ fn wrong_command_lines() {
 /// Goal: every command explains itself, the larger ones by examples.
 #[test]
 fn help_shows_examples() {
-    for command in ["format", "serve", "status", "commit", "settle"] {
+    for command in ["format", "serve", "status", "commit", "settle", "volume"] {
         let output = flipside(&[command, "--help"]).assert().success().get_output().stdout.clone();
         let text = String::from_utf8(output).unwrap();
         assert!(text.contains("Usage"), "{text}");
-        if matches!(command, "format" | "serve") {
+        if matches!(command, "format" | "serve" | "volume") {
             assert!(text.contains("Examples:"), "{text}");
         }
     }

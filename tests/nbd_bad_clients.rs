@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 use flipside::front::nbd::Limits;
 use flipside::front::nbd::progress::Patience;
 use support::memory_server::{MemoryServer, SLOW};
-use support::nbd_client::{Client, ESHUTDOWN, READ, Stream, WRITE, header};
+use support::nbd_client::{
+    BLOCK_STATUS, Client, ESHUTDOWN, PAYLOAD_LEN, READ, Stream, TRIM, WRITE, extended_header,
+    header, option, option_reply,
+};
 
 /// Little patience, so that the tests end soon.
 fn impatient() -> Limits {
@@ -68,8 +71,19 @@ fn garbage() {
     client.raw().write_all(&[7; 500]).unwrap();
     assert!(ended_after(client.raw()) < Duration::from_secs(1));
     drop(client);
+    for connect in [Client::unix, Client::unix_extended] {
+        let mut client = connect(&server.socket(), "vol0").unwrap();
+        let extended = client.flags() & 1 << 12 != 0;
+        let others = if extended {
+            header(READ, 0, 1, 0, 1).into_iter().chain([0; 4]).collect()
+        } else {
+            extended_header(READ, 0, 1, 0, 1)
+        };
+        client.raw().write_all(&others).unwrap();
+        assert!(ended_after(client.raw()) < Duration::from_secs(1), "the other kind of header");
+    }
     assert_all_is_left_behind(&server);
-    assert_eq!(server.status("connections_dropped"), 4);
+    assert_eq!(server.status("connections_dropped"), 6);
 }
 
 /// Goal: a payload beyond all reason ends the connection instead of being waited for.
@@ -79,6 +93,30 @@ fn absurd_length() {
     let mut client = Client::unix(&server.socket(), "vol0").unwrap();
     client.raw().write_all(&header(WRITE, 0, 1, 0, u32::MAX)).unwrap();
     assert!(ended_after(client.raw()) < Duration::from_secs(1));
+    for command in [WRITE, TRIM, BLOCK_STATUS] {
+        for length in [(32 << 20) + 1, 1 << 32, u64::MAX] {
+            let mut client = Client::unix_extended(&server.socket(), "vol0").unwrap();
+            let header = extended_header(command, PAYLOAD_LEN, 1, 0, length);
+            client.raw().write_all(&header).unwrap();
+            assert!(ended_after(client.raw()) < Duration::from_secs(1), "{command}, {length}");
+        }
+    }
+    assert_all_is_left_behind(&server);
+}
+
+/// Goal: who agreed on extended headers and takes an export in the old way, which has no reply to
+/// say so, is left.
+#[test]
+fn the_old_way_with_extended_headers() {
+    let server = MemoryServer::start(Limits::default());
+    let mut stream = connect(&server);
+    stream.read_exact(&mut [0; 18]).unwrap();
+    stream.write_all(&3u32.to_be_bytes()).unwrap();
+    option(&mut stream, 11, &[]).unwrap();
+    assert_eq!(option_reply(&mut stream).unwrap().0, 1);
+    option(&mut stream, 1, b"vol0").unwrap();
+    assert!(ended_after(&mut stream) < Duration::from_secs(1));
+    assert_all_is_left_behind(&server);
 }
 
 /// Goal: a client that vanishes at any byte of a request leaves nothing behind, and a half write
@@ -86,13 +124,23 @@ fn absurd_length() {
 #[test]
 fn vanishing() {
     let server = MemoryServer::start(Limits::default());
-    for length in [1000, 100_000, 3 << 20] {
-        let mut message = header(WRITE, 0, 1, 0, length);
-        message.resize(message.len() + length as usize, 0xee);
-        for sent in [1, 27, 28, 29, 600, message.len() - 1] {
-            let mut client = Client::unix(&server.socket(), "vol0").unwrap();
-            client.raw().write_all(&message[..sent]).unwrap();
+    for length in [1000, 100_000, 1 << 20, 3 << 20] {
+        let compact = (header(WRITE, 0, 1, 0, length), false);
+        let extended = (extended_header(WRITE, PAYLOAD_LEN, 1, 0, length.into()), true);
+        for (mut message, extended) in [compact, extended] {
+            let connect = if extended { Client::unix_extended } else { Client::unix };
+            message.resize(message.len() + length as usize, 0xee);
+            for sent in [1, 27, 28, 31, 32, 33, 600, message.len() / 2, message.len() - 1] {
+                let mut client = connect(&server.socket(), "vol0").unwrap();
+                client.raw().write_all(&message[..sent]).unwrap();
+            }
         }
+    }
+    let mut status = extended_header(BLOCK_STATUS, PAYLOAD_LEN, 1, 0, 12);
+    status.extend_from_slice(&[0; 11]);
+    for sent in [32, 33, 43] {
+        let mut client = Client::unix_extended(&server.socket(), "vol0").unwrap();
+        client.raw().write_all(&status[..sent]).unwrap();
     }
     for _ in 0..20 {
         let mut client = Client::unix(&server.socket(), "vol0").unwrap();
@@ -117,17 +165,21 @@ fn standing_still() {
     half_header.raw().write_all(&header(WRITE, 0, 1, 0, 10)[..20]).unwrap();
     let mut half_payload = Client::unix(&server.socket(), "vol0").unwrap();
     half_payload.raw().write_all(&header(WRITE, 0, 1, 0, 1 << 20)).unwrap();
+    let mut half_filter = Client::unix_extended(&server.socket(), "vol0").unwrap();
+    let filter = extended_header(BLOCK_STATUS, PAYLOAD_LEN, 1, 0, 12);
+    half_filter.raw().write_all(&filter).unwrap();
     let begun = Instant::now();
     ended_after(half_header.raw());
+    ended_after(half_filter.raw());
     ended_after(half_payload.raw());
     ended_after(&mut half_option);
     assert!(begun.elapsed() > Duration::from_millis(1500), "they had their time");
     assert!(begun.elapsed() < Duration::from_secs(5), "and no more than that");
     ended_after(&mut silent);
     idle.write(0, b"still here").unwrap();
-    assert_eq!(server.status("connections_dropped"), 4);
+    assert_eq!(server.status("connections_dropped"), 5);
     idle.disconnect().unwrap();
-    drop((half_header, half_payload));
+    drop((half_header, half_payload, half_filter));
     assert_all_is_left_behind(&server);
 }
 

@@ -6,13 +6,14 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use flipside::front::nbd::Limits;
 use support::device::Device;
 use support::memory_server::{MemoryServer, SIZE};
-use support::nbd_client::{Client, EPERM};
-use support::programs::{directory, say};
+use support::nbd_client::{Client, EPERM, FUA, TRIM, WRITE_ZEROES};
+use support::programs::{directory, say, skip};
 use support::target::{Service, format};
 
 /// Runs a tool and gives its standard output; it must succeed.
@@ -147,12 +148,103 @@ fn fio_verifies() {
     assert_eq!(server.status("connections_dropped"), 0);
 }
 
-/// Goal: the kernel client's own tool lists our exports.
+/// Goal: the kernel client's own tool lists our exports over both kinds of socket, and where the
+/// kernel has its client, a device that it attaches takes and gives bytes.
 #[test]
-fn nbd_client_lists() {
+fn nbd_client() {
+    say_version("nbd-client");
     let server = MemoryServer::start(Limits::default());
-    let list = run("nbd-client", &["-l", "127.0.0.1", &server.port.to_string()]);
-    assert!(list.contains("vol0") && list.contains("vol1"), "{list}");
+    let socket = server.socket();
+    let socket = socket.to_str().unwrap();
+    for place in [&["127.0.0.1", &server.port.to_string()][..], &["-unix", socket]] {
+        let list = run("nbd-client", &[&["-l"], place].concat());
+        assert!(list.contains("vol0") && list.contains("vol1"), "{list}");
+    }
+    let device = "/dev/nbd15";
+    if !nix::unistd::geteuid().is_root() || !Path::new(device).exists() {
+        return skip("nbd-client attaches (needs root, and a kernel with /dev/nbd15)");
+    }
+    run("nbd-client", &["-unix", socket, "-N", "vol0", device]);
+    fs::write(device, [0x5a; 8192]).unwrap();
+    run("nbd-client", &["-d", device]);
+    let mut client = Client::unix(&server.socket(), "vol0").unwrap();
+    assert!(client.read(0, 8192).unwrap() == [0x5a; 8192]);
+}
+
+/// Goal: QEMU's own list of exports names ours, and what they offer.
+#[test]
+fn qemu_nbd_lists() {
+    say_version("qemu-nbd");
+    let server = MemoryServer::start(Limits::default());
+    let list = run("qemu-nbd", &["--list", "-k", server.socket().to_str().unwrap()]);
+    for part in ["exports available: 2", "'vol0'", "'vol1'", "base:allocation", "fast-zero"] {
+        assert!(list.contains(part), "{list}");
+    }
+    // QEMU says so from 8.2 on.
+    assert!(!list.contains("transaction size") || list.contains("transaction size: 64-bit"));
+}
+
+/// Goal: a whole session of libnbd, from patterns to what is refused, on a thin volume much larger
+/// than its device; with extended headers where its version has them.
+#[test]
+fn nbdsh() {
+    let dir = directory();
+    let device = Device::create(dir.path(), "disk", 256 << 20);
+    format(device.path(), &["--volume", "large=64G"]);
+    let target = Service::new(dir.path(), device.path()).serve();
+    let script = include_str!("support/nbdsh.py");
+    let uri = target.uri("large");
+    // The module is the system's Python's, whatever Python comes first.
+    let path = format!("/usr/bin:{}", std::env::var("PATH").unwrap());
+    let output = Command::new("nbdsh")
+        .env("PATH", path)
+        .args(["--base-allocation", "-u", &uri, "-c", script])
+        .output()
+        .unwrap_or_else(|error| panic!("nbdsh: {error}; `make setup` installs it"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.ends_with("done\n"), "{said}{errors}");
+    say(&format!("tested with {}", said.lines().next().unwrap()));
+    assert!(target.stop().success());
+}
+
+/// Goal: with extended headers one request trims or zeroes terabytes, is durable where it says so,
+/// and what is left is found again after a kill.
+#[test]
+fn large_ranges() {
+    const TERABYTE: u64 = 1 << 40;
+    let dir = directory();
+    let device = Device::create(dir.path(), "disk", 256 << 20);
+    format(device.path(), &["--volume", "large=2T"]);
+    let service = Service::new(dir.path(), device.path());
+    let target = service.serve();
+    let mut client = Client::unix_extended(target.socket(), "large").unwrap();
+    let places = [0, TERABYTE - 4096, TERABYTE, 2 * TERABYTE - 4096];
+    places.iter().for_each(|&at| client.write(at, &[7; 4096]).unwrap());
+    client.call_long(WRITE_ZEROES, 0, 4096, TERABYTE - 4096, &[]).unwrap();
+    let trim = client.send_long(TRIM, FUA, TERABYTE + 4096, TERABYTE - 4096, &[]).unwrap();
+    let reply = client.receive().unwrap();
+    assert_eq!((reply.cookie, reply.result), (trim, Ok(Vec::new())));
+    target.kill();
+    let target = service.serve();
+    let mut client = Client::unix_extended(target.socket(), "large").unwrap();
+    let left: Vec<u8> = places.map(|at| client.read(at, 1).unwrap()[0]).to_vec();
+    assert_eq!(left, [7, 0, 7, 0]);
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    let mut at = 0;
+    while at < 2 * TERABYTE {
+        let found = client.status_long(0, at, 2 * TERABYTE - at, None).unwrap();
+        for (length, flags) in found {
+            at += length;
+            match runs.last_mut() {
+                Some(last) if last.1 == flags => last.0 += length,
+                _ => runs.push((length, flags)),
+            }
+        }
+    }
+    let holes = TERABYTE - 4096;
+    assert_eq!(runs, [(4096, 0), (holes, 3), (4096, 0), (holes, 3)]);
+    assert!(target.stop().success());
 }
 
 /// Says which version of a client is tested.

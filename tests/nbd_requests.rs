@@ -11,7 +11,7 @@ use flipside::front::nbd::Limits;
 use support::memory_server::{BAD, FULL, MemoryServer, SIZE, SLOW};
 use support::nbd_client::{
     BLOCK_STATUS, CACHE, Client, DF, EINVAL, EIO, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, FAST_ZERO,
-    FLUSH, FUA, NO_HOLE, READ, REQ_ONE, TRIM, WRITE, WRITE_ZEROES,
+    FLUSH, FUA, NO_HOLE, PAYLOAD_LEN, READ, REQ_ONE, TRIM, WRITE, WRITE_ZEROES,
 };
 
 fn pattern(seed: u64, length: usize) -> Vec<u8> {
@@ -26,7 +26,7 @@ fn pattern(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// Goal: what is written is read, for lengths below, at and above each way a payload can take, at
-/// offsets without any alignment, with both kinds of reply, over both kinds of socket.
+/// offsets without any alignment, with each framing, over both kinds of socket.
 #[test]
 fn what_is_written_is_read() {
     let server = MemoryServer::start(Limits::default());
@@ -34,6 +34,7 @@ fn what_is_written_is_read() {
         Client::unix(&server.socket(), "vol0").unwrap(),
         Client::unix_simple(&server.socket(), "vol0").unwrap(),
         Client::tcp(server.port, "vol0").unwrap(),
+        Client::unix_extended(&server.socket(), "vol0").unwrap(),
     ];
     for (seed, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.size(), SIZE);
@@ -52,13 +53,10 @@ fn what_is_written_is_read() {
         assert_eq!(client.read(5, 0).unwrap(), b"");
         client.write(5, b"").unwrap();
     }
-    let [first, second, third] = clients;
-    for client in [first, second, third] {
-        client.disconnect().unwrap();
-    }
+    clients.into_iter().for_each(|client| client.disconnect().unwrap());
     server.wait_for("connections_open", 0);
     server.wait_for("payload_bytes_used", 0);
-    server.wait_for("flushes_done", 6);
+    server.wait_for("flushes_done", 8);
 }
 
 /// Goal: exports are apart, and the empty name is the first one.
@@ -126,10 +124,8 @@ fn fast_overtakes_slow() {
 #[test]
 fn failures_have_numbers() {
     let server = MemoryServer::start(Limits::default());
-    for structured in [true, false] {
-        let path = server.socket();
-        let client = if structured { Client::unix } else { Client::unix_simple };
-        let mut client = client(&path, "vol0").unwrap();
+    for connect in [Client::unix, Client::unix_simple, Client::unix_extended] {
+        let mut client = connect(&server.socket(), "vol0").unwrap();
         let mut errno = |command, flags, offset, length, payload: &[u8]| {
             client.call(command, flags, offset, length, payload).unwrap_err().errno()
         };
@@ -144,9 +140,14 @@ fn failures_have_numbers() {
         assert_eq!(errno(TRIM, 0, SIZE, 1, &[]), Some(EINVAL));
         assert_eq!(errno(WRITE, NO_HOLE, 0, 4096, &block), Some(EINVAL));
         assert_eq!(errno(42, 0, 0, 0, &[]), Some(EINVAL));
-        let long = vec![0; (32 << 20) + 1];
-        assert_eq!(errno(WRITE, FUA, 0, long.len() as u32, &long), Some(EINVAL));
         assert!(client.read(0, 512).unwrap().iter().all(|&byte| byte == 0));
+    }
+    for connect in [Client::unix, Client::unix_simple] {
+        let mut client = connect(&server.socket(), "vol0").unwrap();
+        let long = vec![0; (32 << 20) + 1];
+        let refused = client.call(WRITE, FUA, 0, long.len() as u32, &long).unwrap_err();
+        assert_eq!(refused.errno(), Some(EINVAL));
+        client.read(0, 512).unwrap();
     }
     assert_eq!(server.status("connections_dropped"), 0);
     server.wait_for("payload_bytes_used", 0);
@@ -181,6 +182,62 @@ fn block_status() {
         other.read(0, 1).unwrap();
     }
     drop(client);
+    server.wait_for("payload_bytes_used", 0);
+}
+
+/// Goal: with extended headers a status comes in the long form, of the range in the header or in
+/// a payload that names the one context; a payload that is anything else is taken and refused, and
+/// so is the payload of a command that has none. A write needs no flag to have one.
+#[test]
+fn extended_payloads() {
+    let server = MemoryServer::start(Limits::default());
+    let mut client = Client::unix_extended(&server.socket(), "vol0").unwrap();
+    assert_eq!(client.flags() & 1 << 12, 1 << 12);
+    client.write(8192, &[1; 5000]).unwrap();
+    let runs = [(8092, 3), (8192, 0), (3716, 3)];
+    assert_eq!(client.status_long(0, 100, 20_000, None).unwrap(), runs);
+    let filter = |length: u64, contexts: &[u32]| {
+        let contexts = contexts.iter().flat_map(|context| context.to_be_bytes());
+        length.to_be_bytes().into_iter().chain(contexts).collect::<Vec<u8>>()
+    };
+    let good = filter(20_000, &[1]);
+    assert_eq!(client.status_long(0, 100, 0, Some(&good)).unwrap(), runs);
+    assert_eq!(client.status_long(REQ_ONE, 100, 0, Some(&good)).unwrap(), runs[..1]);
+    let bad = [
+        filter(20_000, &[]),
+        filter(20_000, &[2]),
+        filter(20_000, &[1, 1]),
+        filter(0, &[1]),
+        filter(u64::MAX, &[1]),
+        filter(SIZE, &[1]),
+        vec![1],
+        vec![0; 40_000],
+    ];
+    for filter in bad {
+        let refused = client.status_long(0, 100, 0, Some(&filter)).unwrap_err();
+        assert_eq!(refused.errno(), Some(EINVAL), "{} bytes", filter.len());
+    }
+    for command in [READ, FLUSH, TRIM, CACHE, WRITE_ZEROES, 99] {
+        let refused = client.call_long(command, PAYLOAD_LEN, 0, 5000, &[7; 5000]).unwrap_err();
+        assert_eq!(refused.errno(), Some(EINVAL), "command {command}");
+    }
+    client.call_long(WRITE, 0, 0, 4096, &[5; 4096]).unwrap();
+    assert_eq!(client.read(4095, 2).unwrap(), [5, 0], "QEMU's writes have no flag");
+    for (command, offset, length, errno) in [
+        (TRIM, 0, 1 << 40, EINVAL),
+        (WRITE_ZEROES, 0, u64::MAX, ENOSPC),
+        (WRITE_ZEROES, u64::MAX, u64::MAX, ENOSPC),
+        (CACHE, 1, SIZE, EINVAL),
+        (BLOCK_STATUS, 4096, 1 << 33, EINVAL),
+        (READ, 0, 1 << 32, EOVERFLOW),
+    ] {
+        let refused = client.call_long(command, 0, offset, length, &[]).unwrap_err();
+        assert_eq!(refused.errno(), Some(errno), "command {command}");
+    }
+    client.call(CACHE, 0, 0, 8192, &[]).unwrap();
+    assert_eq!(client.read(8192, 5000).unwrap(), [1; 5000]);
+    client.disconnect().unwrap();
+    assert_eq!(server.status("connections_dropped"), 0);
     server.wait_for("payload_bytes_used", 0);
 }
 

@@ -11,6 +11,8 @@ needs=(
   nbdinfo:libnbd-bin
   nbdcopy:libnbd-bin
   nbdfuse:libnbd-bin
+  nbdsh:libnbd-bin
+  nbdkit:nbdkit
   nbd-client:nbd-client
   qemu-nbd:qemu-utils
   qemu-io:qemu-utils
@@ -28,6 +30,9 @@ missing=()
 for need in "${needs[@]}"; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
+
+# nbdsh is libnbd's module in the system's Python.
+[ -x /usr/bin/python3 ] && /usr/bin/python3 -c 'import nbd' 2>/dev/null || missing+=(python3-libnbd)
 
 if [ ${#missing[@]} -gt 0 ]; then
   mapfile -t packages < <(printf '%s\n' "${missing[@]}" | sort -u)

@@ -7,7 +7,6 @@
 //!   written last, that of the first device after all others: a format that is cut short leaves no
 //!   pool, neither the old nor half of a new one.
 
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -22,13 +21,11 @@ use super::zero;
 use crate::env::os::OsEnv;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk as _, Env as _};
-use crate::format::ids::ExtentRun;
-use crate::format::layout::{DeviceFacts, DeviceLayout, Geometry, HEAD_LEN, Regions, Span};
+use crate::format::layout::{DeviceFacts, DeviceLayout, Geometry, HEAD_LEN, Span};
 use crate::format::superblock_io;
 use crate::journal::Journal;
-use crate::mds::backend::RegionBackend;
-use crate::mds::catalog::{Catalog, Fault, PoolSpec};
-use crate::mds::redb_store::RedbStore;
+use crate::mds::catalog::Fault;
+use crate::mds::opening::MetadataPlace;
 
 /// Memory for I/O, in bytes.
 const BUFFERS_LEN: usize = 16 << 20;
@@ -130,7 +127,7 @@ async fn write(env: &OsEnv, plan: &PoolPlan, claimed: &[Claimed]) -> Result<()> 
     };
     let regions = superblock.layout.regions.expect("the first device has the regions");
     zero::zero(&first.path, &[regions.unit])?;
-    create_store(&first.path, regions, plan)
+    create_store(&first.path, plan)
         .with_context(|| format!("the metadata cannot be stored on {}", first.path.display()))?;
     let region = DeviceRegion::new(first.disk.clone(), regions.unit.offset, regions.unit.len);
     let pairs = superblock.pool_extents();
@@ -152,20 +149,11 @@ fn ends(layout: &DeviceLayout) -> [Span; 2] {
 }
 
 /// Makes the metadata server's store, with the volumes in it.
-fn create_store(path: &Path, regions: Regions, plan: &PoolPlan) -> Result<()> {
+fn create_store(path: &Path, plan: &PoolPlan) -> Result<()> {
     let [superblock, ..] = plan.superblocks.as_slice() else {
         unreachable!("a pool has a device");
     };
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let Span { offset, len } = regions.store;
-    let store = RedbStore::open(RegionBackend::create(file, offset, len)?)?;
-    let extents = plan.superblocks.iter().map(|superblock| superblock.layout.extents);
-    let spec = PoolSpec {
-        extent_size: superblock.geometry.extent_size(),
-        devices: extents.map(|of| ExtentRun { start: of.first, count: of.count }).collect(),
-        reserve: superblock.journal_reserve,
-    };
-    let mut catalog = Catalog::create(Box::new(store), &spec)?;
+    let mut catalog = MetadataPlace::on(path, superblock)?.create()?;
     for VolumeSpec { name, size } in &plan.volumes {
         let made = catalog.create_volume(name, size.0);
         made.map_err(|fault| match fault {

@@ -5,9 +5,10 @@
 //! | code | meaning |
 //! | --- | --- |
 //! | 0 | done; of `serve`: stopped as it was told to, everything committed |
-//! | 1 | failed; the reason is on the standard error |
-//! | 2 | the command line or the configuration file is wrong |
+//! | 1 | failed; the reason is on the standard error; of `check`: the pool is damaged |
+//! | 2 | the command line or the configuration file is wrong; of `check`: it could not be done |
 
+mod check;
 mod commit;
 mod config;
 mod control;
@@ -17,6 +18,7 @@ mod format;
 mod inspect;
 mod log;
 mod nvram;
+mod offline;
 mod operator;
 mod plan;
 mod serve;
@@ -24,6 +26,8 @@ mod serve;
 mod settle;
 mod status;
 pub mod values;
+mod volume;
+mod volumes;
 mod zero;
 
 use std::ffi::OsString;
@@ -57,8 +61,8 @@ Examples:
 
 Exit codes:
   0  done; of serve: stopped as it was told to, with everything committed
-  1  failed; the reason is on the standard error
-  2  the command line or the configuration file is wrong";
+  1  failed; the reason is on the standard error; of check: the pool is damaged
+  2  the command line or the configuration file is wrong; of check: it could not be done";
 
 #[derive(Subcommand)]
 enum Command {
@@ -68,10 +72,14 @@ enum Command {
     Serve(serve::Args),
     /// Show what a running target does
     Status(status::Args),
+    /// Look for damages in a pool that is not served, and repair what can be
+    Check(check::Args),
     /// Make everything written so far durable
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Make, list, resize, rename and delete volumes
+    Volume(volume::Args),
     /// Print what a shell needs to complete command lines
     Completions(documents::CompletionsArgs),
     /// Write the manual's pages into a directory
@@ -87,8 +95,10 @@ pub fn main() -> ExitCode {
         Command::Format(args) => format::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Status(args) => status::run(&args),
+        Command::Check(args) => return check::run(args),
         Command::Commit(args) => commit::run(&args),
         Command::Settle(args) => settle::run(&args),
+        Command::Volume(args) => volume::run(args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),
         Command::Man(args) => documents::write_man_pages(&args, Cli::command()),
     };

@@ -8,6 +8,7 @@ use futures_util::future::{Either, select};
 use serde_json::Value;
 
 use super::status::Report;
+use super::volumes;
 use crate::env::os::OsEnv;
 use crate::env::{Env as _, Moment};
 use crate::format::ids::VolumeId;
@@ -20,6 +21,9 @@ use crate::unit::{Unit, Volume};
 /// How long a report waits for the metadata server; without it, it is shown without.
 const METADATA_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// The URI of the export of a name, at one address.
+pub type Uris = Box<dyn Fn(&str) -> String>;
+
 /// A running target. Cheap to clone: a handle.
 #[derive(Clone)]
 pub struct Target(Rc<Inner>);
@@ -29,7 +33,9 @@ struct Inner {
     unit: Unit<OsEnv>,
     server: Server<Volume<OsEnv>>,
     latencies: Rc<Latencies>,
-    /// What does not change: the pool, its devices and exports.
+    /// Where clients find an export of some name.
+    addresses: Vec<Uris>,
+    /// What does not change: the pool and its devices.
     fixed: Report,
     started: Moment,
 }
@@ -41,14 +47,26 @@ impl Target {
         unit: Unit<OsEnv>,
         server: Server<Volume<OsEnv>>,
         latencies: Rc<Latencies>,
+        addresses: Vec<Uris>,
         fixed: Report,
     ) -> Self {
         let (env, started) = (env.clone(), env.now());
-        Self(Rc::new(Inner { env, unit, server, latencies, fixed, started }))
+        Self(Rc::new(Inner { env, unit, server, latencies, addresses, fixed, started }))
+    }
+
+    /// Where clients find the volumes now; only the addresses where there is no volume.
+    pub fn exports(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.0.unit.volumes().iter().map(Volume::name).collect();
+        if names.is_empty() {
+            names.push(Rc::from(""));
+        }
+        let at = |uri: &Uris| names.iter().map(|name| uri(name)).collect();
+        let all: Vec<Vec<String>> = self.0.addresses.iter().map(at).collect();
+        all.concat()
     }
 
     async fn report(&self) -> Report {
-        let Inner { env, unit, server, latencies, fixed, started } = &*self.0;
+        let Inner { env, unit, server, latencies, fixed, started, .. } = &*self.0;
         let metadata_server = self.metadata_server().await;
         let counters = unit.counters();
         // What the journal and the store count themselves joins the other metadata here.
@@ -59,6 +77,7 @@ impl Target {
         let mut gauges = unit.gauges();
         gauges.connections_open = server.connections_open();
         Report {
+            exports: self.exports(),
             uptime_s: env.now().since(*started).as_secs(),
             metadata_server: metadata_server.and_then(|of| serde_json::to_value(of).ok()),
             snapshot: Snapshot::take(&counters, latencies, gauges),
@@ -87,6 +106,9 @@ impl Target {
         match request {
             Request::Status => {
                 serde_json::to_value(self.report().await).map_err(|error| error.to_string())
+            }
+            Request::Volume(request) => {
+                volumes::carry_out(&self.0.unit, Some(&self.0.server), request).await
             }
             Request::Commit { volume } => {
                 let volume = self.find(volume.as_deref())?;

@@ -2,12 +2,11 @@
 //!
 //! # Contracts
 //!
-//! - **Ready**: a line `ready URI` for each export and address, once it can be used; then the
-//!   service manager is told.
+//! - **Ready**: a line `ready URI` for each export and address, once it can be used (for each
+//!   address where there is no volume); then the service manager is told.
 //! - **Stop**: SIGTERM or SIGINT: no more requests are taken, those under way are answered, all is
 //!   committed, and the exit code is 0. A second signal does not wait for clients.
 
-use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -17,14 +16,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::future::{Either, select};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
 use super::nvram::{self, FlagsArgs};
-use super::operator::Target;
+use super::operator::{Target, Uris};
 use super::status::{Recovery, Report};
-use super::values::{CommitInterval, Mode, Settle, SlowIo};
+use super::values::{CommitInterval, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -36,9 +35,7 @@ use crate::format::ids::PoolId;
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
-use crate::mds::backend::RegionBackend;
-use crate::mds::catalog::Catalog;
-use crate::mds::redb_store::RedbStore;
+use crate::mds::opening::MetadataPlace;
 use crate::mds::{embedded, server, wire};
 use crate::observe::{Latencies, SlowWatch};
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
@@ -91,10 +88,16 @@ pub struct Args {
     /// When journal space is given back
     #[arg(long, value_enum, default_value = "pressure")]
     settle: Settle,
+    /// Warn in the log when so much of the space for volumes is in use
+    #[arg(long, value_name = "PERCENT,...|never", default_value = "80%,90%")]
+    warn_full: WarnFull,
+    /// Discard extents that are given back, so that a disk or a file under it can free them
+    #[arg(long)]
+    discard: bool,
     /// Refuse the clients' writes
     #[arg(long)]
     read_only: bool,
-    /// The socket for status, commit and settle
+    /// The socket for status, commit, settle and volume
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Warn in the log of a request, or an operation on a disk, that takes longer
@@ -146,7 +149,15 @@ async fn serve(
     let (clients, operators) = bind(&args, passed, pool)?;
     let (link, metadata_server) = start_metadata_server(first)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
-    let parts = parts(&env, &args, &members, nvram, link, slow);
+    let config = Config {
+        commit_interval: args.commit_interval.0,
+        settle: args.settle.into(),
+        warn_full: args.warn_full.0.clone(),
+        discard: args.discard,
+        ..Config::default()
+    };
+    let latencies = Rc::new(Latencies::watched(slow));
+    let parts = parts(&env, config, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
@@ -163,15 +174,10 @@ async fn serve(
     let limits = Limits { read_only: args.read_only, ..Limits::default() };
     let server: Server<Volume<OsEnv>> =
         Server::new(ring, buffers, limits, Rc::clone(&counters), Rc::clone(&latencies))?;
-    let volumes = unit.volumes();
-    let uri = |bound: &Bound, volume: &Volume<OsEnv>| bound.uri(volume.name());
-    let exports: Vec<_> = clients
-        .iter()
-        .flat_map(|bound| volumes.iter().map(move |volume| uri(bound, volume)))
-        .collect();
-    for volume in volumes {
+    for volume in unit.volumes() {
         server.add_export(volume);
     }
+    let addresses = clients.iter().map(|bound| Box::new(bound.uris()) as Uris).collect();
     for bound in clients {
         server.listen(bound)?;
     }
@@ -180,12 +186,12 @@ async fn serve(
         pool: pool.to_string(),
         pid: std::process::id(),
         devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
-        exports: exports.clone(),
         flags,
         recovery,
         ..Report::default()
     };
-    let target = Target::new(&env, unit.clone(), server.clone(), latencies, fixed);
+    let target = Target::new(&env, unit.clone(), server.clone(), latencies, addresses, fixed);
+    let exports = target.exports();
     control::serve(ring, operators, target)?;
     say_ready(&exports);
     let signal = signals.next().await?;
@@ -213,24 +219,24 @@ fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, 
 }
 
 /// Opens the store on the first device and starts the server on its thread.
-fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)> {
-    let file = OpenOptions::new().read(true).write(true).open(&first.claimed.path)?;
-    let regions = first.superblock.layout.regions.expect("the first device has the regions");
-    let backend = RegionBackend::open(file, regions.store.offset, regions.store.len)?;
-    let catalog = Catalog::open(Box::new(RedbStore::open(backend)?))?;
-    let embedded = embedded::start(server::Server::new(catalog)?)?;
+pub(super) fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)> {
+    let opened = MetadataPlace::on(&first.claimed.path, &first.superblock)?.open()?;
+    if let Some(damage) = opened.rebuilt {
+        error!(%damage, "the metadata store was damaged; a new one was made from its second copy");
+    }
+    let embedded = embedded::start(server::Server::new(opened.catalog)?)?;
     let link = OsLink::new(wire::PAYLOAD_MAX, embedded.requests, embedded.replies);
     Ok((link, embedded.thread))
 }
 
 /// What the unit is made of.
-fn parts(
+pub(super) fn parts(
     env: &OsEnv,
-    args: &Args,
+    config: Config,
     members: &[PoolMember],
     nvram: Option<OsNvram>,
     link: OsLink,
-    slow: Rc<SlowWatch>,
+    latencies: Rc<Latencies>,
 ) -> UnitParts<OsEnv> {
     let [first, ..] = members else { unreachable!("a pool has a device") };
     let devices: Vec<_> = members
@@ -254,13 +260,9 @@ fn parts(
         },
         devices,
         link,
-        config: Config {
-            commit_interval: args.commit_interval.0,
-            settle: args.settle.into(),
-            ..Config::default()
-        },
+        config,
         counters: Rc::default(),
-        latencies: Rc::new(Latencies::watched(slow)),
+        latencies,
     }
 }
 
@@ -296,7 +298,7 @@ async fn stop(
 }
 
 /// Waits until the metadata server has closed its store.
-fn await_end(thread: &JoinHandle<()>) {
+pub(super) fn await_end(thread: &JoinHandle<()>) {
     let mut waited = Duration::ZERO;
     while !thread.is_finished() {
         if waited >= CLOSE_TIME_MAX {

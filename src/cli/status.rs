@@ -13,7 +13,7 @@ use super::control::ControlArgs;
 use super::values::Size;
 use crate::env::os::nvram::Persistence;
 use crate::front::control::Request;
-use crate::observe::{LatencySummary, Snapshot};
+use crate::observe::{LatencySummary, Snapshot, SpaceGauges};
 use crate::unit::RecoveryReport;
 
 /// Flags of `flipside status`.
@@ -178,6 +178,7 @@ fn text(report: &Report) -> String {
         ),
     );
     line("journal", format!("{} extents free", now.journal_extents_free));
+    line("space", space_text(now.space));
     line("connections", format!("{} open", now.connections_open));
     for volume in &now.volumes {
         let state = volume.latched.as_ref().map_or_else(
@@ -198,6 +199,13 @@ fn text(report: &Report) -> String {
     out.push_str(&latency_table(&rows));
     out.push('\n');
     out
+}
+
+fn space_text(space: SpaceGauges) -> String {
+    let SpaceGauges { data_extents, data_extents_used, percent, mark_crossed } = space;
+    let mark = mark_crossed.map(|mark| format!(", beyond the mark of {mark}%"));
+    let mark = mark.unwrap_or_default();
+    format!("{data_extents_used} of {data_extents} data extents used, {percent}%{mark}")
 }
 
 fn latency_table(rows: &[(&str, LatencySummary)]) -> String {
@@ -236,11 +244,23 @@ mod tests {
         let latched = Some("a flush failed".to_owned());
         let volume = VolumeGauges { name: "v".into(), size: 1 << 20, epoch: 3, latched };
         report.snapshot.volumes.push(volume);
+        report.snapshot.space = SpaceGauges {
+            data_extents: 10,
+            data_extents_used: 9,
+            percent: 90,
+            mark_crossed: Some(80),
+        };
         report.flags = FlagsReport::nvram(Path::new("/n"), Persistence::TrustedMemory);
         let text = text(&report);
-        for part in
-            ["pool-id", "v of 1.0 MiB", "STOPPED: a flush failed", "p99.9", "nvram, /n", "LOST"]
-        {
+        for part in [
+            "pool-id",
+            "v of 1.0 MiB",
+            "STOPPED: a flush failed",
+            "p99.9",
+            "nvram, /n",
+            "LOST",
+            "9 of 10 data extents used, 90%, beyond the mark of 80%",
+        ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
     }

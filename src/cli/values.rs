@@ -1,4 +1,5 @@
-//! Values on the command line, each a type that parses itself: sizes, percentages, times, volumes.
+//! Values on the command line, each a type that parses itself: sizes, percentages, times, volumes
+//! and their names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,6 +22,9 @@ pub enum ValueError {
     /// Not a percentage in the range.
     #[error("a percentage is a whole number from 1% to 90%")]
     Percent,
+    /// Not marks of fullness.
+    #[error("marks are percentages from 1% to 100% that rise, as in 80%,90%; or never")]
+    Marks,
     /// Not a time.
     #[error("a time is a whole number with us, ms, s, m or h, as in 5s, and not zero; or never")]
     Time,
@@ -159,6 +163,39 @@ pub fn check_name(name: &str) -> Result<(), ValueError> {
     }
 }
 
+/// A name for a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(pub String);
+
+impl FromStr for Name {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        check_name(text)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// How full the pool is when that is warned of, in percent, rising; none is never.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarnFull(pub Vec<u8>);
+
+impl FromStr for WarnFull {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text == "never" {
+            return Ok(Self(Vec::new()));
+        }
+        let mark = |part: &str| {
+            let number = part.strip_suffix('%').and_then(|digits| digits.parse().ok());
+            number.filter(|number| (1..=100).contains(number)).ok_or(ValueError::Marks)
+        };
+        let marks: Vec<u8> = text.split(',').map(mark).collect::<Result<_, _>>()?;
+        if marks.is_sorted_by(|a, b| a < b) { Ok(Self(marks)) } else { Err(ValueError::Marks) }
+    }
+}
+
 /// Permissions of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode(pub u32);
@@ -241,6 +278,12 @@ mod tests {
         for text in ["0s", "5", "s", "-1s", "5d", "99999999999999999999s", ""] {
             assert_eq!(text.parse::<CommitInterval>(), Err(ValueError::Time), "{text}");
         }
+        assert_eq!("80%,90%".parse(), Ok(WarnFull(vec![80, 90])));
+        assert_eq!("100%".parse(), Ok(WarnFull(vec![100])));
+        assert_eq!("never".parse(), Ok(WarnFull(Vec::new())));
+        for text in ["", "80", "0%", "101%", "90%,80%", "80%,80%", "80%,", "80%, 90%"] {
+            assert_eq!(text.parse::<WarnFull>(), Err(ValueError::Marks), "{text}");
+        }
         assert_eq!("660".parse(), Ok(Mode(0o660)));
         assert!("1777".parse::<Mode>().is_err() && "8".parse::<Mode>().is_err());
     }
@@ -267,6 +310,7 @@ mod tests {
             let _ = text.parse::<CommitInterval>();
             let _ = text.parse::<VolumeSpec>();
             let _ = text.parse::<Mode>();
+            let _ = text.parse::<WarnFull>();
         }
     }
 }

@@ -154,6 +154,9 @@ impl<D: Disk> Latching<D> {
 
     /// Notes how a write or a flush ended, and says how it is to be reported.
     fn settle(&self, operation: FailedOperation, ended: io::Result<()>) -> io::Result<()> {
+        if mutated(Mutant::FailedWriteForgotten) {
+            return ended;
+        }
         if let Err(error) = ended
             && self.latch.get().is_none()
         {

@@ -57,6 +57,23 @@ struct RawLine {
     map: RawBlockMap,
 }
 
+/// What a line says that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// A block lies on a side that has no extent: of a dirty block, the journal area.
+    #[error("blocks lie in an area that the pair does not have")]
+    BlocksWithoutExtent,
+    /// Both sides are one extent.
+    #[error("both areas are the same extent")]
+    OneExtentTwice,
+    /// A pair that belongs to nothing has extents.
+    #[error("it is free and has extents")]
+    FreeWithExtents,
+    /// A pair of a volume has no data area.
+    #[error("it has no data area")]
+    NoDataArea,
+}
+
 /// What applying a record to a line did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
@@ -72,20 +89,26 @@ impl Line {
     /// A pair that never belonged to anything.
     pub const FREE: Line = Line { binding: Binding::FREE, map: BlockMap::NONE };
 
-    /// Whether what the line says can be: no block on a side that has no extent, nothing at all in
-    /// a free pair, and a data area in every other.
+    /// Whether what the line says can be.
     pub fn is_sound(&self) -> bool {
+        self.flaw().is_none()
+    }
+
+    /// What of a line cannot be, if anything.
+    pub fn flaw(&self) -> Option<Flaw> {
         let binding = &self.binding;
-        let sides_backed = Slot::BOTH
-            .into_iter()
-            .all(|s| binding.extent(s).is_some() || self.map.side(s).is_empty());
-        let owner_fits = match binding.owner {
-            None => binding.extents == [None; 2],
-            Some(_) => binding.extent(binding.data_slot).is_some(),
-        };
-        let extents_differ =
-            binding.extents[0].is_none() || binding.extents[0] != binding.extents[1];
-        sides_backed && owner_fits && extents_differ
+        let unbacked = |s: &Slot| binding.extent(*s).is_none() && !self.map.side(*s).is_empty();
+        if Slot::BOTH.iter().any(unbacked) {
+            return Some(Flaw::BlocksWithoutExtent);
+        }
+        if binding.extents[0].is_some() && binding.extents[0] == binding.extents[1] {
+            return Some(Flaw::OneExtentTwice);
+        }
+        match binding.owner {
+            None if binding.extents != [None; 2] => Some(Flaw::FreeWithExtents),
+            Some(_) if binding.extent(binding.data_slot).is_none() => Some(Flaw::NoDataArea),
+            _ => None,
+        }
     }
 
     /// Applies a record that names this pair. Pure, absolute, and in the order of the journal
@@ -143,9 +166,14 @@ impl Line {
 
     /// The line at its place in a verified page; `None` where it says what cannot be.
     pub fn parse(page: &[u8], index_in_page: usize) -> Option<Line> {
+        Line::parse_unsound(page, index_in_page).filter(Line::is_sound)
+    }
+
+    /// As [`Line::parse`], but with a line that has a [`Flaw`].
+    pub fn parse_unsound(page: &[u8], index_in_page: usize) -> Option<Line> {
         let at = PAGE_HEADER + index_in_page * size_of::<RawLine>();
         let (raw, _) = RawLine::ref_from_prefix(page.get(at..)?).ok()?;
-        let line = Line {
+        Some(Line {
             binding: Binding {
                 generation: Generation(raw.generation.get()),
                 owner: parse_owner(raw.volume, raw.logical),
@@ -153,8 +181,7 @@ impl Line {
                 data_slot: Slot::from_index(raw.data_slot)?,
             },
             map: raw.map.parse()?,
-        };
-        line.is_sound().then_some(line)
+        })
     }
 }
 

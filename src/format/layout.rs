@@ -60,7 +60,8 @@ pub const HOME_PAGE_LEN: u64 = HOME_PAGE as u64;
 pub const HOME_LINES_PER_PAGE: u64 = LINES_PER_PAGE as u64;
 /// What the unit region has beside slots and home pages: header, links, status pages; in bytes.
 pub const UNIT_SLACK_LEN: u64 = 2 << 20;
-/// The part of the store region that does not depend on the pool's size, in bytes.
+/// The part of the store region that does not depend on the pool's size, in bytes: the store's, and
+/// the volume table's at its end.
 pub const STORE_BASE_LEN: u64 = 8 << 20;
 /// The part of the store region that each extent of the pool needs, in bytes.
 pub const STORE_LEN_PER_EXTENT: u64 = 512;

@@ -79,6 +79,12 @@ impl NvramIdentity {
         bytes.chunks_exact(LEN).take(2).find_map(Self::parse)
     }
 
+    /// What each copy says; `None` where it is damaged.
+    pub fn copies(bytes: &[u8]) -> [Option<Self>; 2] {
+        let mut copies = bytes.chunks_exact(LEN).map(Self::parse);
+        [copies.next().flatten(), copies.next().flatten()]
+    }
+
     fn parse(copy: &[u8]) -> Option<Self> {
         let raw = RawIdentity::ref_from_bytes(copy).ok()?;
         let sound = raw.magic == MAGIC

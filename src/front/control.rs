@@ -49,6 +49,49 @@ pub enum Request {
         #[serde(default)]
         volume: Option<String>,
     },
+    /// Look at the volumes, or change them.
+    Volume(VolumeRequest),
+}
+
+/// What can be asked about volumes:
+/// `{"command":"volume","action":"create","name":"v","size":4096}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "lowercase", deny_unknown_fields)]
+pub enum VolumeRequest {
+    /// All of them, with their sizes.
+    List,
+    /// Make one.
+    Create {
+        /// Its name.
+        name: String,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Change a size.
+    Resize {
+        /// The volume's name.
+        name: String,
+        /// Its new size in bytes.
+        size: u64,
+        /// It may become smaller.
+        #[serde(default)]
+        shrink: bool,
+    },
+    /// Give one another name.
+    Rename {
+        /// The volume's name.
+        name: String,
+        /// Its new name.
+        to: String,
+    },
+    /// Delete one.
+    Delete {
+        /// The volume's name.
+        name: String,
+        /// Also while clients are connected to it.
+        #[serde(default)]
+        force: bool,
+    },
 }
 
 /// What a target answers.
@@ -193,6 +236,21 @@ mod tests {
         let settle: Request = serde_json::from_str(r#"{"command":"settle"}"#).unwrap();
         assert_eq!(settle, Request::Settle { volume: None });
         assert!(serde_json::from_str::<Request>(r#"{"command":"format"}"#).is_err());
+        let create = VolumeRequest::Create { name: "v".into(), size: 4096 };
+        let text = serde_json::to_string(&Request::Volume(create.clone())).unwrap();
+        assert_eq!(text, r#"{"command":"volume","action":"create","name":"v","size":4096}"#);
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), Request::Volume(create));
+        let delete: Request =
+            serde_json::from_str(r#"{"command":"volume","action":"delete","name":"v"}"#).unwrap();
+        let wanted = VolumeRequest::Delete { name: "v".into(), force: false };
+        assert_eq!(delete, Request::Volume(wanted));
+        for wrong in [
+            r#"{"command":"volume","action":"delete","name":"v","now":true}"#,
+            r#"{"command":"volume","action":"explode"}"#,
+            r#"{"command":"volume"}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(wrong).is_err(), "{wrong}");
+        }
         let done = serde_json::to_string(&Reply::Ok(Value::Null)).unwrap();
         assert_eq!(done, r#"{"ok":null}"#);
     }

@@ -77,7 +77,8 @@ pub struct Bound {
     place: Place,
 }
 
-#[derive(Debug)]
+/// Where a socket listens.
+#[derive(Clone, Debug)]
 enum Place {
     /// The inode is that of the socket's file; none where somebody else made and removes it.
     Unix {
@@ -213,7 +214,13 @@ impl Bound {
 
     /// Where a client finds this export, as an NBD URI.
     pub fn uri(&self, export: &str) -> String {
-        match &self.place {
+        self.uris()(export)
+    }
+
+    /// Where a client finds any export, also after this was given to a server.
+    pub fn uris(&self) -> impl Fn(&str) -> String + use<> {
+        let place = self.place.clone();
+        move |export| match &place {
             Place::Unix { path, .. } => format!(
                 "nbd+unix:///{}?socket={}",
                 percent(export),

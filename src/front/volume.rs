@@ -10,7 +10,7 @@ use crate::uring::buffers::Buf;
 
 impl<E: Env> Export for Volume<E> {
     fn name(&self) -> String {
-        self.name().to_owned()
+        self.name().to_string()
     }
 
     fn size(&self) -> u64 {
@@ -88,7 +88,7 @@ impl From<IoError> for ExportError {
         let kind = match &error {
             IoError::OutOfRange { .. } => ErrorKind::OutOfRange,
             IoError::NoSpace => ErrorKind::NoSpace,
-            IoError::DeviceRead(_) | IoError::Latched(_) => ErrorKind::Device,
+            IoError::DeviceRead(_) | IoError::Latched(_) | IoError::Deleted => ErrorKind::Device,
             IoError::ShuttingDown => ErrorKind::ShuttingDown,
         };
         Self::new(kind, Cow::Owned(error.to_string()))

@@ -92,8 +92,7 @@ impl List {
                 continue;
             }
             let follows = names_any(linked, &kept) && !mutated(Mutant::NewerUnlinkedFirst);
-            let published = linked.published || mutated(Mutant::UnpublishedUnlinked);
-            if published && !follows {
+            if linked.published && !follows {
                 chosen.push(sequence);
             } else {
                 kept.extend(linked.pairs.iter().copied());

@@ -18,6 +18,7 @@
 //!   [`Journal::group_bytes_max`], of which two fit at least.
 
 mod error;
+pub mod inspect;
 pub mod layout;
 mod list;
 mod open;
@@ -25,6 +26,7 @@ mod pages;
 mod slots;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -118,6 +120,30 @@ impl<R: Region> Journal<R> {
     pub fn slots(&self) -> (usize, usize) {
         let inner = self.inner.borrow();
         (inner.slots.available(), inner.slots.total())
+    }
+
+    /// Checks that every slot is accounted for: free, in one linked group, or the next tail. While
+    /// an append is under way nothing can be said. Returns what is not so.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        if self.append_work.try_lock().is_err() {
+            return Ok(());
+        }
+        let inner = self.inner.borrow();
+        let linked = inner.list.iter().flat_map(|(_, linked)| linked.slots.iter().copied());
+        let mut taken = BTreeSet::new();
+        for slot in linked.chain([inner.list.tail().slot]) {
+            if inner.slots.is_free(slot) {
+                return Err(format!("journal slot {slot} is free, and a group is in it"));
+            }
+            if !taken.insert(slot) {
+                return Err(format!("two groups are in journal slot {slot}"));
+            }
+        }
+        let (free, all) = (inner.slots.available(), inner.slots.total());
+        if inner.failed.is_none() && taken.len() + free != all {
+            return Err(format!("{} journal slots taken and {free} free, of {all}", taken.len()));
+        }
+        Ok(())
     }
 
     /// Why the journal takes no more writes, where it does not.

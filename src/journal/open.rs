@@ -28,7 +28,7 @@ use crate::uring::buffers::{Buf, BufferPool};
 /// No list comes so far: a stored sequence beyond is damage, and would overflow.
 const SEQUENCE_MAX: u64 = u64::MAX / 2;
 /// Bytes of the buffer for pages, and for scanning.
-const PAGE_WORK: usize = 256 << 10;
+pub(super) const PAGE_WORK: usize = 256 << 10;
 
 /// A group that recovery found linked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub struct Opened<R: Region> {
 }
 
 /// What is in all slots.
-struct Scan {
+pub(super) struct Scan {
     parts: BTreeMap<u32, Part>,
 }
 
@@ -155,7 +155,7 @@ impl<R: Region> Journal<R> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: std::io::Error) -> JournalError {
+pub(super) fn failed(error: std::io::Error) -> JournalError {
     JournalError::Failed(error.to_string().into())
 }
 
@@ -168,11 +168,11 @@ async fn load_header<E: Env, R: Region>(
     let runs = PageRuns { page: HEADER_PAGE, count: 1, copies: [0, HEADER_PAGE as u64] };
     let mut store = PageStore::blank(runs, HEADER_MAGIC, pool);
     let mut header = None;
-    let lost = store.load(env, region, work, |_, page| header = RegionHeader::parse(page)).await;
-    let lost = lost.map_err(failed)?;
+    let uneven = store.load(env, region, work, |_, page| header = RegionHeader::parse(page)).await;
+    let uneven = uneven.map_err(failed)?;
     match header {
         Some(header) => Ok((store, header)),
-        None if lost.is_empty() => Err(JournalError::Foreign("it was never formatted".into())),
+        None if uneven.is_empty() => Err(JournalError::Foreign("it was never formatted".into())),
         None => Err(JournalError::Foreign("neither copy of its header can be read".into())),
     }
 }
@@ -186,7 +186,7 @@ async fn load_status<E: Env, R: Region>(
 ) -> Result<Vec<Option<StatusEntry>>, JournalError> {
     let entries = entries_per_page(layout.status.page);
     let mut status = vec![None; layout.slots as usize + 1];
-    let lost = store
+    let uneven = store
         .load(env, region, work, |page, bytes| {
             let first = page as usize * entries;
             for (i, entry) in status.iter_mut().skip(first).take(entries).enumerate() {
@@ -195,8 +195,8 @@ async fn load_status<E: Env, R: Region>(
         })
         .await
         .map_err(failed)?;
-    match lost.first() {
-        Some(page) => Err(JournalError::Damaged(format!("status page {} is lost", page.0))),
+    match uneven.iter().find(|page| page.is_lost()) {
+        Some(page) => Err(JournalError::Damaged(format!("status page {} is lost", page.index))),
         None => Ok(status),
     }
 }
@@ -210,7 +210,7 @@ async fn load_home<E: Env, R: Region>(
 ) -> Result<Vec<Line>, JournalError> {
     let mut lines = vec![Line::FREE; layout.pairs as usize];
     let mut unsound = None;
-    let lost = store
+    let uneven = store
         .load(env, region, work, |page, bytes| {
             let first = page as usize * LINES_PER_PAGE;
             for (i, line) in lines.iter_mut().skip(first).take(LINES_PER_PAGE).enumerate() {
@@ -222,8 +222,9 @@ async fn load_home<E: Env, R: Region>(
         })
         .await
         .map_err(failed)?;
-    if let Some(page) = lost.first() {
-        return Err(JournalError::Damaged(format!("home page {} is lost in both copies", page.0)));
+    if let Some(page) = uneven.iter().find(|page| page.is_lost()) {
+        let text = format!("home page {} is lost in both copies", page.index);
+        return Err(JournalError::Damaged(text));
     }
     match unsound {
         Some(pair) => Err(JournalError::Damaged(format!("the home of pair {pair} cannot be"))),
@@ -231,7 +232,7 @@ async fn load_home<E: Env, R: Region>(
     }
 }
 
-async fn scan_slots<E: Env, R: Region>(
+pub(super) async fn scan_slots<E: Env, R: Region>(
     env: &E,
     region: &R,
     layout: &RegionLayout,
@@ -261,7 +262,7 @@ impl Scan {
     }
 
     /// Follows the links from the root; see the module.
-    fn walk(
+    pub(super) fn walk(
         &self,
         status: &[Option<StatusEntry>],
     ) -> Result<(List, Vec<RecoveredGroup>), JournalError> {

@@ -29,9 +29,21 @@ pub struct PageStore {
     second_first: BTreeSet<u32>,
 }
 
-/// A page could not be loaded: neither copy is good.
+/// A page whose copies are not the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LostPage(pub u32);
+pub struct UnevenPage {
+    /// Which page of its kind.
+    pub index: u32,
+    /// What each copy was found to hold.
+    pub copies: [CopyState; 2],
+}
+
+impl UnevenPage {
+    /// Whether neither copy can be used.
+    pub fn is_lost(&self) -> bool {
+        choose(self.copies) == Choice::Lost
+    }
+}
 
 impl PageStore {
     /// Pages none of which was written yet.
@@ -40,20 +52,21 @@ impl PageStore {
         Self { runs, magic, pool, versions, second_first: BTreeSet::new() }
     }
 
-    /// Loads every page, giving each that was ever written to `on_page`; the pages of which neither
-    /// copy is good are returned. `work` holds both copies of at least one page.
+    /// Loads every page, giving each that was ever written to `on_page`; the pages of which the
+    /// copies are not the same, and good or blank, are returned. `work` holds both copies of at
+    /// least one page.
     pub async fn load<E: Env, R: Region>(
         &mut self,
         env: &E,
         region: &R,
         work: &mut Buf,
         mut on_page: impl FnMut(u32, &[u8]),
-    ) -> io::Result<Vec<LostPage>> {
+    ) -> io::Result<Vec<UnevenPage>> {
         let page = self.runs.page;
         let half = work.len() / 2 / page * page;
         let batch = (half / page) as u32;
         assert!(batch > 0, "a work buffer for pages of {page} bytes");
-        let mut lost = Vec::new();
+        let mut uneven = Vec::new();
         let mut first = 0;
         while first < self.runs.count {
             let count = batch.min(self.runs.count - first);
@@ -67,11 +80,11 @@ impl PageStore {
             for i in 0..count {
                 let at = i as usize * page;
                 let copies = [&bytes[at..at + page], &bytes[half + at..half + at + page]];
-                self.take(first + i, copies, &mut on_page, &mut lost);
+                uneven.extend(self.take(first + i, copies, &mut on_page));
             }
             first += count;
         }
-        Ok(lost)
+        Ok(uneven)
     }
 
     fn take(
@@ -79,8 +92,7 @@ impl PageStore {
         index: u32,
         copies: [&[u8]; 2],
         on_page: &mut impl FnMut(u32, &[u8]),
-        lost: &mut Vec<LostPage>,
-    ) {
+    ) -> Option<UnevenPage> {
         let identity = self.identity(index);
         let states: [CopyState; 2] = copies.map(|copy| identity.verify(copy));
         match choose(states) {
@@ -91,9 +103,10 @@ impl PageStore {
                 }
                 on_page(index, copies[copy]);
             }
-            Choice::Blank => {}
-            Choice::Lost => lost.push(LostPage(index)),
+            Choice::Blank | Choice::Lost => {}
         }
+        let even = states[0] == states[1] && states[0] != CopyState::Damaged;
+        (!even).then_some(UnevenPage { index, copies: states })
     }
 
     /// Writes new contents of some pages, in ascending order; `fill` writes a page's contents after

@@ -1,4 +1,5 @@
-//! Where the store's bytes lie: a region of a device or file, and a watch over any backend.
+//! Where the store's bytes lie: a region of a device or file, and a watch over any backend; and a
+//! part of fixed length for what has no length of its own.
 //!
 //! # The region
 //!
@@ -117,22 +118,25 @@ impl RegionBackend {
     /// The region of a store that was made before.
     pub fn open(file: File, offset: u64, capacity: u64) -> io::Result<Self> {
         check_capacity(capacity)?;
-        let mut newest: Option<Header> = None;
-        for copy in [0, HEADER_BYTES] {
-            let mut raw = RawHeader::new(Header { version: 0, length: 0 });
-            file.read_exact_at(raw.as_mut_bytes(), offset + copy)?;
-            let found = raw.verified(capacity);
-            if found.is_some_and(|found| newest.is_none_or(|newest| found.version > newest.version))
-            {
-                newest = found;
-            }
-        }
+        let copies = [read_header(&file, offset)?, read_header(&file, offset + HEADER_BYTES)?];
+        let verified = copies.iter().filter_map(|raw| raw.verified(capacity));
+        let newest = verified.max_by_key(|header| header.version);
         let damaged = || {
             let text = "both copies of the metadata region's header are damaged";
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
         let header = newest.ok_or_else(damaged)?;
         Ok(RegionBackend { file, offset, capacity, header: Mutex::new(header) })
+    }
+
+    /// Which copies of a region's header are neither good nor, as the first is in a new region,
+    /// never written.
+    pub fn headers_damaged(file: &File, offset: u64, capacity: u64) -> io::Result<[bool; 2]> {
+        let copies = [read_header(file, offset)?, read_header(file, offset + HEADER_BYTES)?];
+        let blank = |raw: &RawHeader| raw.as_bytes().iter().all(|&byte| byte == 0);
+        let new = copies[1].verified(capacity).is_some_and(|header| header.version == 1);
+        let [first, second] = copies.map(|raw| raw.verified(capacity).is_none());
+        Ok([first && !(new && blank(&copies[0])), second])
     }
 
     fn header(&self) -> Header {
@@ -157,6 +161,12 @@ impl RegionBackend {
         }
         self.file.sync_data()
     }
+}
+
+fn read_header(file: &File, at: u64) -> io::Result<RawHeader> {
+    let mut raw = RawHeader::new(Header { version: 0, length: 0 });
+    file.read_exact_at(raw.as_mut_bytes(), at)?;
+    Ok(raw)
 }
 
 fn check_capacity(capacity: u64) -> io::Result<()> {
@@ -209,6 +219,49 @@ impl StorageBackend for RegionBackend {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check_range(offset, data.len())?;
         self.file.write_all_at(data, self.offset + DATA_OFFSET + offset)
+    }
+}
+
+/// A part of a device or file that has always the same length.
+#[derive(Debug)]
+pub struct FixedBackend {
+    file: File,
+    offset: u64,
+    len: u64,
+}
+
+impl FixedBackend {
+    /// `len` bytes of the file from `offset` on.
+    pub fn new(file: File, offset: u64, len: u64) -> Self {
+        FixedBackend { file, offset, len }
+    }
+
+    /// The position in the file; beyond the part is refused.
+    fn place(&self, offset: u64, length: usize) -> io::Result<u64> {
+        let inside = offset.checked_add(length as u64).is_some_and(|end| end <= self.len);
+        inside.then_some(self.offset + offset).ok_or(io::ErrorKind::InvalidInput.into())
+    }
+}
+
+impl StorageBackend for FixedBackend {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, self.place(offset, out.len())?)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if len == self.len { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, self.place(offset, data.len())?)
     }
 }
 

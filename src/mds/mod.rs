@@ -6,6 +6,10 @@
 //! | [`wire`] | the datagram: header, parts, the door from bytes to verified types |
 //! | [`raw`] | the packed records of bodies and of the store's rows |
 //! | [`assembly`] | messages put together again from their parts, in bounded memory |
+//! | [`store`], [`redb_store`], [`backend`] | where the rows lie, in transactions |
+//! | [`volume_table`], [`mirrored`] | a second copy of the volumes, outside of the store |
+//! | [`opening`] | making and opening all of it, and a new store where the old one is damaged |
+//! | [`examine`], [`overlay`] | looking at it without changing it |
 //! | [`client`], [`rtt`] | asking at least once, in a window, with adaptive timeouts |
 //!
 //! # Contracts
@@ -27,6 +31,10 @@ pub mod catalog;
 pub mod client;
 pub mod embedded;
 pub mod error;
+pub mod examine;
+pub mod mirrored;
+pub mod opening;
+pub mod overlay;
 pub mod raw;
 pub mod records;
 pub mod redb_store;
@@ -37,4 +45,5 @@ pub mod session;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod volume_table;
 pub mod wire;

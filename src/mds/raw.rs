@@ -9,7 +9,8 @@
 //! | AllocateJournalSpace, AllocateDataExtents | one U32: how many | [`RawRun`]s |
 //! | ReturnExtents | one U32: how much of the data quota with them; [`RawRun`]s | empty |
 //! | CreateVolume | one [`RawVolume`], id 0 | one [`RawVolume`] |
-//! | ResizeVolume, DeleteVolume | one [`RawVolume`], name empty | empty |
+//! | ResizeVolume, DeleteVolume, RemoveVolume | one [`RawVolume`], name empty | empty |
+//! | RenameVolume | one [`RawVolume`] with the new name | empty |
 //! | ListVolumes | one [`RawPage`], from an id | [`RawVolume`]s |
 //! | ListGrants | one [`RawPage`], from an extent | U64: quota; [`RawRun`]s |
 //! | Layout | one [`RawPage`] of a volume, from a logical extent | [`RawOwned`]s |
@@ -32,6 +33,10 @@ use crate::format::ids::{
 
 /// Stands for an empty slot; no pool is so large that an extent has this number.
 pub const NO_EXTENT: u32 = u32::MAX;
+
+/// States of a volume's record.
+const STATE_LIVE: u16 = 0;
+const STATE_DELETING: u16 = 1;
 
 /// Bytes that are not the record that they should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +77,11 @@ raw! {
     RawRun[8] { start: U32, count: U32, }
 }
 raw! {
-    /// A volume.
+    /// A volume; its state is 0, or 1 while it is being deleted.
     RawVolume[144] {
         id: U32,
         name_length: U16,
-        reserved: U16,
+        state: U16,
         size: U64,
         name: [u8; NAME_BYTES_MAX],
     }
@@ -230,7 +235,7 @@ impl RawVolume {
         RawVolume {
             id: U32::new(id.0),
             name_length: U16::ZERO,
-            reserved: U16::ZERO,
+            state: U16::new(STATE_LIVE),
             size: U64::new(size),
             name: [0; NAME_BYTES_MAX],
         }
@@ -245,13 +250,30 @@ impl RawVolume {
     }
 }
 
+impl From<&VolumeInfo> for RawVolume {
+    fn from(volume: &VolumeInfo) -> Self {
+        let named = RawVolume::named(volume.id, &volume.name, volume.size);
+        let mut raw = named.expect("names are checked when they are given");
+        if volume.deleting {
+            raw.state = U16::new(STATE_DELETING);
+        }
+        raw
+    }
+}
+
 impl TryFrom<&RawVolume> for VolumeInfo {
     type Error = Malformed;
 
     fn try_from(raw: &RawVolume) -> Result<Self, Malformed> {
         let name = raw.name.get(..usize::from(raw.name_length.get())).ok_or(Malformed)?;
         let name = std::str::from_utf8(name).map_err(|_| Malformed)?;
-        Ok(VolumeInfo { id: VolumeId(raw.id.get()), name: name.to_owned(), size: raw.size.get() })
+        let deleting = match raw.state.get() {
+            STATE_LIVE => false,
+            STATE_DELETING => true,
+            _ => return Err(Malformed),
+        };
+        let (id, size) = (VolumeId(raw.id.get()), raw.size.get());
+        Ok(VolumeInfo { id, name: name.to_owned(), size, deleting })
     }
 }
 
@@ -330,15 +352,17 @@ mod tests {
         }
     }
 
-    /// Goal: names as long as may be survive, longer ones are refused.
+    /// Goal: names as long as may be survive, longer ones are refused; so are unknown states.
     #[test]
     fn volume_names() {
         let name = "v".repeat(NAME_BYTES_MAX);
-        let raw = RawVolume::named(VolumeId(3), &name, 1 << 30).unwrap();
-        assert_eq!(
-            VolumeInfo::try_from(&raw),
-            Ok(VolumeInfo { id: VolumeId(3), name: name.clone(), size: 1 << 30 })
-        );
+        for deleting in [false, true] {
+            let volume =
+                VolumeInfo { id: VolumeId(3), name: name.clone(), size: 1 << 30, deleting };
+            assert_eq!(VolumeInfo::try_from(&RawVolume::from(&volume)), Ok(volume));
+        }
+        let unknown = RawVolume { state: U16::new(2), ..RawVolume::nameless(VolumeId(3), 1) };
+        assert_eq!(VolumeInfo::try_from(&unknown), Err(Malformed));
         assert!(RawVolume::named(VolumeId(3), &(name + "v"), 0).is_none());
     }
 

@@ -86,6 +86,9 @@ pub struct VolumeInfo {
     pub name: String,
     /// Its size in bytes.
     pub size: u64,
+    /// Its deletion has begun: nobody may use it, and its extents are being given back. Its name
+    /// may be another volume's.
+    pub deleting: bool,
 }
 
 /// What one unit was granted.

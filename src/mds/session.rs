@@ -22,7 +22,6 @@ use super::raw;
 use super::store::StoreError;
 use super::wire::{Datagram, Header, Operation, PAYLOAD_MAX, PAYLOAD_MIN, WINDOW};
 use crate::format::ids::UnitId;
-use crate::mutants::{Mutant, mutated};
 
 /// An answer to a mutation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +130,7 @@ impl<P: Clone> Session<P> {
         }
         self.floor = self.floor.max(floor);
         self.answers = self.answers.split_off(&self.floor);
-        if sequence < self.next && !mutated(Mutant::AllocationRepeated) {
+        if sequence < self.next {
             return match self.answers.get(&sequence) {
                 Some(answer) if answer.operation == operation => {
                     Admitted::Repeated((datagram.part == 0).then(|| answer.clone()))

@@ -30,11 +30,13 @@ pub enum Table {
     Layout,
     /// Session → what it has executed.
     Sessions,
+    /// One row: which state of the volume table this is ([`super::mirrored`]).
+    Mirror,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 8] = [
+    pub const ALL: [Table; 9] = [
         Table::Pool,
         Table::Volumes,
         Table::Units,
@@ -43,6 +45,7 @@ impl Table {
         Table::Pairs,
         Table::Layout,
         Table::Sessions,
+        Table::Mirror,
     ];
 
     /// Its name in the store.
@@ -56,6 +59,7 @@ impl Table {
             Table::Pairs => "pairs",
             Table::Layout => "layout",
             Table::Sessions => "sessions",
+            Table::Mirror => "mirror",
         }
     }
 }

@@ -121,8 +121,12 @@ operations! {
     CreateVolume = 7,
     /// Changes a volume's size.
     ResizeVolume = 8,
-    /// Deletes a volume without data.
+    /// Begins a volume's deletion: its name is free, its extents are still bound.
     DeleteVolume = 9,
+    /// Gives a volume another name.
+    RenameVolume = 10,
+    /// Forgets a volume that is being deleted and has no extents any more.
+    RemoveVolume = 11,
     /// Says that the session lives. A query.
     Renew = 32,
     /// Volumes, paged. A query.

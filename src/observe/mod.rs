@@ -16,5 +16,6 @@ pub use counters::{Count, Counters};
 pub use latency::{Latencies, Operation};
 pub use slow::SlowWatch;
 pub use snapshot::{
-    DeviceBytes, Gauges, LatencySummary, OperationLatencies, RequestCounts, Snapshot, VolumeGauges,
+    DeviceBytes, Gauges, LatencySummary, OperationLatencies, RequestCounts, Snapshot, SpaceGauges,
+    VolumeGauges,
 };

@@ -9,10 +9,25 @@ use super::{Counters, Latencies};
 pub struct Gauges {
     /// Free extents that can become journal areas.
     pub journal_extents_free: u64,
+    /// How full the pool is.
+    pub space: SpaceGauges,
     /// Connections that are open.
     pub connections_open: u64,
     /// Each volume.
     pub volumes: Vec<VolumeGauges>,
+}
+
+/// How full the pool is at the moment of the snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceGauges {
+    /// Extents that volumes may take: all but the journal reserve.
+    pub data_extents: u64,
+    /// Extents that volumes have taken.
+    pub data_extents_used: u64,
+    /// The second as a percentage of the first, rounded down.
+    pub percent: u8,
+    /// The highest mark of `--warn-full` that is crossed.
+    pub mark_crossed: Option<u8>,
 }
 
 /// One volume at the moment of the snapshot.
@@ -115,6 +130,8 @@ pub struct Snapshot {
     pub blocks_copied: u64,
     /// Free extents that can become journal areas.
     pub journal_extents_free: u64,
+    /// How full the pool is.
+    pub space: SpaceGauges,
     /// Requests by kind.
     pub requests: RequestCounts,
     /// Connections that are open.
@@ -151,6 +168,7 @@ impl Snapshot {
             area_commits: counters.area_commits.get(),
             blocks_copied: counters.blocks_copied.get(),
             journal_extents_free: gauges.journal_extents_free,
+            space: gauges.space,
             requests: RequestCounts {
                 read: counters.reads.get(),
                 write: counters.writes.get(),

@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use super::oracle::{Op, Oracle, Violation};
 use super::stamp::{Stamp, ZEROS};
 
-/// The most guesses that are made of who left which zeros. Beyond that the image is let pass: it
-/// takes many operations at once over the same blocks to get there.
-const GUESSES_MAX: u32 = 300;
+/// The most guesses that are made of who left which zeros. Beyond that the image is let pass, and
+/// counted: it takes many operations at once over the same blocks to get there.
+const GUESSES_MAX: u32 = 3_000;
 
 /// Granules that the same operations cover, and that show the same.
 struct Place {
@@ -73,8 +73,17 @@ impl Set {
     }
 }
 
+/// How sure it is that an image is explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Explained {
+    /// A cut was found.
+    Surely,
+    /// The search would have taken too long.
+    Perhaps,
+}
+
 /// Whether some cut leaves exactly what is seen.
-pub(super) fn find(oracle: &Oracle, seen: &[Stamp]) -> Result<(), Violation> {
+pub(super) fn find(oracle: &Oracle, seen: &[Stamp]) -> Result<Explained, Violation> {
     let image = Image::new(oracle, seen)?;
     let ops = image.ops;
     let mut member: Vec<bool> = ops.iter().map(|op| oracle.is_due(op)).collect();
@@ -149,7 +158,7 @@ impl<'a> Image<'a> {
     }
 
     /// Searches on from a guess.
-    fn solve(&self, mut guess: Guess, guesses: &mut u32) -> Result<(), Violation> {
+    fn solve(&self, mut guess: Guess, guesses: &mut u32) -> Result<Explained, Violation> {
         *guesses += 1;
         loop {
             self.close(&mut guess);
@@ -169,11 +178,11 @@ impl<'a> Image<'a> {
             if changed {
                 continue;
             }
-            let Some((place, candidates)) = open else { return Ok(()) };
-            let mut result = Ok(());
+            let Some((place, candidates)) = open else { return Ok(Explained::Surely) };
+            let mut result = Ok(Explained::Perhaps);
             for candidate in candidates {
                 if *guesses > GUESSES_MAX {
-                    return Ok(());
+                    return Ok(Explained::Perhaps);
                 }
                 let mut next = guess.clone();
                 next.let_zero(self, candidate, place);

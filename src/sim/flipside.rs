@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::churn;
 use super::engine::{Engine, Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::metadata::Tables;
 use crate::env::flags::FlagsRegion;
@@ -48,6 +49,8 @@ pub struct Flipside {
     volumes: Vec<u64>,
     granule: usize,
     config: Config,
+    /// Whether other volumes come and go beside those that are checked.
+    churn: bool,
     /// The metadata store's tables, which outlive every crash.
     tables: Tables,
 }
@@ -73,6 +76,7 @@ impl Flipside {
             volumes: vec![size],
             granule: 512,
             config,
+            churn: false,
             tables: Tables::default(),
         }
     }
@@ -182,6 +186,10 @@ impl Flipside {
             latencies: Rc::default(),
         };
         let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
+        if self.churn {
+            let extent = u64::from(self.geometry.extent_size());
+            env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent));
+        }
         Ok(Serving { env, unit })
     }
 }
@@ -196,7 +204,7 @@ impl Engine for Flipside {
         let extent_shift = (block_shift + ratio).max(14);
         let geometry = Geometry::new(1 << block_shift, 1 << extent_shift).expect("sound sizes");
         let sector = if block_shift == 12 { rng.pick(&[512, 4096]) } else { 512 };
-        let nvram = rng.chance(200_000);
+        let nvram = rng.chance(350_000);
         let many = ratio < 7 && rng.chance(100_000);
         let extents = rng.between(20, if many { 200 } else { 60 }) as u32;
         let disks = if rng.chance(250_000) {
@@ -205,7 +213,9 @@ impl Engine for Flipside {
         } else {
             vec![extents]
         };
-        let reserve = rng.between(2, u64::from(extents / 3)) as u32;
+        // A small reserve makes extents go round fast.
+        let most = if rng.chance(400_000) { 4 } else { extents / 3 };
+        let reserve = rng.between(2, u64::from(most)) as u32;
         let config = Config {
             commit_interval: rng
                 .pick(&[None, Some(1), Some(50), Some(5_000)])
@@ -218,6 +228,8 @@ impl Engine for Flipside {
             ]),
             settle_batch: rng.pick(&[1, 2, 8, 100]),
             tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
+            discard: rng.chance(400_000),
+            ..Config::default()
         };
         let room = extents - reserve;
         let volumes = draw_volumes(rng, geometry, room);
@@ -226,12 +238,13 @@ impl Engine for Flipside {
             sector,
             volatile_cache: rng.chance(900_000),
             nvram,
-            region_len: REGION_BASE + rng.between(64, 200) * SLOT,
+            region_len: REGION_BASE + rng.pick(&[64, 66, 100, 200]) * SLOT,
             disks,
             reserve,
             volumes,
             granule: rng.pick(&[512, 512, 128]),
             config,
+            churn: rng.chance(250_000),
             tables: Tables::default(),
         }
     }
@@ -261,7 +274,9 @@ impl Engine for Flipside {
 
     fn room(&self) -> Room {
         let extent = u64::from(self.geometry.extent_size());
-        Room { extent, extents: (self.extents() - self.reserve) as usize }
+        let others = if self.churn { churn::EXTENTS_MAX as u32 } else { 0 };
+        let extents = (self.extents() - self.reserve).saturating_sub(others);
+        Room { extent, extents: extents as usize }
     }
 
     fn fork(&self) -> Self {
@@ -363,6 +378,7 @@ impl Running for Serving {
 
     fn volumes(&self) -> Vec<Served> {
         let volumes = self.unit.volumes().into_iter();
+        let volumes = volumes.filter(|volume| !churn::is_scratch(&volume.name()));
         volumes.map(|volume| Served { env: self.env.clone(), volume }).collect()
     }
 

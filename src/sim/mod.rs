@@ -11,6 +11,7 @@
 //! the moments of its sending and acknowledgement; the command printed beside it runs the seed
 //! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made.
 
+mod churn;
 mod cut;
 pub mod engine;
 pub mod flipside;

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::cut;
+use super::cut::{self, Explained};
 use super::stamp::{self, Seen, Stamp, ZEROS};
 
 /// An operation that changes a volume.
@@ -79,18 +79,30 @@ pub struct Oracle {
     ops: Vec<Op>,
     /// When the last flush that was acknowledged had been sent.
     flushed: u64,
+    /// Images that were let pass without a cut that explains them.
+    unexplained: u64,
 }
 
 impl Oracle {
     /// A volume of `granules` granules, never written.
     pub fn new(volume: u8, granule: usize, granules: u32) -> Self {
         let base = vec![ZEROS; granules as usize];
-        Self { volume, granule, clock: 0, base, ops: Vec::new(), flushed: 0 }
+        Self { volume, granule, clock: 0, base, ops: Vec::new(), flushed: 0, unexplained: 0 }
     }
 
     /// Number of granules.
     pub fn granules(&self) -> u32 {
         self.base.len() as u32
+    }
+
+    /// Images that were let pass, because to explain them would have taken too long.
+    pub fn unexplained(&self) -> u64 {
+        self.unexplained
+    }
+
+    /// Counts those that a fork of this model let pass, too.
+    pub fn count_unexplained(&mut self, fork: &Oracle) {
+        self.unexplained = self.unexplained.max(fork.unexplained);
     }
 
     /// A write, or what leaves zeros, is sent.
@@ -187,7 +199,7 @@ impl Oracle {
         for (number, bytes) in (0..).zip(image.chunks_exact(self.granule)) {
             seen.push(self.seen(number, bytes)?);
         }
-        cut::find(self, &seen)?;
+        self.unexplained += u64::from(cut::find(self, &seen)? == Explained::Perhaps);
         self.base = seen;
         self.ops.clear();
         self.flushed = 0;

@@ -28,6 +28,8 @@ pub struct Report {
     pub crashes: u64,
     /// Images checked after a recovery.
     pub images: u64,
+    /// Images that would have taken too long to judge, and were let pass.
+    pub unexplained: u64,
     /// How often each fault struck.
     pub struck: Struck,
     /// The persist points seen and crashed at.
@@ -126,6 +128,7 @@ impl<E: Engine> Run<E> {
             calls: machine.calls(),
             crashes: self.subject.crashes,
             images: self.subject.images,
+            unexplained: self.subject.models.unexplained(),
             struck: *machine.struck(),
             points: machine.points().clone(),
         })
@@ -250,10 +253,11 @@ impl<E: Engine> Run<E> {
     /// An orderly shutdown: what was acknowledged is durable, and nothing is left over.
     fn stop(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         env.set_faults(self.subject.faults.clone());
-        let handle = env.clone();
+        let (handle, ceased) = (env.clone(), self.subject.faults.ceased());
         let result = env.run(LIMIT, async move {
             let result = running.shutdown().await;
             drop(running);
+            handle.set_faults(ceased);
             // The tasks that were told to stop do so.
             handle.sleep(SHUTDOWN_TIME).await;
             result

@@ -22,6 +22,9 @@ pub(super) struct Subject<E: Engine> {
     pub models: Rc<Models>,
     pub faults: Faults,
     rng: Rng,
+    /// How often a crash is of the process only, and how often one strikes a recovery.
+    process_ppm: u32,
+    nested_ppm: u32,
     /// Crashes, those during recovery included.
     pub crashes: u64,
     /// Images checked after a recovery.
@@ -52,12 +55,14 @@ impl<E: Engine> Subject<E> {
         let mut machine = Machine::new(rng.bits(), &engine.shape());
         machine.loud(loud);
         let models = Models::new(&engine.volumes(), engine.granule(), engine.room());
-        let detected = rng.chance(300_000);
+        let detected = rng.chance(400_000);
         Self {
             engine,
             machine,
             models: Rc::new(models),
             faults: Faults::draw(rng, detected),
+            process_ppm: rng.pick(&[50_000, 250_000, 500_000, 800_000]),
+            nested_ppm: rng.pick(&[0, 300_000, 800_000]),
             rng: rng.fork(),
             crashes: 0,
             images: 0,
@@ -83,7 +88,7 @@ impl<E: Engine> Subject<E> {
             let env = self.machine.boot(faults);
             if !trying {
                 env.heal();
-            } else if rotten.expected == Expected::Success && self.rng.chance(350_000) {
+            } else if rotten.expected == Expected::Success && self.rng.chance(self.nested_ppm) {
                 env.crash_in(Some(self.rng.log_between(1, 400)));
             }
             let Some(running) = self.open(&env, &rotten)? else { continue };
@@ -185,6 +190,8 @@ impl<E: Engine> Subject<E> {
             models: Rc::new(self.models.fork()),
             faults: self.faults.clone(),
             rng: self.rng.fork(),
+            process_ppm: self.process_ppm,
+            nested_ppm: self.nested_ppm,
             crashes: 1,
             images: 0,
         };
@@ -194,6 +201,7 @@ impl<E: Engine> Subject<E> {
         drop(running);
         fork.crash(&other);
         self.machine.absorb(&fork.machine);
+        self.models.absorb(&fork.models);
         self.crashes += fork.crashes;
         self.images += fork.images;
         Ok(())
@@ -212,7 +220,7 @@ impl<E: Engine> Subject<E> {
     }
 
     fn draw_crash(&mut self) -> Crash {
-        if self.rng.chance(750_000) { Crash::Power } else { Crash::Process }
+        if self.rng.chance(self.process_ppm) { Crash::Process } else { Crash::Power }
     }
 
     /// What a run says that does not come to an end.

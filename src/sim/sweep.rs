@@ -1,4 +1,4 @@
-//! Many seeds on all cores, until the first failure.
+//! Many seeds on all cores, until the first failure, the last seed, or the end of the time.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +15,8 @@ pub struct Sweep {
     pub base: u64,
     /// How many.
     pub count: u64,
+    /// How long seeds are begun; without a time, until the last one.
+    pub time: Option<Duration>,
     /// How many threads.
     pub threads: usize,
     /// Prints every call of the environment.
@@ -38,6 +40,8 @@ pub struct Totals {
     pub crashes: u64,
     /// Images checked after a recovery.
     pub images: u64,
+    /// Images that would have taken too long to judge, and were let pass.
+    pub unexplained: u64,
     /// How often each fault struck.
     pub struck: Struck,
     /// The persist points seen and crashed at.
@@ -51,6 +55,7 @@ impl Totals {
         self.calls += report.calls;
         self.crashes += report.crashes;
         self.images += report.images;
+        self.unexplained += report.unexplained;
         self.struck.add_all(&report.struck);
         self.points.add_all(&report.points);
     }
@@ -62,11 +67,30 @@ impl std::fmt::Display for Totals {
             f,
             "{} seeds, {} operations, {} calls of the environment, {} crashes, {} images checked",
             self.seeds, self.operations, self.calls, self.crashes, self.images
+        )?;
+        if self.unexplained > 0 {
+            write!(f, " ({} of them not to the end)", self.unexplained)?;
+        }
+        Ok(())
+    }
+}
+
+impl Totals {
+    /// The same for each second of each core.
+    pub fn rates(&self, time: Duration, cores: usize) -> String {
+        let core_seconds = time.as_secs_f64() * cores as f64;
+        let rate = |count: u64| (count as f64 / core_seconds).round();
+        format!(
+            "a second on each of {cores} cores: {:.1} seeds, {} operations, {} crashes, {} images",
+            self.seeds as f64 / core_seconds,
+            rate(self.operations),
+            rate(self.crashes),
+            rate(self.images)
         )
     }
 }
 
-/// Runs the seeds, reporting progress every `interval`. Returns the failures where there are any.
+/// Runs the seeds, at least one, reporting progress every `interval`. Returns the failures where there are any.
 pub fn sweep<E: Engine>(
     sweep: Sweep,
     interval: Duration,
@@ -75,10 +99,12 @@ pub fn sweep<E: Engine>(
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let totals = Mutex::new((Totals::default(), Instant::now()));
     let failures = Mutex::new(Vec::new());
+    let started = Instant::now();
     let work = || {
         while !stop.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= sweep.count {
+            let late = index > 0 && sweep.time.is_some_and(|time| started.elapsed() >= time);
+            if late || index >= sweep.count {
                 break;
             }
             let seed = sweep.base + index;

@@ -323,11 +323,22 @@ fn broken_toys_are_caught() {
 /// Goal: a sweep runs every seed once, on several threads, and finds what one run finds.
 #[test]
 fn a_sweep_runs_all_seeds() {
-    let seeds =
-        Sweep { base: 100, count: 40, threads: 2, loud: false, twice_every: 10, failures_max: 1 };
+    let seeds = Sweep {
+        base: 100,
+        count: 40,
+        time: None,
+        threads: 2,
+        loud: false,
+        twice_every: 10,
+        failures_max: 1,
+    };
     let quiet = |_: &Totals| ();
     let totals = sweep::<Toy<{ fault::NONE }>>(seeds, Duration::ZERO, quiet).unwrap();
     assert_eq!(totals.seeds, 40);
     assert!(totals.crashes >= 40 && totals.images >= 40);
     assert!(sweep::<Toy<{ fault::EARLY_ACK }>>(seeds, Duration::ZERO, quiet).is_err());
+    // However short the time, one seed is run.
+    let short = Sweep { time: Some(Duration::ZERO), ..seeds };
+    let totals = sweep::<Toy<{ fault::NONE }>>(short, Duration::ZERO, quiet).unwrap();
+    assert_eq!(totals.seeds, 1);
 }

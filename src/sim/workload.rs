@@ -60,12 +60,12 @@ impl Habits {
             pause: rng.pick(&[0, 2, 20]),
         };
         Self {
-            clients: rng.between(1, 6),
+            clients: rng.pick(&[1, 2, 3, 4, 6, 12]),
             operations: rng.log_between(10, 400),
             weights,
             fua_ppm: rng.pick(&[0, 0, 30_000, 200_000]),
             hot_ppm: rng.pick(&[0, 500_000, 900_000]),
-            hot_share: rng.pick(&[4, 16, 64]),
+            hot_share: rng.pick(&[2, 4, 16, 64]),
             large_ppm: rng.pick(&[0, 20_000, 200_000]),
             aligned_ppm: rng.pick(&[0, 500_000, 1_000_000]),
             aligned_to: rng.pick(&[1, 8, 8, 64]),
@@ -125,6 +125,17 @@ impl Models {
             touched: self.touched.clone(),
             ..*self
         }
+    }
+
+    /// Images that were let pass, because to explain them would have taken too long.
+    pub fn unexplained(&self) -> u64 {
+        self.oracles.iter().map(|oracle| oracle.borrow().unexplained()).sum()
+    }
+
+    /// Takes over what was learnt while checking an image on another machine.
+    pub fn absorb(&self, fork: &Models) {
+        let pairs = self.oracles.iter().zip(&fork.oracles);
+        pairs.for_each(|(mine, other)| mine.borrow_mut().count_unexplained(&other.borrow()));
     }
 
     /// A write is sent to these bytes.

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::Inner;
 use super::block::write_targets;
 use super::error::IoError;
+use super::manage::check_there;
 use super::policy::throttle;
 use super::request::{Part, Parts};
 use super::state::{Settling, State, Waiter};
@@ -159,6 +160,7 @@ impl<E: Env> Inner<E> {
         if state.stopping {
             return Err(Blocked::Refused(IoError::ShuttingDown));
         }
+        check_there(state, volume, parts, self.geometry).map_err(Blocked::Refused)?;
         for part in parts.iter_mut() {
             part.pair = state.volumes[volume].pair(part.logical);
         }
@@ -234,6 +236,9 @@ impl<E: Env> Inner<E> {
                 state.domains[volume].open.pairs.push(pair);
             }
         }
+        if needs.data_areas > 0 {
+            state.watch_fullness();
+        }
         let domain = &mut state.domains[volume];
         let open = &mut domain.open;
         if open.since.is_none() && !parts.is_empty() {
@@ -243,9 +248,9 @@ impl<E: Env> Inner<E> {
         open.in_flight += 1;
         open.record_bytes += needs.record_bytes;
         open.data_bytes += bytes;
-        if open.data_bytes > self.limits.epoch_data_bytes / 2
-            || open.record_bytes > self.limits.epoch_record_bytes / 2
-        {
+        let filling = open.data_bytes > self.limits.epoch_data_bytes / 2
+            || open.record_bytes > self.limits.epoch_record_bytes / 2;
+        if filling && !mutated(Mutant::EpochNotWanted) {
             domain.want(domain.open.number);
         }
         if state.pool.available() < self.watermarks.high {
@@ -278,7 +283,10 @@ fn check_space(state: &mut State, volume: usize, needs: Needs, ticket: u64) -> R
         });
         if trimmed {
             domain.want(domain.open.number);
-        } else if state.empty.is_empty() && state.leaving == 0 && domain.sealed.is_none() {
+        } else if state.empty.is_empty()
+            && state.leaving + state.emptying == 0
+            && domain.sealed.is_none()
+        {
             return Err(Blocked::Refused(IoError::NoSpace));
         }
         return Err(Blocked::Space);
@@ -385,7 +393,7 @@ impl<E: Env> Admitted<'_, E> {
             domain.drained.notify_one();
         }
         if let Outcome::Torn(reason) = outcome
-            && !mutated(Mutant::TornWriteForgiven)
+            && !mutated(Mutant::FailedWriteForgotten)
         {
             domain.fail(reason);
             state.wake_everyone();

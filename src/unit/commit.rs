@@ -24,7 +24,7 @@ use super::Inner;
 use super::block::Pending;
 use super::error::IoError;
 use super::policy::SettlePolicy;
-use super::state::{Epoch, State};
+use super::state::{Epoch, Stage, State};
 use crate::env::{Disk, Env};
 use crate::format::blocks::Location;
 use crate::format::group::GroupState;
@@ -73,7 +73,7 @@ impl<E: Env> Inner<E> {
     pub(super) async fn commit_epochs(self: Rc<Self>, volume: usize) {
         loop {
             self.commit_wanted(volume).await;
-            if self.stopped.get() {
+            if self.is_over(volume) {
                 return;
             }
             if let Err(reason) = self.commit_once(volume).await {
@@ -93,7 +93,7 @@ impl<E: Env> Inner<E> {
             let (wake, age) = {
                 let state = self.state.borrow();
                 let domain = &state.domains[volume];
-                if domain.wanted > domain.committed || self.stopped.get() {
+                if domain.wanted > domain.committed || self.is_over(volume) {
                     return;
                 }
                 let since = domain.open.since;
@@ -109,6 +109,11 @@ impl<E: Env> Inner<E> {
             let timer = Box::pin(self.env.sleep(interval.saturating_sub(age)));
             if let Either::Left(_) = select(timer, Box::pin(wake.notified())).await {}
         }
+    }
+
+    /// Whether the volume needs its commit task no more.
+    fn is_over(&self, volume: usize) -> bool {
+        self.stopped.get() || self.state.borrow().volumes[volume].stage == Stage::Gone
     }
 
     /// Commits the open epoch; the error is why it cannot be.

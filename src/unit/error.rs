@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::journal::JournalError;
-use crate::mds::error::MdsError;
+use crate::mds::error::{MdsError, Refusal};
 
 /// What a client is told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,9 +32,56 @@ pub enum IoError {
          commit"
     )]
     Latched(Arc<str>),
+    /// The volume was deleted.
+    #[error("the volume was deleted")]
+    Deleted,
     /// The target is stopping.
     #[error("the target is shutting down")]
     ShuttingDown,
+}
+
+/// Why a volume was not made or changed. Nothing has changed, but that a shrink that failed may
+/// have left zeros in the tail that it was to cut off.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManageError {
+    /// There is none of that number, or not any more.
+    #[error("there is no such volume")]
+    Unknown,
+    /// A size that no volume of this pool can have.
+    #[error("a volume's size must be a multiple of the block size, {block} bytes, and not zero")]
+    Size {
+        /// Bytes of a block.
+        block: u32,
+    },
+    /// A smaller size, without the word that this is meant.
+    #[error(
+        "it has {from} bytes, and what is beyond the first {to} would be lost: say --shrink if \
+         that is meant"
+    )]
+    Shrinks {
+        /// Its size in bytes.
+        from: u64,
+        /// The size that was asked for, in bytes.
+        to: u64,
+    },
+    /// The metadata server has a reason against it.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The metadata server cannot.
+    #[error(transparent)]
+    Metadata(MdsError),
+    /// What was to be given up could not be emptied.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+impl From<MdsError> for ManageError {
+    fn from(error: MdsError) -> Self {
+        match error {
+            MdsError::Refused { refusal, .. } => Self::Refused(refusal),
+            other => Self::Metadata(other),
+        }
+    }
 }
 
 /// Why a unit could not start.

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 
 use super::{Inner, Unit};
 use crate::env::Env;
-use crate::format::ids::{ExtentId, PairId};
+use crate::format::ids::{ExtentId, LogicalExtent, PairId};
 
 impl<E: Env> Unit<E> {
     /// Checks that the unit's state agrees with itself: no block without an extent, no extent in
-    /// two places, none lost, every volume's pairs its own. Returns what does not.
+    /// two places, none lost, every volume's pairs its own, every journal slot accounted for.
+    /// Returns what does not.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.0.check_extents()?;
-        self.0.check_volumes()
+        self.0.check_volumes()?;
+        self.0.journal.check_invariants()
     }
 
     /// Whether nothing is under way: no request, commit, settle or wait.
@@ -20,6 +22,7 @@ impl<E: Env> Unit<E> {
         state.pairs.working().next().is_none()
             && state.space_queue.is_empty()
             && state.leaving == 0
+            && state.emptying == 0
             && state.domains.iter().all(|domain| domain.newest_dirty().is_none())
             && self.0.readers.count() == 0
     }
@@ -60,13 +63,11 @@ impl<E: Env> Inner<E> {
         let state = self.state.borrow();
         let mut owned: BTreeSet<PairId> = BTreeSet::new();
         for volume in &state.volumes {
-            for number in 0..volume.extent_count() as u32 {
-                let logical = crate::format::ids::LogicalExtent(number);
-                let Some(pair) = volume.pair(logical) else { continue };
+            for (logical, pair) in volume.extents.backed_from(LogicalExtent(0)) {
                 owned.insert(pair);
                 let owner = state.pairs.binding(pair).owner;
                 if owner != Some((volume.id, logical)) {
-                    return Err(format!("pair {pair} behind extent {number} is {owner:?}'s"));
+                    return Err(format!("pair {pair} behind extent {logical} is {owner:?}'s"));
                 }
             }
         }

@@ -4,11 +4,13 @@
 //! | file | what it is about |
 //! | --- | --- |
 //! | [`block`], [`policy`], [`limits`], [`request`] | decisions: plain functions over plain data |
-//! | [`state`], [`pool`], [`readers`] | what the unit knows |
+//! | [`fullness`] | when to warn that the pool fills up: a plain decision, too |
+//! | [`state`], [`extents`], [`pool`], [`readers`] | what the unit knows |
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
-//! | [`settle`], [`copy`] | giving journal areas back |
+//! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
+//! | [`manage`] | volumes made, renamed, resized, deleted |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
 //!
@@ -25,9 +27,13 @@ mod admission;
 pub mod block;
 mod commit;
 mod copy;
+mod discard;
 mod error;
+mod extents;
+pub mod fullness;
 mod invariants;
 pub mod limits;
+mod manage;
 pub mod policy;
 mod pool;
 mod read;
@@ -47,9 +53,9 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
 
-pub use error::{IoError, RecoverError};
+pub use error::{IoError, ManageError, RecoverError};
 pub use policy::SettlePolicy;
-pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
+pub use recovery::{Member, Parts as UnitParts, RecoveryReport, replay};
 pub use settle::SettleReport;
 pub use volume::Volume;
 
@@ -61,12 +67,14 @@ use crate::journal::Journal;
 use crate::mds::client::Client;
 use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
+use crate::mutants::{Mutant, mutated};
 use crate::observe::{Counters, Latencies};
-use crate::observe::{Gauges, VolumeGauges};
+use crate::observe::{Gauges, SpaceGauges, VolumeGauges};
 use limits::Limits;
+use manage::Management;
 use policy::Watermarks;
 use readers::Readers;
-use state::State;
+use state::{Stage, State};
 
 use self::recovery::RegionOf;
 
@@ -81,6 +89,10 @@ pub struct Config {
     pub settle_batch: usize,
     /// How long news for the metadata server are gathered.
     pub tell_interval: Duration,
+    /// How full the pool's data space is, in percent, when that is warned of.
+    pub warn_full: Vec<u8>,
+    /// Whether extents that are given back are discarded on their device.
+    pub discard: bool,
 }
 
 impl Default for Config {
@@ -90,6 +102,8 @@ impl Default for Config {
             settle: SettlePolicy::Pressure,
             settle_batch: 100,
             tell_interval: Duration::from_millis(500),
+            warn_full: vec![80, 90],
+            discard: false,
         }
     }
 }
@@ -100,6 +114,8 @@ pub(crate) struct Device<E: Env> {
     extents: DeviceExtents,
     /// A write or flush failed: nothing more is put there.
     failed: Cell<bool>,
+    /// A discard failed, and that was said.
+    discard_failed: Cell<bool>,
 }
 
 /// A storage unit. Cheap to clone: a handle.
@@ -132,6 +148,8 @@ struct Inner<E: Env> {
     checkpoint_lock: Mutex<()>,
     /// Wakes the task that tells the metadata server.
     news: Notify,
+    /// Volumes being changed.
+    management: Management,
     /// The background tasks end when this is set and they are woken.
     stopped: Cell<bool>,
 }
@@ -152,7 +170,7 @@ impl<E: Env> Inner<E> {
     /// any.
     fn device_failed(&self, number: usize, reason: &str) {
         let device = &self.devices[number];
-        if device.failed.replace(true) {
+        if mutated(Mutant::FailedWriteForgotten) || device.failed.replace(true) {
             return;
         }
         tracing::error!(reason, "a device takes no more writes");
@@ -187,15 +205,15 @@ impl<E: Env> Unit<E> {
     /// The volume of that name.
     pub fn volume(&self, name: &str) -> Option<Volume<E>> {
         let state = self.0.state.borrow();
-        let index = state.volumes.iter().position(|volume| &*volume.name == name)?;
-        Some(Volume::new(Rc::clone(&self.0), index, &state.volumes[index]))
+        let (index, volume) = state.live().find(|(_, volume)| &*volume.name == name)?;
+        Some(Volume::new(Rc::clone(&self.0), index, volume.id))
     }
 
     /// All volumes, in the order of their numbers.
     pub fn volumes(&self) -> Vec<Volume<E>> {
         let state = self.0.state.borrow();
-        let volumes = state.volumes.iter().enumerate();
-        volumes.map(|(i, volume)| Volume::new(Rc::clone(&self.0), i, volume)).collect()
+        let volumes = state.live();
+        volumes.map(|(i, volume)| Volume::new(Rc::clone(&self.0), i, volume.id)).collect()
     }
 
     /// Counters of this unit.
@@ -211,15 +229,21 @@ impl<E: Env> Unit<E> {
     /// What can be measured now.
     pub fn gauges(&self) -> Gauges {
         let state = self.0.state.borrow();
-        let volumes =
-            state.volumes.iter().zip(&state.domains).map(|(volume, domain)| VolumeGauges {
-                name: volume.name.to_string(),
-                size: volume.size,
-                epoch: domain.committed,
-                latched: domain.failed.as_deref().map(str::to_owned),
-            });
+        let volumes = state.live().map(|(index, volume)| VolumeGauges {
+            name: volume.name.to_string(),
+            size: volume.size,
+            epoch: state.domains[index].committed,
+            latched: state.domains[index].failed.as_deref().map(str::to_owned),
+        });
+        let (used, total) = (state.pool.data_used(), state.pool.data_quota());
         Gauges {
             journal_extents_free: state.pool.available().into(),
+            space: SpaceGauges {
+                data_extents: total,
+                data_extents_used: used,
+                percent: fullness::percent(used, total),
+                mark_crossed: state.fullness.crossed(),
+            },
             connections_open: 0,
             volumes: volumes.collect(),
         }
@@ -246,10 +270,17 @@ impl<E: Env> Unit<E> {
         let count = self.0.state.borrow().volumes.len();
         let mut result = Ok(());
         for index in 0..count {
-            let wanted = volume.is_none_or(|id| self.0.state.borrow().volumes[index].id == id);
-            if wanted {
-                // One that has stopped does not keep the others from being committed.
-                result = result.and(self.0.flush(index).await);
+            let (id, stage) = {
+                let volume = &self.0.state.borrow().volumes[index];
+                (volume.id, volume.stage)
+            };
+            if stage != Stage::Gone && volume.is_none_or(|wanted| wanted == id) {
+                let flushed = self.0.flush(index).await;
+                // One that has stopped does not keep the others from being committed; one that is
+                // being deleted has nothing to lose.
+                if stage == Stage::Live {
+                    result = result.and(flushed);
+                }
             }
         }
         result
@@ -272,6 +303,7 @@ impl<E: Env> Unit<E> {
             state.wake_everyone();
         }
         let committed = self.commit(None).await;
+        self.0.emptied().await;
         if self.0.journal.failure().is_none() {
             let _one_settle_at_a_time = self.0.settle_lock.lock().await;
             self.0

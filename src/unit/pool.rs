@@ -110,6 +110,11 @@ impl ExtentPool {
         self.data_quota.saturating_sub(self.data_used)
     }
 
+    /// How many data areas there may be.
+    pub fn data_quota(&self) -> u64 {
+        self.data_quota
+    }
+
     /// How many data areas there are.
     pub fn data_used(&self) -> u64 {
         self.data_used

@@ -18,12 +18,14 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 
 use super::copy::CopyBuffers;
+use super::fullness::Fullness;
 use super::limits::Limits;
+use super::manage::Management;
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
 use super::readers::Readers;
 use super::settle::bound;
-use super::state::{Domain, Pairs, State, VolumeState};
+use super::state::{Domain, Pairs, Stage, State, VolumeState};
 use super::{Config, Device, Inner, RecoverError, Unit};
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -111,11 +113,14 @@ impl<E: Env> Unit<E> {
         )
         .await?;
         let volumes = client.volumes().await?;
+        // Grants first: a store that was made anew must know of them before it is told of pairs.
+        let mut pool = all_grants(&client, pairs).await?;
         report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;
         report.pairs = lines.iter().filter(|line| line.binding.owner.is_some()).count();
-        let mut pool = all_grants(&client, pairs).await?;
         claim_extents(&mut pool, &lines)?;
-        let state = build_state(parts.geometry, lines, &volumes, pool, stale_pages)?;
+        let mut state = build_state(parts.geometry, lines, &volumes, pool, stale_pages)?;
+        state.fullness = Fullness::new(&parts.config.warn_full);
+        state.watch_fullness();
         groups.iter().for_each(|group| journal.publish(group.sequence));
         let unit = assemble(parts, journal, client, state).await?;
         report.took = unit.0.env.now().since(started);
@@ -125,8 +130,12 @@ impl<E: Env> Unit<E> {
 
     fn start_tasks(&self) {
         let inner = &self.0;
-        for volume in 0..inner.state.borrow().volumes.len() {
+        let stages: Vec<_> = inner.state.borrow().volumes.iter().map(|v| v.stage).collect();
+        for (volume, stage) in stages.into_iter().enumerate() {
             inner.env.spawn(Rc::clone(inner).commit_epochs(volume));
+            if stage == Stage::Deleting {
+                inner.begin_deletion(volume);
+            }
         }
         inner.env.spawn(Rc::clone(inner).settle_when_wanted());
         inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
@@ -148,7 +157,7 @@ async fn make_stable<E: Env>(parts: &Parts<E>) -> Result<(), RecoverError> {
 }
 
 /// Applies the linked groups to the lines, oldest first; returns the home pages that this changed.
-pub(super) fn replay(
+pub fn replay(
     lines: &mut [Line],
     groups: &[RecoveredGroup],
 ) -> Result<BTreeSet<u32>, RecoverError> {
@@ -285,8 +294,9 @@ fn build_state(
     let mut states: Vec<VolumeState> = volumes
         .iter()
         .map(|info| {
-            let extents = geometry.extents_for(info.size) as usize;
-            VolumeState::new(info.id, &info.name, info.size, extents)
+            let extents = geometry.extents_for(info.size) as u32;
+            let stage = if info.deleting { Stage::Deleting } else { Stage::Live };
+            VolumeState { stage, ..VolumeState::new(info.id, &info.name, info.size, extents) }
         })
         .collect();
     let mut free_pairs = Numbers::none(lines.len() as u32);
@@ -298,7 +308,7 @@ fn build_state(
             continue;
         };
         let volume = states.iter_mut().find(|volume| volume.id == id);
-        let volume = volume.filter(|volume| (logical.0 as usize) < volume.extent_count());
+        let volume = volume.filter(|volume| logical.0 < volume.extents.count());
         let Some(volume) = volume else {
             return Err(RecoverError::Damaged(format!(
                 "pair {pair} belongs to extent {logical} of volume {id}, which there is not"
@@ -319,12 +329,14 @@ fn build_state(
         free_pairs,
         volumes: states,
         domains,
+        fullness: Fullness::default(),
         journaled: BTreeMap::new(),
         empty: BTreeSet::new(),
         shunned: BTreeSet::new(),
         untold: BTreeSet::new(),
         stale_pages: BTreeSet::new(),
         space_queue: VecDeque::new(),
+        emptying: 0,
         leaving: 0,
         next_ticket: 0,
         commit_clock: 0,
@@ -354,7 +366,12 @@ async fn assemble<E: Env>(
     let devices = parts
         .devices
         .into_iter()
-        .map(|Member { disk, extents }| Device { disk, extents, failed: Cell::new(false) })
+        .map(|Member { disk, extents }| Device {
+            disk,
+            extents,
+            failed: Cell::new(false),
+            discard_failed: Cell::new(false),
+        })
         .collect();
     Ok(Unit(Rc::new(Inner {
         env: parts.env,
@@ -373,6 +390,7 @@ async fn assemble<E: Env>(
         settle_lock: Mutex::new(buffers),
         checkpoint_lock: Mutex::new(()),
         news: Notify::new(),
+        management: Management::default(),
         stopped: Cell::new(false),
     })))
 }

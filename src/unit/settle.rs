@@ -13,7 +13,7 @@
 //!
 //! - **Ordering**: the copies are flushed before the group that moves the blocks is hardened; that
 //!   is durable before the metadata server is told; and an extent is free only when the server has
-//!   answered and the readers from before have ended.
+//!   answered, the readers from before have ended, and the device was told where that is wanted.
 //! - **Cancellation**: a pair that a write wants leaves the batch while nothing of it has changed.
 
 use std::rc::Rc;
@@ -51,7 +51,7 @@ const IDLE_AFTER: Duration = Duration::from_secs(1);
 /// How long a pair that could not be read is passed over.
 const SHUN_FOR: Duration = Duration::from_millis(100);
 /// How long a settle that found every pair in use waits before it looks again.
-const RETRY_AFTER: Duration = Duration::from_millis(1);
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// A pair of a batch, from its beginning on.
 struct Item {
@@ -241,9 +241,12 @@ impl<E: Env> Inner<E> {
     }
 
     /// Settles some pairs in one go; those that are in use are passed over.
-    async fn settle_pairs(&self, pairs: Vec<PairId>) -> Result<SettleReport, String> {
+    pub(super) async fn settle_pairs(&self, pairs: Vec<PairId>) -> Result<SettleReport, String> {
         let mut buffers = self.settle_lock.lock().await;
         let mut report = SettleReport::default();
+        if self.stopped.get() {
+            return Ok(report);
+        }
         let mut items = Vec::new();
         let mut devices = 0_u64;
         for item in self.begin(&pairs) {
@@ -394,6 +397,7 @@ impl<E: Env> Inner<E> {
         if !mutated(Mutant::ReadersNotAwaited) {
             self.readers.grace().await;
         }
+        self.discard(items.iter().flat_map(Item::freed).collect()).await;
         if !mutated(Mutant::LeftSlotReused) {
             self.free(items);
         }
@@ -413,6 +417,7 @@ impl<E: Env> Inner<E> {
                 state.free_pairs.insert(item.pair.0);
             }
         }
+        state.watch_fullness();
         if !mutated(Mutant::SpaceWakeLost) {
             state.wake_space();
         }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::block::Pending;
+use super::extents::ExtentMap;
+use super::fullness::{Crossing, Fullness};
 use super::pool::{ExtentPool, Numbers};
 use crate::env::Moment;
 use crate::format::blocks::{BlockMap, BlockSet};
@@ -271,6 +273,17 @@ impl Domain {
     }
 }
 
+/// What a volume lives through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It can be used.
+    Live,
+    /// It takes no requests any more, and its extents are being given back.
+    Deleting,
+    /// Nothing is left of it but its place, which is no other volume's: handles may remain.
+    Gone,
+}
+
 /// A volume's place in the unit.
 #[derive(Debug)]
 pub struct VolumeState {
@@ -280,32 +293,26 @@ pub struct VolumeState {
     pub name: Rc<str>,
     /// Its size in bytes.
     pub size: u64,
-    /// For each logical extent its pair's number plus one, or zero.
-    extents: Vec<u32>,
+    /// Whether it can be used.
+    pub stage: Stage,
+    /// The pair behind each logical extent.
+    pub extents: ExtentMap,
 }
 
 impl VolumeState {
     /// A volume of `extents` logical extents without any contents.
-    pub fn new(id: VolumeId, name: &str, size: u64, extents: usize) -> Self {
-        Self { id, name: name.into(), size, extents: vec![0; extents] }
+    pub fn new(id: VolumeId, name: &str, size: u64, extents: u32) -> Self {
+        Self { id, name: name.into(), size, stage: Stage::Live, extents: ExtentMap::new(extents) }
     }
 
     /// The pair behind a logical extent.
     pub fn pair(&self, logical: LogicalExtent) -> Option<PairId> {
-        match self.extents[logical.0 as usize] {
-            0 => None,
-            number => Some(PairId(number - 1)),
-        }
+        self.extents.get(logical)
     }
 
     /// Sets the pair behind a logical extent.
     pub fn set_pair(&mut self, logical: LogicalExtent, pair: Option<PairId>) {
-        self.extents[logical.0 as usize] = pair.map_or(0, |pair| pair.0 + 1);
-    }
-
-    /// How many logical extents there are.
-    pub fn extent_count(&self) -> usize {
-        self.extents.len()
+        self.extents.set(logical, pair);
     }
 }
 
@@ -318,10 +325,12 @@ pub struct State {
     pub pool: ExtentPool,
     /// The pairs that belong to nothing.
     pub free_pairs: Numbers,
-    /// The volumes; each is a domain of its own, at the same index.
+    /// The volumes; each is a domain of its own, at the same index, which stays its own for ever.
     pub volumes: Vec<VolumeState>,
     /// The commit domains.
     pub domains: Vec<Domain>,
+    /// How full the pool is.
+    pub fullness: Fullness,
     /// The pairs whose durable line has a journal area, and when each was last committed to.
     pub journaled: BTreeMap<PairId, u64>,
     /// The pairs none of whose blocks is used.
@@ -334,6 +343,8 @@ pub struct State {
     pub stale_pages: BTreeSet<u32>,
     /// Tickets of those who wait for extents, in order.
     pub space_queue: VecDeque<(u64, Rc<Notify>)>,
+    /// Volumes that are being deleted or cut, whose extents come back.
+    pub emptying: u32,
     /// Extents that pairs have left and that are not free yet.
     pub leaving: u32,
     /// The next ticket.
@@ -351,6 +362,29 @@ impl State {
         self.next_ticket
     }
 
+    /// The volumes that can be used, with their indices.
+    pub fn live(&self) -> impl Iterator<Item = (usize, &VolumeState)> {
+        let volumes = self.volumes.iter().enumerate();
+        volumes.filter(|(_, volume)| volume.stage == Stage::Live)
+    }
+
+    /// Says so where the pool has crossed a mark.
+    pub fn watch_fullness(&mut self) {
+        let (used, total) = (self.pool.data_used(), self.pool.data_quota());
+        match self.fullness.look(used, total) {
+            Some(Crossing::Reached(mark)) => tracing::warn!(
+                used,
+                total,
+                "{mark}% of the pool's data extents are in use: trim or delete something before \
+                 writes find no space"
+            ),
+            Some(Crossing::Left(mark)) => {
+                tracing::info!(used, total, "less than {mark}% of the data extents are in use");
+            }
+            None => {}
+        }
+    }
+
     /// Whether the pair's domain still takes writes, and so may be settled.
     pub fn may_settle(&self, pair: PairId) -> bool {
         let owner = self.pairs.line(pair).binding.owner;
@@ -362,6 +396,7 @@ impl State {
     pub fn may_gain_extents(&self) -> bool {
         let healthy = |domain: &Domain| domain.failed.is_none();
         self.leaving > 0
+            || self.emptying > 0
             || !self.shunned.is_empty()
             || self.domains.iter().any(|d| healthy(d) && d.newest_dirty().is_some())
             || self.journaled.keys().chain(&self.empty).any(|pair| self.may_settle(*pair))

@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Inner;
 use super::error::IoError;
 use super::request::{Span, covering, extents};
-use super::state::VolumeState;
+use super::state::Stage;
 use crate::env::Env;
 use crate::format::blocks::BlockSet;
 use crate::format::ids::VolumeId;
@@ -21,25 +22,19 @@ use crate::uring::buffers::Buf;
 ///   where that says.
 /// - **Durability**: [`Volume::flush`] makes durable all that had been acknowledged when it was
 ///   called.
+/// - **Change**: name and size are those of the moment; a request beyond an end that has moved, or
+///   on a volume that was deleted, is refused.
 /// - **Atomicity**: a write is in the image after a crash wholly or not at all; trims and
 ///   write-zeroes of more than [`Volume::zero_max`] bytes are, piece by piece of that size.
 pub struct Volume<E: Env> {
     unit: Rc<Inner<E>>,
     index: usize,
     id: VolumeId,
-    name: Rc<str>,
-    size: u64,
 }
 
 impl<E: Env> Clone for Volume<E> {
     fn clone(&self) -> Self {
-        Self {
-            unit: Rc::clone(&self.unit),
-            index: self.index,
-            id: self.id,
-            name: Rc::clone(&self.name),
-            size: self.size,
-        }
+        Self { unit: Rc::clone(&self.unit), index: self.index, id: self.id }
     }
 }
 
@@ -61,9 +56,14 @@ pub struct Allocation {
     pub used: bool,
 }
 
+/// The extents that one query of the allocation looks at, at most: others wait meanwhile.
+const WALK_MAX: usize = 1 << 14;
+/// The pause between two pieces of a large change: long enough to let go of the thread.
+const BREATH: Duration = Duration::from_micros(10);
+
 impl<E: Env> Volume<E> {
-    pub(super) fn new(unit: Rc<Inner<E>>, index: usize, state: &VolumeState) -> Self {
-        Self { unit, index, id: state.id, name: Rc::clone(&state.name), size: state.size }
+    pub(super) fn new(unit: Rc<Inner<E>>, index: usize, id: VolumeId) -> Self {
+        Self { unit, index, id }
     }
 
     /// Its number.
@@ -71,14 +71,20 @@ impl<E: Env> Volume<E> {
         self.id
     }
 
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Its name, as it is now.
+    pub fn name(&self) -> Rc<str> {
+        Rc::clone(&self.unit.state.borrow().volumes[self.index].name)
     }
 
-    /// Its size in bytes.
+    /// Its size in bytes, as it is now.
     pub fn size(&self) -> u64 {
-        self.size
+        self.unit.state.borrow().volumes[self.index].size
+    }
+
+    /// How many bytes of it have extents of the pool behind them.
+    pub fn allocated(&self) -> u64 {
+        let backed = self.unit.state.borrow().volumes[self.index].extents.backed();
+        u64::from(backed) * u64::from(self.unit.geometry.extent_size())
     }
 
     /// Bytes of a block: requests aligned to it need no read-modify-write.
@@ -110,12 +116,18 @@ impl<E: Env> Volume<E> {
     }
 
     fn check(&self, what: &'static str, offset: u64, len: u64, max: u64) -> Result<Span, IoError> {
-        let size = self.size;
+        self.check_live()?;
+        let size = self.size();
         let inside = offset.checked_add(len).is_some_and(|end| end <= size);
         if !inside || len > max {
             return Err(IoError::OutOfRange { what, offset, len, size });
         }
         Ok(Span { offset, len })
+    }
+
+    fn check_live(&self) -> Result<(), IoError> {
+        let stage = self.unit.state.borrow().volumes[self.index].stage;
+        if stage == Stage::Live { Ok(()) } else { Err(IoError::Deleted) }
     }
 
     /// Reads; the bytes lie in the returned buffer where [`Volume::buffer_for`] says.
@@ -132,7 +144,8 @@ impl<E: Env> Volume<E> {
     }
 
     /// Which bytes have contents, as reads would find them now: runs from `offset` on, of which
-    /// neighbours differ, and at most `runs_max` of them. It waits for nothing and reads nothing.
+    /// neighbours differ, and at most `runs_max` of them; there is one, but they may end before the
+    /// range does. It waits for nothing and reads nothing.
     pub fn allocation(
         &self,
         offset: u64,
@@ -148,7 +161,7 @@ impl<E: Env> Volume<E> {
         let geometry = self.unit.geometry;
         let state = self.unit.state.borrow();
         let failed = &state.domains[self.index].failed;
-        for (logical, local, first) in extents(covering(span, geometry), geometry) {
+        for (logical, local, first) in extents(covering(span, geometry), geometry).take(WALK_MAX) {
             let wanted = BlockSet::range(local);
             let mut used = BlockSet::EMPTY;
             if let Some(pair) = state.volumes[self.index].pair(logical) {
@@ -192,6 +205,7 @@ impl<E: Env> Volume<E> {
     /// Makes durable all that was acknowledged when this was called.
     pub async fn flush(&self) -> Result<(), IoError> {
         self.unit.counters.flushes.increment();
+        self.check_live()?;
         self.unit.flush(self.index).await
     }
 
@@ -201,6 +215,7 @@ impl<E: Env> Volume<E> {
         let span = self.check("a trim", offset, len, u64::MAX)?;
         let mut newest = None;
         for piece in pieces(span, self.zero_max()) {
+            self.breathe(newest).await;
             newest = Some(self.unit.trim(self.index, piece).await?);
         }
         self.harden_newest(newest, fua).await
@@ -227,10 +242,19 @@ impl<E: Env> Volume<E> {
             }
         } else {
             for piece in pieces(span, self.zero_max()) {
+                self.breathe(newest).await;
                 newest = Some(self.unit.zero(self.index, piece).await?);
             }
         }
         self.harden_newest(newest, fua).await
+    }
+
+    /// Lets others have a turn before a piece that is not the first: a change of terabytes that
+    /// touches no device would wait for nothing.
+    async fn breathe(&self, newest: Option<u64>) {
+        if newest.is_some() {
+            self.unit.env.sleep(BREATH).await;
+        }
     }
 
     async fn harden_newest(&self, epoch: Option<u64>, fua: bool) -> Result<(), IoError> {

@@ -124,16 +124,34 @@ async fn transfer(
     core: Rc<Core>,
     fd: Fd,
     direction: Direction,
-    mut offset: u64,
-    mut view: View,
+    offset: u64,
+    view: View,
 ) -> io::Result<()> {
     let mut retries = 0;
-    while !view.is_empty() {
+    let attempt = async |offset: u64, view: View| {
         let entry = transfer_entry(&fd, direction, offset, &view);
         let held = Held::View(view);
         let operation = Operation::start(&core, Some(fd.clone()), held, OnDrop::Await, entry);
         let (moved, held) = operation.await;
-        let Held::View(back) = held else { unreachable!("an operation gives back what it held") };
+        let Held::View(view) = held else { unreachable!("an operation gives back what it held") };
+        (moved, view)
+    };
+    let pause = async |error| pause(&core, error, &mut retries).await;
+    transfer_whole(direction, offset, view, attempt, pause).await
+}
+
+/// Attempts a transfer until all of `view` has been moved. The kernel may move less than it was
+/// asked to: the rest is attempted again from where it stopped. After an error `pause` says whether
+/// another attempt makes sense; what the failed one has moved is not known, and is moved again.
+async fn transfer_whole(
+    direction: Direction,
+    mut offset: u64,
+    mut view: View,
+    mut attempt: impl AsyncFnMut(u64, View) -> (io::Result<u32>, View),
+    mut pause: impl AsyncFnMut(io::Error) -> io::Result<()>,
+) -> io::Result<()> {
+    while !view.is_empty() {
+        let (moved, back) = attempt(offset, view).await;
         view = back;
         match moved {
             Ok(0) => {
@@ -148,7 +166,7 @@ async fn transfer(
                 offset += u64::from(moved);
                 view = view.narrow(moved as usize..view.len());
             }
-            Err(error) => pause(&core, error, &mut retries).await?,
+            Err(error) => pause(error).await?,
         }
     }
     Ok(())
@@ -201,5 +219,55 @@ async fn pause(core: &Rc<Core>, error: io::Error, retries: &mut u32) -> io::Resu
             Ok(())
         }
         _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::env::fake::{block_on, buffers};
+
+    /// What a kernel that answers like this is asked for, and how the transfer ends.
+    fn asked(answers: &[Result<u32, i32>]) -> (Vec<(u64, usize)>, Result<(), Option<i32>>) {
+        let pool = buffers();
+        let mut buf = pool.try_acquire(8192).unwrap();
+        let answers: RefCell<VecDeque<_>> = RefCell::new(answers.iter().copied().collect());
+        let mut asked = Vec::new();
+        let attempt = async |offset, view: View| {
+            asked.push((offset, view.len()));
+            let answer = answers.borrow_mut().pop_front().expect("no more attempts than answers");
+            (answer.map_err(io::Error::from_raw_os_error), view)
+        };
+        let pause = async |error: io::Error| match error.raw_os_error() {
+            Some(libc::EINTR | libc::EAGAIN) => Ok(()),
+            _ => Err(error),
+        };
+        let direction = Direction::Write(Durability::Durable);
+        let whole = transfer_whole(direction, 4096, buf.view_all(), attempt, pause);
+        let ended = block_on(whole).map_err(|error| error.raw_os_error());
+        assert!(answers.borrow().is_empty(), "an answer was not asked for");
+        (asked, ended)
+    }
+
+    /// Goal: a short transfer goes on where it stopped, an interrupted one begins again there, and
+    /// every byte is asked for whatever the pieces.
+    #[test]
+    fn short_transfers_are_completed() {
+        assert_eq!(asked(&[Ok(8192)]), (vec![(4096, 8192)], Ok(())));
+        let pieces = [Ok(512), Err(libc::EINTR), Ok(4096), Err(libc::EAGAIN), Ok(3584)];
+        let places = vec![(4096, 8192), (4608, 7680), (4608, 7680), (8704, 3584), (8704, 3584)];
+        assert_eq!(asked(&pieces), (places, Ok(())));
+    }
+
+    /// Goal: a transfer that was cancelled, or that stops before its end, is an error, though the
+    /// device may have got some or all of it.
+    #[test]
+    fn cancelled_and_ended_transfers_are_errors() {
+        let cancelled = asked(&[Ok(512), Err(libc::ECANCELED)]);
+        assert_eq!(cancelled, (vec![(4096, 8192), (4608, 7680)], Err(Some(libc::ECANCELED))));
+        assert_eq!(asked(&[Ok(512), Ok(0)]).1, Err(None));
     }
 }

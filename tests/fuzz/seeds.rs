@@ -23,16 +23,19 @@ use flipside::format::record::{Binding, Payload, Record};
 use flipside::format::status::{ROOT, StatusEntry};
 use flipside::format::superblock::{FlagsPlace, MAGIC, PoolDevice, Superblock};
 use flipside::front::nbd::wire::{
-    self, OptionHeader, RequestHeader, command, command_flags, info, option,
+    self, ExtendedRequestHeader, OptionHeader, RequestHeader, StatusFilter, command, command_flags,
+    info, option,
 };
 use flipside::mds::raw::{RawAttach, RawPage, RawPair, RawPrimitive, RawVolume};
 use flipside::mds::records::{PairRecord, Primitive};
 use flipside::mds::session::{Answer, Session};
+use flipside::mds::store::Table;
+use flipside::mds::volume_table::Kept;
 use flipside::mds::wire::{Header, Kind, Operation, PAYLOAD_MIN, encode};
 use zerocopy::IntoBytes;
 
 use super::bodies::cursor::put_piece;
-use super::bodies::journal::stored_parts;
+use super::bodies::journal::{POOL, stored_parts};
 
 /// The seeds of a target: a name and the bytes of each.
 pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
@@ -42,6 +45,8 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             r#"{"command":"status"}"#,
             r#"{"command":"commit","volume":"vol0"}"#,
             r#"{"command":"settle"}"#,
+            r#"{"command":"volume","action":"list"}"#,
+            r#"{"command":"volume","action":"resize","name":"v","size":4096,"shrink":true}"#,
         ]),
         "datagram" => datagrams(),
         "foreign" => devices(),
@@ -49,12 +54,13 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "home" => vec![("lines", home())],
         "metadata_server" => vec![("conversation", conversation())],
         "nbd_handshake" => handshakes(),
-        "nbd_request" => vec![("one_of_each", requests())],
+        "nbd_request" => vec![("one_of_each", requests()), ("extended", extended_requests())],
         "record" => vec![("history", history())],
         "recovery" => vec![("three_groups", whole_region())],
         "region" => vec![("header", region())],
         "status" => vec![("root_and_entry", status())],
         "superblock" => vec![("one_device", superblock(1)), ("second_of_three", superblock(3))],
+        "volume_table" => vec![("two_volumes", volume_table())],
         _ => panic!("{target} has no seeds"),
     }
 }
@@ -86,8 +92,16 @@ fn handshakes() -> Vec<(&'static str, Vec<u8>)> {
         nbd_option(option::INFO, &go),
         nbd_option(option::GO, &go),
     ];
+    let set = [&[0, 0, 0, 4][..], b"vol0", &[0, 0, 0, 1, 0, 0, 0, 15], b"base:allocation"].concat();
+    let extended = [
+        flags(3),
+        nbd_option(option::EXTENDED_HEADERS, &[]),
+        nbd_option(option::STRUCTURED_REPLY, &[]),
+        nbd_option(option::SET_META_CONTEXT, &set),
+        nbd_option(option::GO, &go),
+    ];
     let old = [flags(1), nbd_option(option::EXPORT_NAME, b"vol0")];
-    vec![("go", modern.concat()), ("export_name", old.concat())]
+    vec![("go", modern.concat()), ("extended", extended.concat()), ("export_name", old.concat())]
 }
 
 fn requests() -> Vec<u8> {
@@ -108,6 +122,29 @@ fn requests() -> Vec<u8> {
         length: length.into(),
     };
     requests.map(|request| header(request).as_bytes().to_vec()).concat()
+}
+
+/// The last one has a payload.
+fn extended_requests() -> Vec<u8> {
+    let requests = [
+        (command::READ, 0, 8192),
+        (command::WRITE, command_flags::PAYLOAD_LEN, 512),
+        (command::TRIM, 0, 1 << 30),
+        (command::WRITE_ZEROES, command_flags::FAST_ZERO, 1 << 29),
+        (command::BLOCK_STATUS, 0, 1 << 30),
+        (command::BLOCK_STATUS, command_flags::PAYLOAD_LEN, size_of::<StatusFilter>() as u64),
+    ];
+    let header = |(command, flags, length): (u16, u16, u64)| ExtendedRequestHeader {
+        magic: wire::EXTENDED_REQUEST_MAGIC.into(),
+        flags: flags.into(),
+        command: command.into(),
+        cookie: *b"a cookie",
+        offset: 4096.into(),
+        length: length.into(),
+    };
+    let headers = requests.map(|request| header(request).as_bytes().to_vec()).concat();
+    let filter = StatusFilter { length: (1 << 20).into(), context: 1.into() };
+    [&headers, filter.as_bytes()].concat()
 }
 
 fn superblock(devices: usize) -> Vec<u8> {
@@ -331,7 +368,9 @@ fn conversation() -> Vec<u8> {
         (Operation::Status, &[]),
         (Operation::Renew, &[]),
         (Operation::ResizeVolume, volume.as_bytes()),
+        (Operation::RenameVolume, volume.as_bytes()),
         (Operation::DeleteVolume, volume.as_bytes()),
+        (Operation::RemoveVolume, volume.as_bytes()),
         (Operation::Detach, &[]),
     ];
     let mut bytes = Vec::new();
@@ -340,5 +379,17 @@ fn conversation() -> Vec<u8> {
         bytes.push(choice as u8);
         put_piece(&mut bytes, body);
     }
+    bytes
+}
+
+fn volume_table() -> Vec<u8> {
+    let volume = |id: u32| {
+        let row = RawVolume::named(VolumeId(id), "vol", 1 << 20).unwrap();
+        ((Table::Volumes, id.to_be_bytes().to_vec()), row.as_bytes().to_vec())
+    };
+    let pool = ((Table::Pool, Vec::new()), vec![1; 24]);
+    let kept = Kept { sequence: 3, rows: [pool, volume(0), volume(5)].into() };
+    let mut bytes = kept.encode(POOL).unwrap();
+    bytes.truncate(512);
     bytes
 }

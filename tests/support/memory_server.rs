@@ -212,6 +212,7 @@ impl Operator for Control {
                     Ok(Value::Null)
                 }
                 Request::Settle { .. } => Err("nothing settles in memory".into()),
+                Request::Volume(_) => Err("the volumes in memory do not change".into()),
             }
         }
     }

@@ -34,11 +34,13 @@ pub const NO_HOLE: u16 = 2;
 pub const DF: u16 = 4;
 pub const REQ_ONE: u16 = 8;
 pub const FAST_ZERO: u16 = 16;
+pub const PAYLOAD_LEN: u16 = 32;
 
 const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
 const OPT_GO: u32 = 7;
 const OPT_STRUCTURED_REPLY: u32 = 8;
 const OPT_SET_META_CONTEXT: u32 = 10;
+const OPT_EXTENDED_HEADERS: u32 = 11;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const REP_META_CONTEXT: u32 = 4;
@@ -103,15 +105,25 @@ pub struct Reply {
     pub result: Result<Vec<u8>, u32>,
 }
 
+/// What a client asks for in the handshake.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Framing {
+    Simple,
+    Structured,
+    Extended,
+}
+
 /// A connection in transmission.
 pub struct Client {
     stream: Box<dyn Stream>,
-    structured: bool,
+    framing: Framing,
     size: u64,
     flags: u16,
     next_cookie: u64,
     /// Reads on the way and their lengths.
     reads: HashMap<u64, u32>,
+    /// With extended headers: the requests on the way and their offsets.
+    offsets: HashMap<u64, u64>,
 }
 
 impl Client {
@@ -132,18 +144,26 @@ impl Client {
 
     /// Connects to an export behind a unix socket, with block status.
     pub fn unix_status(path: &Path, export: &str) -> io::Result<Self> {
-        Self::shake_hands(Box::new(UnixStream::connect(path)?), export, true, true)
+        let stream = Box::new(UnixStream::connect(path)?);
+        Self::shake_hands(stream, export, Framing::Structured, true)
+    }
+
+    /// The same with extended headers.
+    pub fn unix_extended(path: &Path, export: &str) -> io::Result<Self> {
+        let stream = Box::new(UnixStream::connect(path)?);
+        Self::shake_hands(stream, export, Framing::Extended, true)
     }
 
     /// Does the handshake on a fresh connection.
     pub fn begin(stream: Box<dyn Stream>, export: &str, structured: bool) -> io::Result<Self> {
-        Self::shake_hands(stream, export, structured, false)
+        let framing = if structured { Framing::Structured } else { Framing::Simple };
+        Self::shake_hands(stream, export, framing, false)
     }
 
     fn shake_hands(
         mut stream: Box<dyn Stream>,
         export: &str,
-        structured: bool,
+        framing: Framing,
         status: bool,
     ) -> io::Result<Self> {
         stream.timeout(Duration::from_secs(100));
@@ -151,9 +171,13 @@ impl Client {
         stream.read_exact(&mut greeting)?;
         require(&greeting[..16] == b"NBDMAGICIHAVEOPT", "greeting")?;
         stream.write_all(&3u32.to_be_bytes())?;
-        if structured {
-            option(&mut *stream, OPT_STRUCTURED_REPLY, &[])?;
-            require(option_reply(&mut *stream)?.0 == REP_ACK, "structured replies")?;
+        for (asked, what) in
+            [(Framing::Structured, OPT_STRUCTURED_REPLY), (Framing::Extended, OPT_EXTENDED_HEADERS)]
+        {
+            if framing >= asked {
+                option(&mut *stream, what, &[])?;
+                require(option_reply(&mut *stream)?.0 == REP_ACK, "the framing")?;
+            }
         }
         if status {
             set_context(&mut *stream, export)?;
@@ -175,7 +199,8 @@ impl Client {
                 other => return Err(io::Error::other(format!("GO was answered {other:#x}"))),
             }
         }
-        Ok(Self { stream, structured, size, flags, next_cookie: 1, reads: HashMap::new() })
+        let (reads, offsets) = (HashMap::new(), HashMap::new());
+        Ok(Self { stream, framing, size, flags, next_cookie: 1, reads, offsets })
     }
 
     /// Size of the export in bytes.
@@ -202,12 +227,31 @@ impl Client {
         length: u32,
         payload: &[u8],
     ) -> io::Result<u64> {
+        let extended = self.framing == Framing::Extended;
+        let flags = if extended && !payload.is_empty() { flags | PAYLOAD_LEN } else { flags };
+        self.send_long(command, flags, offset, length.into(), payload)
+    }
+
+    /// The same with a length that may be beyond 32 bits, and no flag but those given.
+    pub fn send_long(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u64,
+        payload: &[u8],
+    ) -> io::Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         if command == READ {
-            self.reads.insert(cookie, length);
+            self.reads.insert(cookie, length as u32);
         }
-        let mut message = header(command, flags, cookie, offset, length);
+        let mut message = if self.framing == Framing::Extended {
+            self.offsets.insert(cookie, offset);
+            extended_header(command, flags, cookie, offset, length)
+        } else {
+            header(command, flags, cookie, offset, length.try_into().expect("32 bits"))
+        };
         message.extend_from_slice(payload);
         self.stream.write_all(&message)?;
         Ok(cookie)
@@ -216,18 +260,20 @@ impl Client {
     /// The next reply, to whichever request.
     pub fn receive(&mut self) -> io::Result<Reply> {
         match self.u32()? {
-            0x6744_6698 => {
+            0x6744_6698 if self.framing < Framing::Extended => {
                 let error = self.u32()?;
                 let cookie = self.u64()?;
                 let length = self.reads.remove(&cookie);
                 if error != 0 {
                     return Ok(Reply { cookie, result: Err(error) });
                 }
-                require(length.is_none() || !self.structured, "a simple reply to a read")?;
+                let structured = self.framing == Framing::Structured;
+                require(length.is_none() || !structured, "a structured reply to a read")?;
                 let data = self.bytes(length.unwrap_or(0) as usize)?;
                 Ok(Reply { cookie, result: Ok(data) })
             }
-            0x668e_33ef => self.chunk(),
+            0x668e_33ef if self.framing == Framing::Structured => self.chunk(),
+            0x6e8a_278c if self.framing == Framing::Extended => self.chunk(),
             other => Err(io::Error::other(format!("{other:#x} where a reply begins"))),
         }
     }
@@ -242,6 +288,24 @@ impl Client {
         payload: &[u8],
     ) -> Result<Vec<u8>, Error> {
         let cookie = self.send(command, flags, offset, length, payload)?;
+        self.answer(cookie)
+    }
+
+    /// The same with a length that may be beyond 32 bits, and no flag but those given.
+    pub fn call_long(
+        &mut self,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        length: u64,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        let cookie = self.send_long(command, flags, offset, length, payload)?;
+        self.answer(cookie)
+    }
+
+    /// The reply to the only request on the way.
+    fn answer(&mut self, cookie: u64) -> Result<Vec<u8>, Error> {
         let reply = self.receive()?;
         require(reply.cookie == cookie, "the reply's cookie")?;
         reply.result.map_err(Error::Refused)
@@ -289,6 +353,27 @@ impl Client {
         Ok(payload[4..].chunks(8).map(|run| (word(run), word(&run[4..]))).collect())
     }
 
+    /// The same with extended headers: of the bytes and the context in a payload, where one is
+    /// given.
+    pub fn status_long(
+        &mut self,
+        flags: u16,
+        offset: u64,
+        length: u64,
+        filter: Option<&[u8]>,
+    ) -> Result<Vec<(u64, u64)>, Error> {
+        let payload = match filter {
+            Some(filter) => {
+                let (flags, length) = (flags | PAYLOAD_LEN, filter.len() as u64);
+                self.call_long(BLOCK_STATUS, flags, offset, length, filter)?
+            }
+            None => self.call_long(BLOCK_STATUS, flags, offset, length, &[])?,
+        };
+        let word = |at: &[u8]| u64::from_be_bytes(at[..8].try_into().expect("8 bytes"));
+        require(word(&payload) == 1 << 32 | (payload.len() as u64 - 8) / 16, "context and count")?;
+        Ok(payload[8..].chunks(16).map(|run| (word(run), word(&run[8..]))).collect())
+    }
+
     /// Says farewell and waits for the server to close.
     pub fn disconnect(mut self) -> io::Result<()> {
         self.send(DISC, 0, 0, 0, &[])?;
@@ -299,13 +384,18 @@ impl Client {
         let word = self.u32()?;
         require(word >> 16 == 1, "one chunk a reply")?;
         let cookie = self.u64()?;
-        let length = self.u32()? as usize;
-        let payload = self.bytes(length)?;
+        let extended = self.framing == Framing::Extended;
+        if extended {
+            require(Some(self.u64()?) == self.offsets.remove(&cookie), "the request's offset")?;
+        }
+        let length = if extended { self.u64()? } else { self.u32()?.into() };
+        let payload = self.bytes(length as usize)?;
         let wanted = self.reads.remove(&cookie);
         let result = match word & 0xffff {
             0 => Ok(Vec::new()),
             1 => Ok(payload[8..].to_vec()),
-            5 => Ok(payload),
+            5 if !extended => Ok(payload),
+            6 if extended => Ok(payload),
             0x8001 => Err(u32::from_be_bytes(payload[..4].try_into().expect("4 bytes"))),
             other => return Err(io::Error::other(format!("a chunk of type {other}"))),
         };
@@ -357,6 +447,17 @@ pub fn header(command: u16, flags: u16, cookie: u64, offset: u64, length: u32) -
     header.extend_from_slice(&cookie.to_be_bytes());
     header.extend_from_slice(&offset.to_be_bytes());
     header.extend_from_slice(&length.to_be_bytes());
+    header
+}
+
+/// The same with extended headers.
+pub fn extended_header(command: u16, flags: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    let mut header = 0x21e4_1c71u32.to_be_bytes().to_vec();
+    header.extend_from_slice(&flags.to_be_bytes());
+    header.extend_from_slice(&command.to_be_bytes());
+    for number in [cookie, offset, length] {
+        header.extend_from_slice(&number.to_be_bytes());
+    }
     header
 }
 

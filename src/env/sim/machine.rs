@@ -161,6 +161,7 @@ impl Machine {
         world.calls = Calls::new(None);
         world.loud = self.loud;
         world.network = std::mem::take(&mut self.network);
+        world.points.crashed = self.points.crashed.clone();
         world.schedule_late_writes();
         self.storage.boot(world.calls.clone());
         SimEnv(Rc::new(Shell {

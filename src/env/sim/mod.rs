@@ -161,14 +161,20 @@ impl SimEnv {
         world.now - world.jumped
     }
 
-    /// Pauses once when so many more persist points were passed, or never.
+    /// Pauses once when so many more persist points were passed, or one at which this machine never
+    /// crashed; or never.
     pub fn pause_at(&self, more: Option<u64>) {
         let at = more.map_or(u64::MAX, |more| self.0.world.borrow().points.count() + more);
         self.0.pause_at.set(at);
     }
 
     fn pause_is_due(&self) -> bool {
-        let due = self.0.world.borrow().points.count() >= self.0.pause_at.get();
+        let at = self.0.pause_at.get();
+        if at == u64::MAX {
+            return false;
+        }
+        let world = self.0.world.borrow();
+        let due = world.points.is_fresh() || world.points.count() >= at;
         if due {
             self.0.pause_at.set(u64::MAX);
         }

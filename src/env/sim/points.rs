@@ -3,7 +3,8 @@
 //!
 //! A point is a call of a flush, a durable write or a persist, told apart by the line of code that
 //! makes it and, where several things are written from one line, by the part of the medium that is
-//! written. Wrappers of disks and regions pass their caller on (`#[track_caller]`).
+//! written. Wrappers of disks and regions pass their caller on (`#[track_caller]`). What the
+//! harness itself writes does not count.
 
 use std::collections::BTreeSet;
 use std::panic::Location;
@@ -43,14 +44,18 @@ pub struct Points {
     last: Option<Point>,
     /// How many were passed, a call and its end each counting.
     count: u64,
+    /// Whether the point passed last was never crashed at.
+    fresh: bool,
 }
 
 impl Points {
     /// A call at this point is made, or has ended; nothing where it is no persist point.
     pub fn passed(&mut self, point: Option<Point>) {
-        if let Some(point) = point {
+        let harness = |point: &Point| point.file.contains("/sim/");
+        if let Some(point) = point.filter(|point| !harness(point)) {
             self.seen.insert(point);
             self.last = Some(point);
+            self.fresh = !self.crashed.contains(&point);
             self.count += 1;
         }
     }
@@ -60,9 +65,15 @@ impl Points {
         self.count
     }
 
+    /// Whether the point passed last was never crashed at.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
     /// A crash strikes now.
     pub fn crash(&mut self) {
         self.crashed.extend(self.last);
+        self.fresh = false;
     }
 
     /// All of another run, too.

@@ -27,6 +27,7 @@ use super::progress::{Phase, Progress};
 use super::receive;
 use super::request::{NotARequest, Terms};
 use super::server::{Server, end};
+use super::wire::Framing;
 use crate::front::export::Export;
 use crate::uring::Socket;
 use crate::uring::buffers::Buf;
@@ -43,7 +44,7 @@ pub(super) enum Ended {
     #[error(transparent)]
     Garbage(#[from] NotARequest),
     #[error("the client announced a payload of {0} bytes")]
-    TooLong(u32),
+    TooLong(u64),
     #[error(transparent)]
     Connection(#[from] io::Error),
 }
@@ -69,7 +70,7 @@ pub(super) async fn serve<X: Export>(
     socket: Socket,
     progress: Rc<Progress>,
 ) {
-    let ended = talk(server, socket, progress).await;
+    let ended = talk(server, number, socket, progress).await;
     match ended {
         Ok(()) | Err(Ended::Handshake(Reason::Aborted)) => {
             tracing::debug!("connection {number} has ended");
@@ -86,6 +87,7 @@ pub(super) async fn serve<X: Export>(
 
 async fn talk<X: Export>(
     server: &Server<X>,
+    number: u64,
     socket: Socket,
     progress: Rc<Progress>,
 ) -> Result<(), Ended> {
@@ -93,7 +95,8 @@ async fn talk<X: Export>(
     let mut heads = room.heads().ok_or(Ended::NoRoom)?;
     let mut inbox = Inbox::new(room).ok_or(Ended::NoRoom)?;
     let agreed = shake_hands(server, &socket, &progress, &mut inbox, &mut heads).await?;
-    let Some(Agreed { export, structured, status }) = agreed else { return Ok(()) };
+    let Some(Agreed { export, framing, status }) = agreed else { return Ok(()) };
+    server.agreed(number, &export);
     progress.enter(Phase::Idle);
     let places_max = server.0.limits.requests_per_connection;
     let line = Rc::new(Line {
@@ -102,7 +105,7 @@ async fn talk<X: Export>(
             size: export.size(),
             block_size: export.block_size(),
             payload_max: export.payload_max(),
-            structured,
+            framing,
             status,
             read_only: server.0.limits.read_only,
         },
@@ -130,7 +133,7 @@ async fn talk<X: Export>(
 async fn send<X: Export>(line: Rc<Line<X>>, heads: Buf) {
     let on_failure = || end(&line.socket, Shutdown::Both);
     let Line { outbox, socket, progress, terms, .. } = &*line;
-    let sent = outbox.send_all(socket, heads, terms.structured, progress, on_failure).await;
+    let sent = outbox.send_all(socket, heads, terms.framing, progress, on_failure).await;
     if let Err(error) = sent {
         tracing::debug!("replies could not be sent: {error}");
     }
@@ -147,8 +150,8 @@ async fn flush<X: Export>(line: Rc<Line<X>>) {
 struct Agreed<X> {
     /// The export that the client took.
     export: X,
-    /// Whether with structured replies.
-    structured: bool,
+    /// How requests and replies are framed.
+    framing: Framing,
     /// Whether with block status.
     status: bool,
 }
@@ -173,11 +176,11 @@ async fn shake_hands<X: Export>(
         }
         send_vec(socket, progress, heads, &mut out).await?;
         match step.finished {
-            Some(Finished::Transmission { export, structured, status }) => {
+            Some(Finished::Transmission { export, framing, status }) => {
                 let wanted = &exports[export].name;
                 // It may have been removed while the reply was on its way.
                 let export = server.export(wanted).ok_or(Reason::UnknownExport)?;
-                return Ok(Some(Agreed { export, structured, status }));
+                return Ok(Some(Agreed { export, framing, status }));
             }
             Some(Finished::Close(reason)) => return Err(reason.into()),
             None => {}

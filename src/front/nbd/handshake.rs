@@ -3,7 +3,7 @@
 //! ```text
 //!  (greeting sent) ──client flags──▶ Options ──EXPORT_NAME or GO──▶ Finished::Transmission
 //!        │                           │  ▲  │
-//!        │ unknown flags             │  └──┤ LIST, INFO, STRUCTURED_REPLY, contexts, unknown ones
+//!        │ unknown flags             │  └──┤ LIST, INFO, framing, contexts, unknown ones
 //!        ▼                           │     └──data too long──▶ Skip ──all skipped──▶ Options
 //!  Finished::Close ◀──ABORT, garbage─┘
 //! ```
@@ -14,10 +14,12 @@
 //!   longer than [`OPTION_SKIP_MAX`], or the [`OPTIONS_MAX`]th option, ends the connection.
 //! - **Input**: any bytes at all, cut anywhere.
 
+use std::cmp::Ordering;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::meta::{self, Query};
-use super::wire::{self, OptionHeader, handshake_flags, info, option, option_reply};
+use super::wire::{self, Framing, OptionHeader, handshake_flags, info, option, option_reply};
 
 /// The longest option data that is looked at, in bytes: a name of the longest legal length (4096)
 /// and more requests for information than there are kinds of it.
@@ -47,12 +49,12 @@ pub struct ExportInfo {
 /// How a handshake ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finished {
-    /// The client took the export of this index, with structured replies or without.
+    /// The client took the export of this index.
     Transmission {
         /// Index among the exports that were passed to the last call.
         export: usize,
-        /// Whether reads are answered with structured replies.
-        structured: bool,
+        /// How requests and replies are framed.
+        framing: Framing,
         /// Whether the client selected the context `base:allocation`.
         status: bool,
     },
@@ -81,6 +83,9 @@ pub enum Reason {
     /// An export that does not exist, asked for in a way that has no error reply.
     #[error("there is no such export")]
     UnknownExport,
+    /// `EXPORT_NAME`, which extended headers rule out.
+    #[error("the client agreed on extended headers and took an export in the old way")]
+    OldWay,
     /// The target is shutting down.
     #[error("the target is shutting down")]
     ShuttingDown,
@@ -106,7 +111,7 @@ enum State {
 #[derive(Debug)]
 pub struct Handshake {
     state: State,
-    structured: bool,
+    framing: Framing,
     padding: bool,
     options: u32,
     /// The export for which `base:allocation` is selected.
@@ -131,7 +136,8 @@ impl Handshake {
             flags: (handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES).into(),
         };
         out.extend_from_slice(greeting.as_bytes());
-        Self { state: State::Flags, structured: false, padding: true, options: 0, status_of: None }
+        let framing = Framing::Simple;
+        Self { state: State::Flags, framing, padding: true, options: 0, status_of: None }
     }
 
     /// Whether the client stands between two options rather than in the middle of one.
@@ -236,7 +242,9 @@ impl Handshake {
             option::EXPORT_NAME => return Some(self.export_name(data, offer, out)),
             _ if offer.shutting_down => reply(out, option, option_reply::ERR_SHUTDOWN, &[]),
             option::INFO | option::GO => return self.info_or_go(option, data, offer, out),
-            option::LIST | option::STRUCTURED_REPLY if !data.is_empty() => {
+            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS
+                if !data.is_empty() =>
+            {
                 reply(out, option, option_reply::ERR_INVALID, &[refuse_data]);
             }
             option::LIST => {
@@ -249,13 +257,22 @@ impl Handshake {
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 self.meta_context(option, data, offer, out);
             }
-            option::STRUCTURED_REPLY => {
-                self.structured = true;
-                reply(out, option, option_reply::ACK, &[]);
-            }
+            option::STRUCTURED_REPLY => self.agree(option, Framing::Structured, out),
+            option::EXTENDED_HEADERS => self.agree(option, Framing::Extended, out),
             _ => reply(out, option, option_reply::ERR_UNSUP, &[]),
         }
         None
+    }
+
+    /// Agrees on more than there was; never on less, and not twice on the same.
+    fn agree(&mut self, option: u32, framing: Framing, out: &mut Vec<u8>) {
+        let (kind, why) = match framing.cmp(&self.framing) {
+            Ordering::Greater => (option_reply::ACK, ""),
+            Ordering::Equal => (option_reply::ERR_INVALID, "that was agreed on before"),
+            Ordering::Less => (option_reply::ERR_EXT_HEADER_REQD, "extended headers stay"),
+        };
+        self.framing = self.framing.max(framing);
+        reply(out, option, kind, &[why.as_bytes()]);
     }
 
     /// This option has no error reply: whoever asks wrongly is left.
@@ -263,11 +280,14 @@ impl Handshake {
         if offer.shutting_down {
             return Finished::Close(Reason::ShuttingDown);
         }
+        if self.framing == Framing::Extended {
+            return Finished::Close(Reason::OldWay);
+        }
         let Some(index) = find(offer.exports, name) else {
             return Finished::Close(Reason::UnknownExport);
         };
         let export = &offer.exports[index];
-        let flags = self.flags(export);
+        let flags = self.flags(option::EXPORT_NAME, export);
         append(out, &wire::ExportNameReply { size: export.size.into(), flags: flags.into() });
         if self.padding {
             out.extend_from_slice(&[0; wire::EXPORT_NAME_PADDING]);
@@ -276,14 +296,19 @@ impl Handshake {
     }
 
     fn transmission(&self, index: usize, export: &ExportInfo) -> Finished {
-        let status = self.status_of.as_ref() == Some(&export.name);
-        Finished::Transmission { export: index, structured: self.structured, status }
+        let status = self.has_status(export);
+        Finished::Transmission { export: index, framing: self.framing, status }
+    }
+
+    /// Whether block status is selected for this export.
+    fn has_status(&self, export: &ExportInfo) -> bool {
+        self.status_of.as_ref() == Some(&export.name)
     }
 
     fn meta_context(&mut self, option: u32, data: &[u8], offer: Offer<'_>, out: &mut Vec<u8>) {
         let sets = option == option::SET_META_CONTEXT;
         let refusal = |kind, why: &'static str| (kind, why.as_bytes());
-        let found = if self.structured {
+        let found = if self.framing.has_chunks() {
             Query::parse(data)
                 .ok_or(refusal(option_reply::ERR_INVALID, "the option's lengths do not add up"))
                 .and_then(|query| match find(offer.exports, query.export) {
@@ -326,7 +351,7 @@ impl Handshake {
         let about = wire::InfoExport {
             info: info::EXPORT.into(),
             size: export.size.into(),
-            flags: self.flags(export).into(),
+            flags: self.flags(option, export).into(),
         };
         reply(out, option, option_reply::INFO, &[about.as_bytes()]);
         let wants = |kind: u16| wanted.chunks_exact(2).any(|code| *code == kind.to_be_bytes());
@@ -347,7 +372,9 @@ impl Handshake {
         (option == option::GO).then(|| self.transmission(index, export))
     }
 
-    fn flags(&self, export: &ExportInfo) -> u16 {
+    /// What is offered to who asks for the export in this way: all that could be had, or, who takes
+    /// it, all that was agreed on.
+    fn flags(&self, option: u32, export: &ExportInfo) -> u16 {
         use wire::transmission_flags as flags;
         let always = flags::HAS_FLAGS
             | flags::SEND_FLUSH
@@ -359,7 +386,14 @@ impl Handshake {
         } else {
             flags::SEND_TRIM | flags::SEND_WRITE_ZEROES | flags::SEND_FAST_ZERO
         };
-        always | writes | if self.structured { flags::SEND_DF } else { 0 }
+        let chunks = if self.framing.has_chunks() { flags::SEND_DF } else { 0 };
+        let status = option == option::INFO || self.has_status(export);
+        let filter = if self.framing == Framing::Extended && status {
+            flags::BLOCK_STATUS_PAYLOAD
+        } else {
+            0
+        };
+        always | writes | chunks | filter
     }
 }
 

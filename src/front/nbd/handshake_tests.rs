@@ -76,7 +76,7 @@ fn structured_go() {
         let (out, finished) = converse(3, &input, step);
         assert_eq!(
             finished,
-            Some(Finished::Transmission { export: 1, structured: true, status: false })
+            Some(Finished::Transmission { export: 1, framing: Framing::Structured, status: false })
         );
         let replies = replies(&out);
         let kinds: Vec<u32> = replies.iter().map(|reply| reply.0).collect();
@@ -106,7 +106,8 @@ fn structured_go() {
 fn export_name() {
     for (flags, padding) in [(1, 124), (3, 0), (0, 124)] {
         let (out, finished) = converse(flags, &option(option::EXPORT_NAME, b""), 7);
-        let taken = Finished::Transmission { export: 0, structured: false, status: false };
+        let framing = Framing::Simple;
+        let taken = Finished::Transmission { export: 0, framing, status: false };
         assert_eq!(finished, Some(taken));
         assert_eq!(out.len(), size_of::<wire::ExportNameReply>() + padding);
         let about = wire::ExportNameReply::read_from_prefix(&out).unwrap().0;
@@ -150,6 +151,50 @@ fn refusals_do_not_end_the_haggling() {
         option_reply::ACK,
     ];
     assert_eq!(kinds, wanted);
+}
+
+/// The flags that the last description of an export among these replies names.
+fn flags_of(out: &[u8]) -> u16 {
+    let described = |reply: &(u32, Vec<u8>)| wire::InfoExport::read_from_bytes(&reply.1).ok();
+    replies(out).iter().filter_map(described).last().unwrap().flags.get()
+}
+
+/// Goal: extended headers are agreed on with structured replies or without, stay whatever is asked
+/// for later, bring the flags that depend on them, and rule the old way out.
+#[test]
+fn extended_headers() {
+    use wire::transmission_flags::{BLOCK_STATUS_PAYLOAD, SEND_DF};
+    let extend = option(option::EXTENDED_HEADERS, &[]);
+    let structured = option(option::STRUCTURED_REPLY, &[]);
+    let set = option(option::SET_META_CONTEXT, &context_data("vol0", "base:allocation"));
+    let info = option(option::INFO, &go_data("vol0", &[]));
+    let go = option(option::GO, &go_data("vol0", &[]));
+    let taken =
+        |status| Some(Finished::Transmission { export: 0, framing: Framing::Extended, status });
+    for before in [vec![], structured.clone()] {
+        let input = [&before[..], &extend, &extend, &go].concat();
+        let (out, finished) = converse(3, &input, 5);
+        assert_eq!(finished, taken(false));
+        let again = replies(&out)[before.len().min(1) + 1].0;
+        assert_eq!(again, option_reply::ERR_INVALID, "once is enough");
+        assert_eq!(flags_of(&out) & (BLOCK_STATUS_PAYLOAD | SEND_DF), SEND_DF);
+    }
+    let (out, finished) = converse(3, &[&extend[..], &structured, &set, &go].concat(), 9);
+    assert_eq!(finished, taken(true));
+    assert_eq!(replies(&out)[1].0, option_reply::ERR_EXT_HEADER_REQD);
+    assert_ne!(flags_of(&out) & BLOCK_STATUS_PAYLOAD, 0);
+    let (_, finished) = converse(3, &[&structured[..], &set, &extend, &go].concat(), 9);
+    assert_eq!(finished, taken(true), "a selection stays when headers grow");
+    assert_ne!(flags_of(&converse(3, &[&extend[..], &info].concat(), 99).0) & (1 << 12), 0);
+    assert_eq!(flags_of(&converse(3, &[&structured[..], &set, &go].concat(), 99).0) & (1 << 12), 0);
+
+    let data = option(option::EXTENDED_HEADERS, b"x");
+    let (out, finished) = converse(3, &[&data[..], &go].concat(), 9);
+    assert_eq!(replies(&out)[0].0, option_reply::ERR_INVALID);
+    assert!(matches!(finished, Some(Finished::Transmission { framing: Framing::Simple, .. })));
+    let old = option(option::EXPORT_NAME, b"vol0");
+    let (_, finished) = converse(3, &[&extend[..], &old].concat(), 9);
+    assert_eq!(finished, Some(Finished::Close(Reason::OldWay)));
 }
 
 fn context_data(name: &str, query: &str) -> Vec<u8> {

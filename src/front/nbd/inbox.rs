@@ -18,7 +18,7 @@ pub const LARGE: usize = 256 << 10;
 const QUIET_MAX: u32 = 256;
 
 const _: () = assert!(SMALL >= super::handshake::INPUT_MAX);
-const _: () = assert!(SMALL >= super::wire::REQUEST_HEADER + super::receive::THROUGH_INBOX_MAX);
+const _: () = assert!(SMALL >= super::wire::REQUEST_HEADER_MAX + super::receive::THROUGH_INBOX_MAX);
 
 /// Bytes that have arrived and were not looked at: `start..end` of the buffer.
 pub struct Inbox {

@@ -15,7 +15,8 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::progress::Progress;
 use super::reply::{HEAD_MAX, Outcome};
-use super::request::Cookie;
+use super::request::Tag;
+use super::wire::Framing;
 use crate::uring::Socket;
 use crate::uring::buffers::{Buf, View};
 
@@ -66,10 +67,8 @@ pub struct Places {
 
 /// A reply that is ready.
 pub struct Reply {
-    /// Whose it is.
-    pub cookie: Cookie,
-    /// Whether it answers a read.
-    pub read: bool,
+    /// What it needs of its request.
+    pub tag: Tag,
     /// What it says.
     pub outcome: Outcome,
     /// The data that follows its head.
@@ -109,7 +108,7 @@ impl Outbox {
         &self,
         socket: &Socket,
         mut heads: Buf,
-        structured: bool,
+        framing: Framing,
         progress: &Progress,
         on_failure: impl Fn(),
     ) -> io::Result<()> {
@@ -117,7 +116,7 @@ impl Outbox {
         let mut batch = Vec::with_capacity(GATHER_MAX);
         while self.next_batch(&mut batch).await {
             if result.is_ok() {
-                let pieces = gather(&batch, &mut heads, structured);
+                let pieces = gather(&batch, &mut heads, framing);
                 progress.sending();
                 result = send_pieces(socket, pieces, progress).await;
                 if result.is_err() {
@@ -149,12 +148,12 @@ impl Outbox {
 }
 
 /// The heads and the data of these replies, in order.
-fn gather(batch: &[Reply], heads: &mut Buf, structured: bool) -> Vec<View> {
+fn gather(batch: &[Reply], heads: &mut Buf, framing: Framing) -> Vec<View> {
     let mut ends = [0; GATHER_MAX];
     let mut end = 0;
     let bytes = heads.as_mut_slice();
     for (reply, place) in batch.iter().zip(&mut ends) {
-        end += reply.outcome.encode(reply.cookie, reply.read, structured, &mut bytes[end..]);
+        end += reply.outcome.encode(reply.tag, framing, &mut bytes[end..]);
         *place = end;
     }
     let mut pieces = Vec::with_capacity(2 * batch.len());

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::connection::Line;
 use super::outbox::{Places, Reply};
 use super::reply::Outcome;
-use super::request::Cookie;
+use super::request::Tag;
 use crate::front::export::{Export, ExportError};
 use crate::observe::Operation;
 use crate::uring::buffers::{Buf, View};
@@ -19,8 +19,8 @@ pub(super) enum Work {
     Read { offset: u64, length: u32, lead: usize, buf: Buf },
     Write { offset: u64, length: u32, buf: Buf, fua: bool },
     Flush,
-    Trim { offset: u64, length: u32, fua: bool },
-    WriteZeroes { offset: u64, length: u32, fua: bool, no_hole: bool },
+    Trim { offset: u64, length: u64, fua: bool },
+    WriteZeroes { offset: u64, length: u64, fua: bool, no_hole: bool },
 }
 
 impl Work {
@@ -35,15 +35,9 @@ impl Work {
 }
 
 /// Does the work and queues the reply.
-pub(super) async fn perform<X: Export>(
-    line: Rc<Line<X>>,
-    cookie: Cookie,
-    work: Work,
-    places: Places,
-) {
+pub(super) async fn perform<X: Export>(line: Rc<Line<X>>, tag: Tag, work: Work, places: Places) {
     let begun = Instant::now();
     let kind = work.kind();
-    let read = kind == Operation::Read;
     let shared = &line.server.0;
     let (outcome, data) = match run(&line, work).await {
         Ok(done) => done,
@@ -54,7 +48,7 @@ pub(super) async fn perform<X: Export>(
         }
     };
     shared.latencies.record(kind, begun.elapsed());
-    line.outbox.push(Reply { cookie, read, outcome, data, places });
+    line.outbox.push(Reply { tag, outcome, data, places });
 }
 
 async fn run<X: Export>(
@@ -79,13 +73,13 @@ async fn run<X: Export>(
         Work::Trim { offset, length, fua } => {
             if length > 0 {
                 line.wrote.set(true);
-                export.trim(offset, u64::from(length), fua).await?;
+                export.trim(offset, length, fua).await?;
             }
         }
         Work::WriteZeroes { offset, length, fua, no_hole } => {
             if length > 0 {
                 line.wrote.set(true);
-                export.write_zeroes(offset, u64::from(length), fua, no_hole).await?;
+                export.write_zeroes(offset, length, fua, no_hole).await?;
             }
         }
     }

@@ -6,35 +6,31 @@
 
 use std::rc::Rc;
 
-use zerocopy::IntoBytes;
+use zerocopy::FromBytes;
 
 use super::connection::{Ended, Line};
 use super::inbox::Inbox;
-use super::meta;
 use super::outbox::{Place, Places, Reply};
 use super::perform::{Work, perform};
 use super::progress::Phase;
-use super::reply::Outcome;
-use super::request::{Command, Refusal, Request, SKIP_MAX};
-use super::wire::{Errno, REQUEST_HEADER, StatusRun, allocation};
+use super::reply::{Outcome, STATUS_MAX, put_status, status_runs_max};
+use super::request::{Command, Refusal, Request};
+use super::wire::{Errno, StatusFilter};
 use crate::front::export::{Export, Placement};
-use crate::uring::buffers::{Buf, PAGE, View};
+use crate::uring::buffers::{Buf, View};
 
 /// Longer payloads are received straight into their own buffer, in bytes.
 pub const THROUGH_INBOX_MAX: usize = 16 << 10;
-
-/// The payload of a block status: a context and runs, in bytes at most.
-const STATUS_MAX: usize = PAGE;
-/// The runs of a block status at most.
-const STATUS_RUNS_MAX: usize = (STATUS_MAX - size_of::<u32>()) / size_of::<StatusRun>();
 
 /// Receives requests and sets them to work until the client leaves.
 pub(super) async fn receive_all<X: Export>(
     line: &Rc<Line<X>>,
     mut inbox: Inbox,
 ) -> Result<(), Ended> {
+    let framing = line.terms.framing;
+    let header = framing.request_header();
     loop {
-        while inbox.len() < REQUEST_HEADER {
+        while inbox.len() < header {
             let idle = inbox.is_empty();
             if idle && line.server.is_draining() {
                 return Ok(());
@@ -44,9 +40,15 @@ pub(super) async fn receive_all<X: Export>(
                 return if idle { Ok(()) } else { Err(Ended::Vanished) };
             }
         }
-        let header = inbox.bytes().first_chunk().expect("a whole header has arrived");
-        let request = Request::parse(header)?;
-        inbox.consume(REQUEST_HEADER);
+        let mut request = Request::parse(framing, &inbox.bytes()[..header])?;
+        inbox.consume(header);
+        if request.has_filter() {
+            let length = size_of::<StatusFilter>();
+            arrive(line, &mut inbox, length).await?;
+            let bytes = &inbox.bytes()[..length];
+            request = request.narrow(&StatusFilter::read_from_bytes(bytes).expect("it arrived"));
+            inbox.consume(length);
+        }
         line.progress.completed();
         if request.is_disconnect() {
             return Ok(());
@@ -67,24 +69,24 @@ async fn take<X: Export>(
         request.check(line.terms)
     };
     let mut places = places(line).await;
-    let (cookie, read) = (request.cookie, request.is_read());
+    let tag = request.tag();
     let work = match checked {
         Err(refusal) => {
             skip(line, inbox, request.payload()).await?;
             line.server.0.counters.errors.increment();
             let Refusal { errno, reason } = refusal;
             let outcome = Outcome::Failed { errno, message: reason.into() };
-            line.outbox.push(Reply { cookie, read, outcome, data: None, places });
+            line.outbox.push(Reply { tag, outcome, data: None, places });
             return Ok(());
         }
         Ok(Command::Read { length: 0, .. } | Command::Write { length: 0, .. } | Command::Cache) => {
             let outcome = Outcome::Done;
-            line.outbox.push(Reply { cookie, read, outcome, data: None, places });
+            line.outbox.push(Reply { tag, outcome, data: None, places });
             return Ok(());
         }
         Ok(Command::Status { offset, length, one }) => {
             let (outcome, data) = status(line, offset, length, one).await;
-            line.outbox.push(Reply { cookie, read, outcome, data, places });
+            line.outbox.push(Reply { tag, outcome, data, places });
             return Ok(());
         }
         Ok(Command::Read { offset, length }) => {
@@ -104,7 +106,7 @@ async fn take<X: Export>(
             Work::WriteZeroes { offset, length, fua, no_hole }
         }
     };
-    line.server.0.ring.spawn(perform(Rc::clone(line), cookie, work, places));
+    line.server.0.ring.spawn(perform(Rc::clone(line), tag, work, places));
     Ok(())
 }
 
@@ -112,12 +114,13 @@ async fn take<X: Export>(
 async fn status<X: Export>(
     line: &Line<X>,
     offset: u64,
-    length: u32,
+    length: u64,
     one: bool,
 ) -> (Outcome, Option<View>) {
     let shared = &line.server.0;
-    let runs_max = if one { 1 } else { STATUS_RUNS_MAX };
-    let runs = match line.export.status(offset, length.into(), runs_max) {
+    let framing = line.terms.framing;
+    let runs_max = if one { 1 } else { status_runs_max(framing) };
+    let runs = match line.export.status(offset, length, runs_max) {
         Ok(runs) => runs,
         Err(error) => {
             shared.counters.errors.increment();
@@ -125,15 +128,7 @@ async fn status<X: Export>(
         }
     };
     let (mut buf, _) = shared.payloads.acquire(STATUS_MAX).await;
-    let (context, mut end) = (meta::ALLOCATION_ID.to_be_bytes(), size_of::<u32>());
-    buf.as_mut_slice()[..end].copy_from_slice(&context);
-    for run in runs {
-        let length = u32::try_from(run.length).expect("no run is longer than the request");
-        let flags = if run.used { 0 } else { allocation::HOLE | allocation::ZERO };
-        let run = StatusRun { length: length.into(), flags: flags.into() };
-        buf.as_mut_slice()[end..end + size_of::<StatusRun>()].copy_from_slice(run.as_bytes());
-        end += size_of::<StatusRun>();
-    }
+    let end = put_status(framing, &runs, buf.as_mut_slice());
     (Outcome::Status { length: end as u32 }, Some(buf.view(0..end)))
 }
 
@@ -162,11 +157,7 @@ async fn payload<X: Export>(
     let placement = line.export.placement(offset, length);
     let length = length as usize;
     if length <= THROUGH_INBOX_MAX {
-        while inbox.len() < length {
-            if fill(line, inbox, Phase::Partial).await? == 0 {
-                return Err(Ended::Vanished);
-            }
-        }
+        arrive(line, inbox, length).await?;
     }
     line.progress.enter(Phase::Idle);
     let (mut buf, bulk) = line.server.0.payloads.acquire(placement.total).await;
@@ -187,9 +178,19 @@ async fn payload<X: Export>(
     Ok((buf, bulk))
 }
 
+/// Receives until the inbox holds `length` bytes, which fit into it.
+async fn arrive<X: Export>(line: &Line<X>, inbox: &mut Inbox, length: usize) -> Result<(), Ended> {
+    while inbox.len() < length {
+        if fill(line, inbox, Phase::Partial).await? == 0 {
+            return Err(Ended::Vanished);
+        }
+    }
+    Ok(())
+}
+
 /// Receives and forgets the payload of a request that is refused.
-async fn skip<X: Export>(line: &Line<X>, inbox: &mut Inbox, length: u32) -> Result<(), Ended> {
-    if length > SKIP_MAX {
+async fn skip<X: Export>(line: &Line<X>, inbox: &mut Inbox, length: u64) -> Result<(), Ended> {
+    if length > line.terms.skip_max() {
         return Err(Ended::TooLong(length));
     }
     let mut left = length as usize;

@@ -84,7 +84,7 @@ pub(super) struct Shared<X> {
     /// Requests of all connections on the way.
     pub(super) requests: Rc<Semaphore>,
     room: Room,
-    connections: RefCell<BTreeMap<u64, Member>>,
+    connections: RefCell<BTreeMap<u64, Member<X>>>,
     accepted: Cell<u64>,
     draining: Cell<bool>,
     /// Tells the listeners to end.
@@ -95,11 +95,19 @@ pub(super) struct Shared<X> {
 }
 
 /// A connection as the server sees it.
-struct Member {
+struct Member<X> {
+    /// What it serves, once that was agreed on.
+    export: Option<X>,
     /// Whether the watchdog has ended it.
     left: Cell<bool>,
     socket: Socket,
     progress: Rc<Progress>,
+}
+
+impl<X: Export> Member<X> {
+    fn serves(&self, name: &str) -> bool {
+        self.export.as_ref().is_some_and(|export| export.name() == name)
+    }
 }
 
 impl<X: Export> Server<X> {
@@ -131,7 +139,8 @@ impl<X: Export> Server<X> {
         })))
     }
 
-    /// Offers an export from now on. The first one is also the one without a name.
+    /// Offers an export from now on. The first one is also the one without a name. Its name and
+    /// size are asked for whenever a client wants to know, and may change.
     pub fn add_export(&self, export: X) {
         self.0.exports.borrow_mut().push(export);
     }
@@ -139,6 +148,27 @@ impl<X: Export> Server<X> {
     /// Offers the export to no new connection.
     pub fn remove_export(&self, name: &str) {
         self.0.exports.borrow_mut().retain(|export| export.name() != name);
+    }
+
+    /// How many clients are connected to the export.
+    pub fn clients_of(&self, name: &str) -> usize {
+        let connections = self.0.connections.borrow();
+        connections.values().filter(|member| member.serves(name)).count()
+    }
+
+    /// Takes no more requests of those who are connected to the export, and ends their connections
+    /// when what has arrived is answered.
+    pub fn disconnect(&self, name: &str) {
+        for member in self.0.connections.borrow().values().filter(|member| member.serves(name)) {
+            end(&member.socket, Shutdown::Read);
+        }
+    }
+
+    /// Notes what a connection serves.
+    pub(super) fn agreed(&self, number: u64, export: &X) {
+        if let Some(member) = self.0.connections.borrow_mut().get_mut(&number) {
+            member.export = Some(export.clone());
+        }
     }
 
     /// Serves clients there, until the server is drained.
@@ -239,6 +269,7 @@ impl<X: Export> Server<X> {
         self.0.accepted.set(number);
         let progress = Rc::new(Progress::default());
         let member = Member {
+            export: None,
             left: Cell::new(false),
             socket: socket.clone(),
             progress: Rc::clone(&progress),

@@ -11,9 +11,16 @@
 //! | [`InfoExport`], [`InfoBlockSize`] | 12, 14 | server, data of option replies |
 //! | [`ExportNameReply`] | 10 | server, then 124 zeros unless they were waived |
 //! | [`RequestHeader`] | 28 | client, then a write's payload |
+//! | [`ExtendedRequestHeader`] | 32 | client, then a payload where a flag says so |
+//! | [`StatusFilter`] | 12 | client, payload of a block status |
 //! | [`SimpleReply`] | 16 | server, then a read's data |
 //! | [`ChunkHeader`] | 20 | server, then the chunk's payload |
+//! | [`ExtendedChunkHeader`] | 32 | server, then the chunk's payload |
 //! | [`StatusRun`] | 8 | server, each run of a block status |
+//! | [`ExtendedStatusHead`], [`ExtendedStatusRun`] | 8, 16 | the same with extended headers |
+//!
+//! Extended headers are an extension that the protocol document keeps on a branch of its own,
+//! `extension-ext-header`.
 
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -30,6 +37,36 @@ pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Before every chunk of a structured reply.
 pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
+/// Before every request with an extended header.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Before every chunk of a reply with an extended header.
+pub const EXTENDED_CHUNK_MAGIC: u32 = 0x6e8a_278c;
+
+/// How the messages of a connection are framed: what its handshake agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Framing {
+    /// Requests of 32 bits of length; replies without structure.
+    Simple,
+    /// Requests of 32 bits of length; replies to reads and errors in chunks.
+    Structured,
+    /// Requests of 64 bits of length; all replies in chunks.
+    Extended,
+}
+
+impl Framing {
+    /// Bytes of a request's header.
+    pub fn request_header(self) -> usize {
+        match self {
+            Self::Simple | Self::Structured => size_of::<RequestHeader>(),
+            Self::Extended => size_of::<ExtendedRequestHeader>(),
+        }
+    }
+
+    /// Whether replies may come in chunks: what block status needs.
+    pub fn has_chunks(self) -> bool {
+        self >= Self::Structured
+    }
+}
 
 /// Handshake flags, the server's 16 bits and the client's 32 bits alike.
 pub mod handshake_flags {
@@ -61,6 +98,8 @@ pub mod transmission_flags {
     pub const SEND_CACHE: u16 = 1 << 10;
     /// The `FAST_ZERO` flag is known.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// `BLOCK_STATUS` takes a payload (only with extended headers).
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Options.
@@ -81,6 +120,8 @@ pub mod option {
     pub const LIST_META_CONTEXT: u32 = 9;
     /// Select metadata contexts.
     pub const SET_META_CONTEXT: u32 = 10;
+    /// Use extended headers.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Types of replies to options.
@@ -103,6 +144,8 @@ pub mod option_reply {
     pub const ERR_SHUTDOWN: u32 = 1 << 31 | 7;
     /// The option is too large.
     pub const ERR_TOO_BIG: u32 = 1 << 31 | 9;
+    /// Extended headers were agreed on, and stay.
+    pub const ERR_EXT_HEADER_REQD: u32 = 1 << 31 | 10;
 }
 
 /// Types of information about an export.
@@ -147,6 +190,8 @@ pub mod command_flags {
     pub const REQ_ONE: u16 = 1 << 3;
     /// Zeroed faster than by writing zeros, or not at all.
     pub const FAST_ZERO: u16 = 1 << 4;
+    /// The length is that of a payload, which follows (only with extended headers).
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Types of chunks.
@@ -157,6 +202,8 @@ pub mod chunk {
     pub const OFFSET_DATA: u16 = 1;
     /// A metadata context and runs.
     pub const BLOCK_STATUS: u16 = 5;
+    /// The same with lengths of 64 bits.
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// An error and a message.
     pub const ERROR: u16 = 1 << 15 | 1;
     /// Chunk flag: the last of its reply.
@@ -290,6 +337,32 @@ wire! {
     }
 }
 wire! {
+    /// A request, with extended headers.
+    ExtendedRequestHeader, 32 {
+        /// [`EXTENDED_REQUEST_MAGIC`].
+        magic: U32,
+        /// [`command_flags`].
+        flags: U16,
+        /// One of [`command`].
+        command: U16,
+        /// The client's name for the request: returned as it is.
+        cookie: [u8; 8],
+        /// First byte.
+        offset: U64,
+        /// Bytes: of the payload with [`command_flags::PAYLOAD_LEN`], otherwise of the export.
+        length: U64,
+    }
+}
+wire! {
+    /// The payload of a block status that is wanted of one metadata context only.
+    StatusFilter, 12 {
+        /// Bytes of the export.
+        length: U64,
+        /// The context's number.
+        context: U32,
+    }
+}
+wire! {
     /// A simple reply.
     SimpleReply, 16 {
         /// [`SIMPLE_REPLY_MAGIC`].
@@ -316,6 +389,23 @@ wire! {
     }
 }
 wire! {
+    /// Before a chunk's payload, with extended headers.
+    ExtendedChunkHeader, 32 {
+        /// [`EXTENDED_CHUNK_MAGIC`].
+        magic: U32,
+        /// [`chunk::FLAG_DONE`] or nothing.
+        flags: U16,
+        /// One of [`chunk`].
+        kind: U16,
+        /// The request's.
+        cookie: [u8; 8],
+        /// The request's.
+        offset: U64,
+        /// Bytes of payload that follow.
+        length: U64,
+    }
+}
+wire! {
     /// A run of bytes with the same status.
     StatusRun, 8 {
         /// Bytes.
@@ -324,8 +414,26 @@ wire! {
         flags: U32,
     }
 }
+wire! {
+    /// Before the runs of a block status, with extended headers.
+    ExtendedStatusHead, 8 {
+        /// The context's number.
+        context: U32,
+        /// How many runs follow.
+        count: U32,
+    }
+}
+wire! {
+    /// A run of bytes with the same status, with extended headers.
+    ExtendedStatusRun, 16 {
+        /// Bytes.
+        length: U64,
+        /// [`allocation`].
+        flags: U64,
+    }
+}
 
 /// Zeros after the reply to `EXPORT_NAME`, unless the client waived them.
 pub const EXPORT_NAME_PADDING: usize = 124;
-/// Bytes of a request's header.
-pub const REQUEST_HEADER: usize = size_of::<RequestHeader>();
+/// Bytes of a request's header, at most.
+pub const REQUEST_HEADER_MAX: usize = size_of::<ExtendedRequestHeader>();

@@ -24,16 +24,17 @@ use std::collections::BTreeMap;
 use self::rows::{PoolRow, UnitRow};
 use super::error::Refusal;
 use super::raw::{self, NO_EXTENT, RawVolume};
-use super::records::{PoolInfo, ServerStatus, VolumeInfo};
+use super::records::{PairRecord, PoolInfo, ServerStatus, VolumeInfo};
 use super::runs::RunSet;
 use super::store::{self, Changes, Store, StoreError, Table};
+use super::volume_table::KeptRows;
 use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, UnitId, VolumeId};
 
 /// Rows read at a time when the store is opened.
 const LOAD_ROWS: usize = 4096;
 
 /// What a new pool is made of.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolSpec {
     /// Size of an extent, in bytes.
     pub extent_size: u32,
@@ -41,6 +42,39 @@ pub struct PoolSpec {
     pub devices: Vec<ExtentRun>,
     /// Extents that thin allocation cannot take.
     pub reserve: u32,
+}
+
+impl PoolSpec {
+    /// The pool, one more than its highest extent, and all of its extents.
+    fn facts(&self) -> (PoolInfo, u32, RunSet) {
+        let end = self.devices.iter().map(|run| run.end().0).max().unwrap_or(0);
+        assert!(end < NO_EXTENT, "a pool of too many extents");
+        let runs = RunSet::from_stored(self.devices.iter().copied());
+        let mut all = RunSet::default();
+        runs.expect("devices own distinct extents").iter().for_each(|run| all.insert(run));
+        let extents = all.total() as u32;
+        assert!(self.reserve <= extents, "the reserve is larger than the pool");
+        let (reserve, extent_size) = (self.reserve, self.extent_size);
+        (PoolInfo { extents, reserve, extent_size }, end, all)
+    }
+}
+
+/// The rows of a store that knows only what the volume table kept, of a pool of which nothing is
+/// granted; refused where that is no such pool's.
+pub fn fresh_rows(pool: &PoolSpec, kept: &KeptRows) -> Result<Changes, StoreError> {
+    let (info, end, mut free) = pool.facts();
+    let row = kept.get(&(Table::Pool, Vec::new()));
+    let row = row.ok_or_else(|| StoreError::Damaged("the volume table has no pool".to_owned()))?;
+    let row: PoolRow = rows::parsed(row)?;
+    if row.info()? != info || row.extents_end.get() != end {
+        return Err(StoreError::Damaged("the volume table is of another pool".to_owned()));
+    }
+    let runs = free.take_changes().into_iter();
+    let runs = runs.map(|(start, count)| {
+        ((Table::Free, store::key(&[start])), count.map(|count| store::key(&[count])))
+    });
+    let kept = kept.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+    Ok(runs.chain(kept).collect())
 }
 
 /// Why something was not done.
@@ -71,6 +105,34 @@ struct Unit {
     granted: RunSet,
 }
 
+/// What a catalog holds of one unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitFacts {
+    /// The unit.
+    pub unit: UnitId,
+    /// Its last start.
+    pub incarnation: Incarnation,
+    /// How many data areas it may have.
+    pub data_quota: u64,
+    /// The extents that are its own.
+    pub granted: Vec<ExtentRun>,
+}
+
+/// All that a catalog holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogFacts {
+    /// The pool.
+    pub pool: PoolInfo,
+    /// The volumes, by number.
+    pub volumes: Vec<VolumeInfo>,
+    /// The units.
+    pub units: Vec<UnitFacts>,
+    /// The extents of no unit.
+    pub free: Vec<ExtentRun>,
+    /// The pairs, released ones included, by unit and number.
+    pub pairs: Vec<(UnitId, PairRecord)>,
+}
+
 /// The metadata of a pool.
 pub struct Catalog {
     store: Box<dyn Store>,
@@ -88,16 +150,9 @@ pub struct Catalog {
 impl Catalog {
     /// The metadata of a new pool, made in an empty store and durable.
     pub fn create(store: Box<dyn Store>, pool: &PoolSpec) -> Result<Catalog, StoreError> {
-        let end = pool.devices.iter().map(|run| run.end().0).max().unwrap_or(0);
-        assert!(end < NO_EXTENT, "a pool of too many extents");
-        let free = RunSet::from_stored(pool.devices.iter().copied());
-        let mut merged = RunSet::default();
-        free.expect("devices own distinct extents").iter().for_each(|run| merged.insert(run));
-        let extents = merged.total() as u32;
-        assert!(pool.reserve <= extents, "the reserve is larger than the pool");
-        let info = PoolInfo { extents, reserve: pool.reserve, extent_size: pool.extent_size };
+        let (info, end, free) = pool.facts();
         let mut catalog = Catalog::empty(store, info, end);
-        catalog.free = merged;
+        catalog.free = free;
         catalog.put_pool();
         catalog.commit()?;
         Ok(catalog)
@@ -113,7 +168,14 @@ impl Catalog {
         catalog.load_volumes()?;
         catalog.load_space()?;
         catalog.load_holders()?;
+        catalog.check_layout()?;
         Ok(catalog)
+    }
+
+    /// Whether it is the metadata of such a pool.
+    pub fn is_of(&self, pool: &PoolSpec) -> bool {
+        let (info, end, _) = pool.facts();
+        (info, end as usize) == (self.info, self.holders.len())
     }
 
     fn empty(store: Box<dyn Store>, info: PoolInfo, extents_end: u32) -> Catalog {
@@ -128,6 +190,23 @@ impl Catalog {
             holders: vec![None; extents_end as usize],
             counters: ServerStatus::default(),
         }
+    }
+
+    /// All that it holds.
+    pub fn facts(&self) -> Result<CatalogFacts, StoreError> {
+        let unit = |(unit, known): (&UnitId, &Unit)| UnitFacts {
+            unit: *unit,
+            incarnation: known.incarnation,
+            data_quota: known.data_quota,
+            granted: known.granted.iter().collect(),
+        };
+        Ok(CatalogFacts {
+            pool: self.info,
+            volumes: self.volumes.values().cloned().collect(),
+            units: self.units.iter().map(unit).collect(),
+            free: self.free.iter().collect(),
+            pairs: self.stored_pairs()?,
+        })
     }
 
     /// The pool.

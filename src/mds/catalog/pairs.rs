@@ -192,6 +192,34 @@ impl Catalog {
         self.holders = holders;
         Ok(())
     }
+
+    /// Every pair that is stored, with its unit.
+    pub(super) fn stored_pairs(&self) -> Result<Vec<(UnitId, PairRecord)>, StoreError> {
+        let mut pairs = Vec::new();
+        self.load(Table::Pairs, |key, row| {
+            let [unit, pair] = store::numbers(key)?;
+            let record = pair_of(row)?;
+            if record.pair.0 != pair {
+                return Err(StoreError::Damaged(format!("pair {pair} is stored as another")));
+            }
+            pairs.push((UnitId(unit), record));
+            Ok(())
+        })?;
+        Ok(pairs)
+    }
+
+    /// Checks that the layout names each live pair where it belongs, and nothing else.
+    pub(super) fn check_layout(&self) -> Result<(), StoreError> {
+        let pairs = self.stored_pairs()?.into_iter();
+        let live = pairs.filter(|(_, record)| !record.is_released());
+        let mut live: BTreeSet<[u32; 4]> =
+            live.map(|(unit, of)| [of.volume.0, of.logical.0, unit.0, of.pair.0]).collect();
+        let damaged = || StoreError::Damaged("its layout is not that of its pairs".to_owned());
+        self.load(Table::Layout, |key, _| {
+            if live.remove(&store::numbers::<4>(key)?) { Ok(()) } else { Err(damaged()) }
+        })?;
+        if live.is_empty() { Ok(()) } else { Err(damaged()) }
+    }
 }
 
 /// Whether the pair that shall be is what the primitive can leave.

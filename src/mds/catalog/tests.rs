@@ -7,6 +7,7 @@ use crate::mds::backend::RegionBackend;
 use crate::mds::records::{PairRecord, Primitive};
 use crate::mds::redb_store::RedbStore;
 use crate::mds::testing::{EXTENT_SIZE, create, open, pair};
+use crate::mds::volume_table::TABLE_LEN;
 
 const UNIT: UnitId = UnitId(1);
 const OTHER: UnitId = UnitId(2);
@@ -134,7 +135,8 @@ fn extents_move_within_a_batch() {
     assert_eq!(open(&memory).holder(ExtentId(6)), Some((UNIT, PairId(1))));
 }
 
-/// Goal: volumes keep to names and bounds, and neither shrink nor go under bound extents.
+/// Goal: volumes keep to names and bounds, neither shrink nor go under bound extents, and are
+/// deleted in two steps that each survive.
 #[test]
 fn volumes() {
     let (memory, mut catalog) = prepared();
@@ -150,15 +152,43 @@ fn volumes() {
     let vol0 = VolumeId(0);
     assert_eq!(refusal(catalog.resize_volume(vol0, 9 * size)).0, Refusal::VolumeBusy);
     catalog.resize_volume(vol0, 9 * size + 1).unwrap();
-    assert_eq!(refusal(catalog.delete_volume(vol0)).0, Refusal::VolumeBusy);
-    let released = Primitive::ReleasePair(pair(9, 2, [None, None], Slot::Zero));
-    catalog.transact(UNIT, &[released]).unwrap();
+    assert_eq!(refusal(catalog.remove_volume(vol0)).0, Refusal::VolumeBusy, "it is in use");
     catalog.delete_volume(vol0).unwrap();
-    assert_eq!(refusal(catalog.delete_volume(vol0)).0, Refusal::UnknownVolume);
     catalog.commit().unwrap();
     drop(catalog);
     let mut catalog = open(&memory);
+    assert!(catalog.list_volumes(0, 10)[0].deleting);
+    let unknown = |result| assert_eq!(refusal(result).0, Refusal::UnknownVolume);
+    unknown(catalog.delete_volume(vol0));
+    unknown(catalog.rename_volume(vol0, "v"));
+    unknown(catalog.resize_volume(vol0, 20 * size));
+    assert_eq!(refusal(catalog.remove_volume(vol0)).0, Refusal::VolumeBusy, "it has an extent");
     assert_eq!(catalog.create_volume("vol0", size).unwrap().id, VolumeId(1));
+    let released = Primitive::ReleasePair(pair(9, 2, [None, None], Slot::Zero));
+    catalog.transact(UNIT, &[released]).unwrap();
+    catalog.remove_volume(vol0).unwrap();
+    unknown(catalog.remove_volume(vol0));
+    catalog.commit().unwrap();
+    let listed: Vec<_> = catalog.list_volumes(0, 10).into_iter().map(|v| v.id.0).collect();
+    assert_eq!(listed, [1]);
+}
+
+/// Goal: a volume gets any name that is sound and free, also its own, and keeps it.
+#[test]
+fn renaming() {
+    let (memory, mut catalog) = prepared();
+    let vol0 = VolumeId(0);
+    catalog.create_volume("other", u64::from(EXTENT_SIZE)).unwrap();
+    assert_eq!(refusal(catalog.rename_volume(vol0, "other")).0, Refusal::NameTaken);
+    assert_eq!(refusal(catalog.rename_volume(vol0, "a b")).0, Refusal::NameInvalid);
+    assert_eq!(refusal(catalog.rename_volume(VolumeId(7), "x")).0, Refusal::UnknownVolume);
+    catalog.rename_volume(vol0, "vol0").unwrap();
+    catalog.rename_volume(vol0, "new").unwrap();
+    catalog.commit().unwrap();
+    drop(catalog);
+    let mut catalog = open(&memory);
+    assert_eq!(catalog.list_volumes(0, 1)[0].name, "new");
+    catalog.create_volume("vol0", u64::from(EXTENT_SIZE)).unwrap();
 }
 
 /// Goal: pages of a layout, put together, are the layout.
@@ -255,7 +285,7 @@ proptest! {
 #[test]
 fn the_planned_size_is_enough() {
     for extents in [16, 2_000, 20_000u32] {
-        let capacity = crate::format::layout::store_len(u64::from(extents));
+        let capacity = crate::format::layout::store_len(u64::from(extents)) - TABLE_LEN;
         let file = tempfile::tempfile().unwrap();
         let backend = RegionBackend::create(file.try_clone().unwrap(), 0, capacity).unwrap();
         let store = Box::new(RedbStore::open(backend).unwrap());

@@ -1,4 +1,13 @@
-//! Volumes: made, listed, resized, deleted.
+//! Volumes: made, listed, renamed, resized, deleted.
+//!
+//! A volume is deleted in two steps, since its extents are the unit's to give back:
+//!
+//! ```text
+//!   live ──delete_volume──▶ deleting (no name, pairs are released) ──remove_volume──▶ nothing
+//! ```
+//!
+//! Both are durable before they are answered, so a crash in between leaves a volume that nobody can
+//! use and whose deletion the unit goes on with.
 
 use super::rows;
 use super::{Catalog, Fault, refused};
@@ -14,17 +23,13 @@ pub const VOLUMES_MAX: usize = 4096;
 impl Catalog {
     /// Makes a thin volume. Its number was never used before.
     pub fn create_volume(&mut self, name: &str, size: u64) -> Result<VolumeInfo, Fault> {
-        if !is_name(name) {
-            return refused(Refusal::NameInvalid);
-        }
-        if self.volumes.values().any(|volume| volume.name == name) {
-            return refused(Refusal::NameTaken);
-        }
+        self.check_name(name)?;
         if self.volumes.len() >= VOLUMES_MAX || self.next_volume == u32::MAX {
             return refused(Refusal::TooLarge);
         }
         self.check_size(size)?;
-        let volume = VolumeInfo { id: VolumeId(self.next_volume), name: name.to_owned(), size };
+        let id = VolumeId(self.next_volume);
+        let volume = VolumeInfo { id, name: name.to_owned(), size, deleting: false };
         self.next_volume += 1;
         self.put_pool();
         self.put_volume(&volume);
@@ -34,7 +39,7 @@ impl Catalog {
 
     /// Changes a volume's size; refused where a bound extent would be beyond its end.
     pub fn resize_volume(&mut self, id: VolumeId, size: u64) -> Result<(), Fault> {
-        let mut volume = self.volume(id)?.clone();
+        let mut volume = self.live_volume(id)?.clone();
         self.check_size(size)?;
         if size < volume.size {
             let end = LogicalExtent(self.extents_of(size) as u32);
@@ -46,16 +51,39 @@ impl Catalog {
         Ok(())
     }
 
-    /// Deletes a volume; refused while any of its extents is bound.
+    /// Gives a volume another name.
+    pub fn rename_volume(&mut self, id: VolumeId, name: &str) -> Result<(), Fault> {
+        let mut volume = self.live_volume(id)?.clone();
+        if volume.name == name {
+            return Ok(());
+        }
+        self.check_name(name)?;
+        name.clone_into(&mut volume.name);
+        self.put_volume(&volume);
+        self.volumes.insert(id, volume);
+        Ok(())
+    }
+
+    /// Begins a volume's deletion.
     pub fn delete_volume(&mut self, id: VolumeId) -> Result<(), Fault> {
-        self.volume(id)?;
+        let volume = VolumeInfo { deleting: true, ..self.live_volume(id)?.clone() };
+        self.put_volume(&volume);
+        self.volumes.insert(id, volume);
+        Ok(())
+    }
+
+    /// Ends a volume's deletion; refused while any of its extents is bound.
+    pub fn remove_volume(&mut self, id: VolumeId) -> Result<(), Fault> {
+        if !self.volume(id)?.deleting {
+            return refused(Refusal::VolumeBusy);
+        }
         self.refuse_if_bound(id, LogicalExtent(0))?;
         self.volumes.remove(&id);
         self.changes.insert((Table::Volumes, store::key(&[id.0])), None);
         Ok(())
     }
 
-    /// A page of the volumes from a number on.
+    /// A page of the volumes, those that are being deleted included, from a number on.
     pub fn list_volumes(&self, from: u64, count: usize) -> Vec<&VolumeInfo> {
         let Ok(from) = u32::try_from(from) else {
             return Vec::new();
@@ -65,6 +93,26 @@ impl Catalog {
 
     pub(super) fn volume(&self, id: VolumeId) -> Result<&VolumeInfo, Fault> {
         self.volumes.get(&id).ok_or(Fault::Refused(Refusal::UnknownVolume, u64::from(id.0)))
+    }
+
+    /// A volume that is not being deleted.
+    fn live_volume(&self, id: VolumeId) -> Result<&VolumeInfo, Fault> {
+        let volume = self.volume(id)?;
+        if volume.deleting {
+            return Err(Fault::Refused(Refusal::UnknownVolume, u64::from(id.0)));
+        }
+        Ok(volume)
+    }
+
+    /// Whether a volume may get the name.
+    fn check_name(&self, name: &str) -> Result<(), Fault> {
+        if !is_name(name) {
+            return refused(Refusal::NameInvalid);
+        }
+        if self.volumes.values().any(|volume| volume.name == name && !volume.deleting) {
+            return refused(Refusal::NameTaken);
+        }
+        Ok(())
     }
 
     /// How many extents a volume of that size has.
@@ -87,8 +135,7 @@ impl Catalog {
     }
 
     fn put_volume(&mut self, volume: &VolumeInfo) {
-        let row = RawVolume::named(volume.id, &volume.name, volume.size);
-        let row = rows::bytes(&row.expect("names are checked when volumes are made"));
+        let row = rows::bytes(&RawVolume::from(volume));
         self.changes.insert((Table::Volumes, store::key(&[volume.id.0])), Some(row));
     }
 }

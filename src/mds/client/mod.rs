@@ -107,7 +107,7 @@ impl<E: Env> Client<E> {
         self.pool
     }
 
-    /// Every volume, by id.
+    /// Every volume, by id; also those that are being deleted.
     pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, MdsError> {
         let operation = Operation::ListVolumes;
         let mut volumes: Vec<VolumeInfo> = Vec::new();
@@ -203,12 +203,7 @@ impl<E: Env> Client<E> {
     /// Makes a volume, thin.
     pub async fn create_volume(&self, name: &str, size: u64) -> Result<VolumeInfo, MdsError> {
         let operation = Operation::CreateVolume;
-        let invalid = MdsError::Refused {
-            operation: operation.name(),
-            refusal: Refusal::NameInvalid,
-            detail: 0,
-        };
-        let record = RawVolume::named(VolumeId(0), name, size).ok_or(invalid)?;
+        let record = named(operation, VolumeId(0), name, size)?;
         let reply = self.exchange.call(operation, record.as_bytes()).await?;
         let made = parsed(operation, raw::one::<RawVolume>(&reply))?;
         parsed(operation, VolumeInfo::try_from(&made))
@@ -220,10 +215,23 @@ impl<E: Env> Client<E> {
         self.exchange.call(Operation::ResizeVolume, record.as_bytes()).await.map(drop)
     }
 
-    /// Deletes a volume; refused while any of its extents is bound.
+    /// Gives a volume another name.
+    pub async fn rename_volume(&self, volume: VolumeId, name: &str) -> Result<(), MdsError> {
+        let operation = Operation::RenameVolume;
+        let record = named(operation, volume, name, 0)?;
+        self.exchange.call(operation, record.as_bytes()).await.map(drop)
+    }
+
+    /// Begins a volume's deletion: it is listed as being deleted until [`Client::remove_volume`].
     pub async fn delete_volume(&self, volume: VolumeId) -> Result<(), MdsError> {
         let record = RawVolume::nameless(volume, 0);
         self.exchange.call(Operation::DeleteVolume, record.as_bytes()).await.map(drop)
+    }
+
+    /// Ends a volume's deletion; refused while any of its extents is bound.
+    pub async fn remove_volume(&self, volume: VolumeId) -> Result<(), MdsError> {
+        let record = RawVolume::nameless(volume, 0);
+        self.exchange.call(Operation::RemoveVolume, record.as_bytes()).await.map(drop)
     }
 
     /// How the exchange with the server goes.
@@ -247,6 +255,18 @@ impl<E: Env> Client<E> {
             RawPage { volume: U32::new(volume.0), count: U32::new(count), from: U64::new(from) };
         self.exchange.call(operation, page.as_bytes()).await
     }
+}
+
+/// The record of a volume with a name, which is refused here where it does not even fit.
+fn named(
+    operation: Operation,
+    volume: VolumeId,
+    name: &str,
+    size: u64,
+) -> Result<RawVolume, MdsError> {
+    let (operation, refusal) = (operation.name(), Refusal::NameInvalid);
+    let invalid = MdsError::Refused { operation, refusal, detail: 0 };
+    RawVolume::named(volume, name, size).ok_or(invalid)
 }
 
 fn parsed<T>(operation: Operation, result: Result<T, Malformed>) -> Result<T, MdsError> {

@@ -276,7 +276,14 @@ fn a_bad_network() {
             let made = client.create_volume("second", 1 << 30).await.unwrap();
             assert_eq!(client.volumes().await.unwrap()[1], made);
             client.resize_volume(made.id, 1 << 31).await.unwrap();
+            client.rename_volume(made.id, "third").await.unwrap();
+            let long = client.rename_volume(made.id, &"x".repeat(200)).await.unwrap_err();
+            assert!(matches!(long, MdsError::Refused { refusal: Refusal::NameInvalid, .. }));
             client.delete_volume(made.id).await.unwrap();
+            let third = client.volumes().await.unwrap().remove(1);
+            assert_eq!((&*third.name, third.size, third.deleting), ("third", 1 << 31, true));
+            client.remove_volume(made.id).await.unwrap();
+            assert_eq!(client.volumes().await.unwrap().len(), 1);
             client.renew().await.unwrap();
             assert!(client.status().repeated > 0);
             client.detach().await.unwrap();

@@ -180,6 +180,14 @@ impl<P: Clone> Server<P> {
                 self.run_ready(turn, header.session);
                 true
             }
+            Admitted::Repeated(_) if self.executes_again(header.operation, datagram.parts) => {
+                let unit = self.sessions[&header.session].unit();
+                let again = self.mutate(header.operation, unit, header.session, datagram.body);
+                if let Ok(body) = again {
+                    turn.reply(peer, header, payload_max, Ok(body));
+                }
+                true
+            }
             Admitted::Repeated(answer) => {
                 if let Some(answer) = answer {
                     self.counters.repeated += 1;
@@ -188,6 +196,14 @@ impl<P: Clone> Server<P> {
                 true
             }
         }
+    }
+
+    /// Whether a repeated request is executed again, which is a mutant's doing.
+    fn executes_again(&self, operation: Operation, parts: u16) -> bool {
+        let absolute = operation == Operation::Transact;
+        parts == 1
+            && (mutated(Mutant::RequestRepeated)
+                || mutated(Mutant::GenerationUnchecked) && absolute)
     }
 
     fn take_attach(&mut self, turn: &mut Turn<P>, peer: P, datagram: &Datagram<'_>) -> bool {
@@ -251,9 +267,7 @@ impl<P: Clone> Server<P> {
             };
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.executed(Answer { operation: header.operation, outcome: outcome.clone() });
-                if !mutated(Mutant::AnswersNotStored) {
-                    self.catalog.put_session(id, Some(session.row()));
-                }
+                self.catalog.put_session(id, Some(session.row()));
             }
             turn.reply(peer, header, payload_max, outcome);
         }
@@ -291,15 +305,21 @@ impl<P: Clone> Server<P> {
             Operation::CreateVolume => {
                 let asked = well_formed(VolumeInfo::try_from(&volume(body)?))?;
                 let made = catalog.create_volume(&asked.name, asked.size)?;
-                let record = RawVolume::named(made.id, &made.name, made.size);
-                return Ok(record.expect("a name that fitted").as_bytes().to_vec());
+                return Ok(RawVolume::from(&made).as_bytes().to_vec());
             }
             Operation::ResizeVolume => {
                 let record = volume(body)?;
                 catalog.resize_volume(VolumeId(record.id.get()), record.size.get())?;
             }
+            Operation::RenameVolume => {
+                let asked = well_formed(VolumeInfo::try_from(&volume(body)?))?;
+                catalog.rename_volume(asked.id, &asked.name)?;
+            }
             Operation::DeleteVolume => {
                 catalog.delete_volume(VolumeId(volume(body)?.id.get()))?;
+            }
+            Operation::RemoveVolume => {
+                catalog.remove_volume(VolumeId(volume(body)?.id.get()))?;
             }
             Operation::Attach
             | Operation::Renew
@@ -336,9 +356,7 @@ impl<P: Clone> Server<P> {
             Operation::ListVolumes => {
                 let page = page()?;
                 let volumes = self.catalog.list_volumes(page.from.get(), limit::<RawVolume>(&page));
-                let record =
-                    |volume: &VolumeInfo| RawVolume::named(volume.id, &volume.name, volume.size);
-                Ok(raw::pack(volumes.into_iter().filter_map(record)))
+                Ok(raw::pack(volumes.into_iter().map(RawVolume::from)))
             }
             Operation::ListGrants => {
                 let page = page()?;

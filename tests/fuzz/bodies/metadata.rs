@@ -8,9 +8,11 @@ use flipside::mds::raw::{self, RawAttach, RawOwned, RawPage, RawPool, RawPrimiti
 use flipside::mds::records::{PairRecord, Primitive, VolumeInfo};
 use flipside::mds::server::Server;
 use flipside::mds::session::{Answer, Session};
+use flipside::mds::volume_table::Kept;
 use flipside::mds::wire::{self, HEADER_BYTES, Header, Kind, Operation};
 
 use super::cursor::Cursor;
+use super::journal::POOL;
 use super::store::Rows;
 
 /// Where in a header the body's length, the message's checksum and the datagram's are.
@@ -75,7 +77,7 @@ fn records(body: &[u8]) {
         assert!(run.end() > run.start);
     }
     if let Ok(volume) = raw::one::<RawVolume>(body).and_then(|raw| VolumeInfo::try_from(&raw)) {
-        assert!(RawVolume::named(volume.id, &volume.name, volume.size).is_some());
+        assert_eq!(VolumeInfo::try_from(&RawVolume::from(&volume)), Ok(volume));
     }
     let _ = raw::one::<RawAttach>(body).map(|raw| raw.who());
     let _ = raw::one::<RawPool>(body);
@@ -131,4 +133,25 @@ pub fn server(data: &[u8]) -> bool {
         assert!(status.extents_free <= status.extents && status.data_quota <= status.extents);
     }
     done
+}
+
+/// A place of the volume table, as it is and with its checksum made good.
+pub fn volume_table(data: &[u8]) -> bool {
+    let as_it_is = Kept::parse(data, POOL).is_some();
+    let mut bytes = data.to_vec();
+    let used = bytes.get(44..48).map(|used| u32::from_le_bytes(used.try_into().expect("four")));
+    if let Some(covered) = used.and_then(|used| bytes.get_mut(..used as usize))
+        && let Some(crc) = covered.get_mut(12..16)
+    {
+        crc.fill(0);
+        let crc = crc32c(covered).to_le_bytes();
+        bytes[12..16].copy_from_slice(&crc);
+    }
+    let made_good = Kept::parse(&bytes, POOL);
+    if let Some(kept) = &made_good
+        && let Some(encoded) = kept.encode(POOL)
+    {
+        assert_eq!(Kept::parse(&encoded, POOL).as_ref(), Some(kept));
+    }
+    as_it_is || made_good.is_some()
 }

@@ -40,4 +40,5 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("region", journal::region),
     ("status", journal::status),
     ("superblock", outside::superblock),
+    ("volume_table", metadata::volume_table),
 ];

@@ -3,7 +3,7 @@
 use flipside::front::PAYLOAD_MAX;
 use flipside::front::nbd::handshake::{ExportInfo, Finished, Handshake, INPUT_MAX, Offer};
 use flipside::front::nbd::request::{Command, Request, Terms};
-use flipside::front::nbd::wire::{self, REQUEST_HEADER};
+use flipside::front::nbd::wire::{self, Framing, REQUEST_HEADER_MAX, StatusFilter};
 
 /// The size of the export whose requests are checked, in bytes.
 const SIZE: u64 = (1 << 30) + 512;
@@ -48,39 +48,55 @@ fn converse(input: &[u8], step: usize, offer: Offer<'_>) -> (Vec<u8>, Option<Fin
 /// Requests one after another, with their magic made good: what passes lies within the export.
 pub fn request(data: &[u8]) -> bool {
     let mut passed = false;
-    for chunk in data.chunks(REQUEST_HEADER) {
-        let mut bytes = [0; REQUEST_HEADER];
-        bytes[..chunk.len()].copy_from_slice(chunk);
-        for structured in [false, true] {
-            passed |= one_request(&bytes, structured);
+    for framing in [Framing::Simple, Framing::Structured, Framing::Extended] {
+        let good = match framing {
+            Framing::Simple | Framing::Structured => wire::REQUEST_MAGIC,
+            Framing::Extended => wire::EXTENDED_REQUEST_MAGIC,
+        };
+        let mut rest = data;
+        while !rest.is_empty() {
+            let mut bytes = [0; REQUEST_HEADER_MAX];
+            let (piece, after) = rest.split_at(rest.len().min(framing.request_header()));
+            bytes[..piece.len()].copy_from_slice(piece);
+            rest = after;
+            let header = &mut bytes[..framing.request_header()];
+            passed |= one_request(header, rest, framing);
+            header[..4].copy_from_slice(&good.to_be_bytes());
+            passed |= one_request(header, rest, framing);
         }
-        bytes[..4].copy_from_slice(&wire::REQUEST_MAGIC.to_be_bytes());
-        passed |= one_request(&bytes, true);
     }
     passed
 }
 
-fn one_request(bytes: &[u8; REQUEST_HEADER], structured: bool) -> bool {
+fn one_request(header: &[u8], after: &[u8], framing: Framing) -> bool {
     let terms = Terms {
         size: SIZE,
         block_size: 4096,
         payload_max: PAYLOAD_MAX,
-        structured,
+        framing,
         status: true,
         read_only: false,
     };
-    let Ok(request) = Request::parse(bytes) else { return false };
+    let Ok(mut request) = Request::parse(framing, header) else { return false };
+    if request.has_filter() {
+        let Some((length, after)) = after.split_first_chunk() else { return false };
+        let Some(context) = after.first_chunk() else { return false };
+        let length = u64::from_be_bytes(*length).into();
+        let context = u32::from_be_bytes(*context).into();
+        request = request.narrow(&StatusFilter { length, context });
+        assert_eq!(request.payload(), 0);
+    }
     let payload = request.payload();
     let Ok(command) = request.check(terms) else { return false };
-    let within = |offset: u64, length: u32| {
-        offset.checked_add(u64::from(length)).is_some_and(|end| end <= SIZE)
-    };
+    let within =
+        |offset: u64, length: u64| offset.checked_add(length).is_some_and(|end| end <= SIZE);
     match command {
         Command::Read { offset, length } => {
-            assert!(length <= PAYLOAD_MAX && within(offset, length) && payload == 0);
+            assert!(length <= PAYLOAD_MAX && within(offset, length.into()) && payload == 0);
         }
         Command::Write { offset, length, .. } => {
-            assert!(length <= PAYLOAD_MAX && within(offset, length) && payload == length);
+            let length = u64::from(length);
+            assert!(length <= PAYLOAD_MAX.into() && within(offset, length) && payload == length);
         }
         Command::Trim { offset, length, .. } | Command::WriteZeroes { offset, length, .. } => {
             assert!(within(offset, length) && payload == 0);
@@ -88,7 +104,9 @@ fn one_request(bytes: &[u8; REQUEST_HEADER], structured: bool) -> bool {
         Command::Status { offset, length, .. } => {
             assert!(length > 0 && within(offset, length) && payload == 0);
         }
-        Command::Flush | Command::Cache | Command::Disconnect => assert_eq!(payload, 0),
+        Command::Flush | Command::Cache => assert_eq!(payload, 0),
+        // What follows a farewell is read by nobody.
+        Command::Disconnect => {}
     }
     true
 }

@@ -135,8 +135,8 @@ fn open(region: &Memory) -> Result<Opened<Memory>, JournalError> {
     const LIMIT: Limit = Limit { time_ns: 1_000_000_000, steps: 100_000 };
     let disk = DiskShape { len: 4096, sector: SECTOR, volatile_cache: false };
     let buffers_max = 2 * ARENA_BLOCK;
-    let shape =
-        Shape { disks: vec![disk], nvram: None, storage_max: 0, buffers_max, parts: Vec::new() };
+    let parts = Vec::new();
+    let shape = Shape { disks: vec![disk], nvram: None, parts, storage_max: 0, buffers_max };
     let env = Machine::new(0, &shape).boot(Faults::none());
     let (handle, region) = (env.clone(), region.clone());
     let opening = async move { Journal::open(&handle, region, POOL, UNIT, PAIRS).await };

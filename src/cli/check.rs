@@ -1,0 +1,187 @@
+//! `flipside check`: what is damaged in a pool that is not served, and repairs.
+//!
+//! # Contract
+//!
+//! Read only without `--repair`. The exit code is 0 where the pool is sound, 1 where it is damaged
+//! (after `--repair`: still), 2 where it could not be looked at.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::device;
+use super::offline::{Examination, Offline};
+use crate::check::finding::{Finding, Mend};
+use crate::check::mend;
+
+/// Memory for I/O, in bytes.
+const BUFFERS_LEN: usize = 16 << 20;
+/// The exit code of a pool that could not be looked at, and of a wrong command line.
+const COULD_NOT: u8 = 2;
+
+const EXAMPLES: &str = "\
+Examples:
+  Is everything well? The pool must not be served meanwhile:
+    flipside check /dev/sdx
+  A pool of two devices with its journal in NVRAM, repaired where that is possible:
+    flipside check --repair --nvram /mnt/pmem/flags /dev/sdx /dev/sdy
+
+What is kept twice is repaired from the good copy: superblocks, pages of the journal's region, the
+volumes. The contents of volumes have no checksums and are not checked.
+
+Exit codes:
+  0  the pool is sound, or is so after --repair
+  1  it is damaged
+  2  it could not be checked: the devices are in use or are not a pool, or the command line is wrong";
+
+/// Flags of `flipside check`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Mend what is redundant, then check again
+    #[arg(long)]
+    repair: bool,
+    /// Print JSON, whose names stay from version to version
+    #[arg(long)]
+    json: bool,
+    /// The NVRAM, for a pool that was served with --flags nvram
+    #[arg(long, value_name = "PATH")]
+    nvram: Option<PathBuf>,
+    /// All devices of the pool, in any order
+    #[arg(required = true, value_name = "DEVICE")]
+    devices: Vec<PathBuf>,
+}
+
+/// What is told.
+#[derive(Serialize)]
+struct Report<'a> {
+    sound: bool,
+    pool: Option<String>,
+    volumes: usize,
+    extents: u64,
+    extents_used: u64,
+    groups: usize,
+    repaired: Vec<&'a Finding>,
+    findings: Vec<&'a Finding>,
+}
+
+/// Checks a pool.
+pub fn run(args: Args) -> ExitCode {
+    let checked = device::environment(BUFFERS_LEN).and_then(|(ring, env)| {
+        let checked = ring.block_on(async move {
+            let offline = Offline::claim(&env, &args.devices, args.nvram.as_deref()).await?;
+            check(&offline, &args).await
+        });
+        ring.shutdown();
+        checked
+    });
+    match checked {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("flipside: {error:#}");
+            ExitCode::from(COULD_NOT)
+        }
+    }
+}
+
+/// Whether the pool is sound in the end.
+async fn check(offline: &Offline, args: &Args) -> Result<bool> {
+    let progress = progress(args);
+    let mut found = offline.examine(&progress).await?;
+    let mut before = Vec::new();
+    if args.repair && found.findings.iter().any(|finding| finding.repairable) {
+        repair(offline, &found).await?;
+        progress.reset();
+        let again = offline.examine(&progress).await?;
+        before = std::mem::replace(&mut found, again).findings;
+    }
+    progress.finish_and_clear();
+    let repaired = before.iter().filter(|finding| !found.findings.contains(finding)).collect();
+    tell(&found, repaired, args.json)?;
+    Ok(found.findings.is_empty())
+}
+
+fn progress(args: &Args) -> ProgressBar {
+    if args.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let progress = ProgressBar::new(0).with_message("checking");
+    progress.set_style(
+        ProgressStyle::with_template("{msg} {bar:30} {bytes} of {total_bytes}")
+            .expect("the template is a constant"),
+    );
+    progress
+}
+
+/// Carries out every repair.
+async fn repair(offline: &Offline, found: &Examination) -> Result<()> {
+    let env = &offline.env;
+    for mend in mend::plan(&found.findings) {
+        let done = match mend {
+            Mend::Superblock(index) => {
+                let of = offline.claimed.get(index).zip(found.devices.get(index));
+                let (claimed, facts) = of.expect("a finding is of a device that was given");
+                mend::superblock(env, &claimed.disk, facts).await.map_err(Into::into)
+            }
+            Mend::Identity => {
+                let nvram = offline.nvram().expect("its identity was looked at");
+                mend::identity(env, nvram).await.map_err(Into::into)
+            }
+            Mend::Page(..) => {
+                let (region, facts) = found.region.as_ref().expect("its pages were looked at");
+                mend::page(env, region, facts, &mend).await.map_err(Into::into)
+            }
+            Mend::StoreHeader | Mend::VolumeTable | Mend::NewStore => {
+                let (place, _) = found.metadata.as_ref().expect("it was looked at");
+                mend::metadata(place, &mend)
+            }
+        };
+        done.with_context(|| format!("the repair stopped at {mend:?}"))?;
+    }
+    Ok(())
+}
+
+fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> {
+    let store = found.metadata.as_ref().and_then(|(_, facts)| facts.store.as_ref().ok());
+    let used = found.home.as_ref().map_or(0, |home| {
+        home.lines.iter().flat_map(|line| line.binding.extents).flatten().count() as u64
+    });
+    let report = Report {
+        sound: found.findings.is_empty(),
+        pool: found.pool.as_ref().map(|pool| pool.superblock.pool.to_string()),
+        volumes: store.map_or(0, |store| store.catalog.volumes.len()),
+        extents: found.pool.as_ref().map_or(0, |pool| pool.superblock.pool_extents().into()),
+        extents_used: used,
+        groups: found.home.as_ref().map_or(0, |home| home.groups),
+        repaired,
+        findings: found.findings.iter().collect(),
+    };
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        return Ok(writeln!(out)?);
+    }
+    for finding in &report.repaired {
+        writeln!(out, "repaired: {}: {}", finding.place, finding.what)?;
+    }
+    for finding in &report.findings {
+        writeln!(out, "{finding}")?;
+    }
+    let pool = report.pool.as_deref().unwrap_or("unknown");
+    writeln!(
+        out,
+        "pool {pool}: {} of {} extents in use by {} volumes, {} groups in the journal",
+        report.extents_used, report.extents, report.volumes, report.groups
+    )?;
+    let again = report.findings.iter().filter(|finding| finding.repairable).count();
+    match (report.findings.len(), again) {
+        (0, _) => writeln!(out, "the pool is sound")?,
+        (all, again) => writeln!(out, "{all} damages, of which --repair can mend {again}")?,
+    }
+    Ok(())
+}

@@ -1,0 +1,342 @@
+//! Making and opening the metadata's place on a device: the store, and the volume table behind it.
+//!
+//! | offset | bytes | what |
+//! | --- | --- | --- |
+//! | 0 | length − [`TABLE_LEN`] | the store ([`super::backend`]) |
+//! | then | [`TABLE_LEN`] | the volume table ([`super::volume_table`]) |
+//!
+//! # Contracts
+//!
+//! - **Damage**: a store that is damaged anywhere is not used: every page and row is looked at when
+//!   it is opened. A new one is made from the volume table; the unit then tells it of all pairs.
+//! - **Ordering**: a store is given up only for a table that is whole and of the same pool. Cut
+//!   short, what there is of the new store is damaged too, and the next opening begins again.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use redb::StorageBackend as _;
+
+use super::backend::{CAPACITY_MIN, FixedBackend, RegionBackend};
+use super::catalog::{Catalog, PoolSpec, fresh_rows};
+use super::mirrored::{Mirrored, sequence_row};
+use super::redb_store::RedbStore;
+use super::store::{Store as _, StoreError};
+use super::volume_table::{Kept, TABLE_LEN, VolumeTable, newest};
+use crate::format::ids::{ExtentId, ExtentRun, PoolId};
+use crate::format::superblock::Superblock;
+
+/// Where a pool's metadata lies.
+#[derive(Debug)]
+pub struct MetadataPlace {
+    file: File,
+    offset: u64,
+    /// Bytes of the store alone.
+    capacity: u64,
+    pool: PoolId,
+    spec: PoolSpec,
+}
+
+/// What was opened.
+pub struct OpenedMetadata {
+    /// The metadata.
+    pub catalog: Catalog,
+    /// What was wrong with the store, where a new one was made.
+    pub rebuilt: Option<String>,
+}
+
+impl MetadataPlace {
+    /// The place on a pool's first device, which has that superblock.
+    pub fn on(path: &Path, superblock: &Superblock) -> Result<Self, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|error| StoreError::Failed(error.to_string()))?;
+        let span = superblock.layout.regions.expect("the first device has the regions").store;
+        if span.len < CAPACITY_MIN + TABLE_LEN {
+            return Err(StoreError::Failed(format!("{} bytes are too few for it", span.len)));
+        }
+        Ok(MetadataPlace {
+            file,
+            offset: span.offset,
+            capacity: span.len - TABLE_LEN,
+            pool: superblock.pool,
+            spec: pool_spec(superblock),
+        })
+    }
+
+    /// Makes the metadata of a new pool; what was there is gone.
+    pub fn create(&self) -> Result<Catalog, StoreError> {
+        let (table, _) = self.table()?;
+        Catalog::create(Box::new(Mirrored::create(self.new_store()?, table)), &self.spec)
+    }
+
+    /// Opens the metadata, with a new store where the old one is damaged: see the module.
+    pub fn open(&self) -> Result<OpenedMetadata, StoreError> {
+        let (_, copies) = self.table()?;
+        let damage = match self.open_store(&copies) {
+            Ok(catalog) => return Ok(OpenedMetadata { catalog, rebuilt: None }),
+            Err(StoreError::Damaged(damage)) => damage,
+            Err(error) => return Err(error),
+        };
+        let Some(kept) = newest(&copies) else {
+            let text = format!("{damage}; and both copies of its volume table are damaged");
+            return Err(StoreError::Damaged(text));
+        };
+        self.rebuild(kept)?;
+        let catalog = self.open_store(&copies)?;
+        Ok(OpenedMetadata { catalog, rebuilt: Some(damage) })
+    }
+
+    /// Makes a new store that holds what the table keeps.
+    fn rebuild(&self, kept: &Kept) -> Result<(), StoreError> {
+        // What cannot be a pool's must not cost the old store.
+        let mut rows = fresh_rows(&self.spec, &kept.rows)?;
+        rows.extend([sequence_row(kept.sequence)]);
+        self.new_store()?.commit(&rows)
+    }
+
+    fn new_store(&self) -> Result<RedbStore, StoreError> {
+        let file = self.file.try_clone().map_err(|error| failed(&error))?;
+        let region = RegionBackend::create(file, self.offset, self.capacity);
+        RedbStore::open(region.map_err(|error| failed(&error))?)
+    }
+
+    pub(super) fn table(
+        &self,
+    ) -> Result<(VolumeTable<FixedBackend>, [Option<Kept>; 2]), StoreError> {
+        let file = self.file.try_clone().map_err(|error| failed(&error))?;
+        let storage = FixedBackend::new(file, self.offset + self.capacity, TABLE_LEN);
+        VolumeTable::open(storage, self.pool).map_err(|error| failed(&error))
+    }
+
+    fn open_store(&self, copies: &[Option<Kept>; 2]) -> Result<Catalog, StoreError> {
+        let open = || {
+            let file = self.file.try_clone().map_err(|error| failed(&error))?;
+            let region = RegionBackend::open(file, self.offset, self.capacity);
+            let mut store = RedbStore::open(region.map_err(|error| failed(&error))?)?;
+            store.verify()?;
+            let (table, _) = self.table()?;
+            let catalog = Catalog::open(Box::new(Mirrored::open(store, table, copies)?))?;
+            self.check_pool(&catalog)?;
+            Ok(catalog)
+        };
+        catching(open)
+    }
+
+    /// Makes a new store from what the old one keeps, or else the table: for a store that is whole
+    /// and contradicts the unit's home. The table is whole before the old store is given up.
+    pub fn renew(&self) -> Result<(), StoreError> {
+        drop(self.open()?);
+        let (_, copies) = self.table()?;
+        let kept = newest(&copies).expect("opening has written it");
+        self.rebuild(kept)
+    }
+
+    /// Writes the store region's header again, into the place of the older copy.
+    pub fn mend_header(&self) -> Result<(), StoreError> {
+        let (file, offset, capacity) = self.store_span()?;
+        let region = RegionBackend::open(file, offset, capacity).map_err(|error| failed(&error))?;
+        let mended = region.len().and_then(|len| region.set_len(len));
+        mended.map_err(|error| failed(&error))
+    }
+
+    /// Puts these rows, and nothing else, into store and table; what they held is gone.
+    pub fn restore(&self, kept: &Kept) -> Result<(), StoreError> {
+        fresh_rows(&self.spec, &kept.rows)?;
+        let (mut table, _) = self.table()?;
+        table.write(kept).map_err(|error| failed(&error))?;
+        self.rebuild(kept)
+    }
+
+    /// Which copies of the store region's header are damaged.
+    pub(super) fn headers_damaged(&self) -> Result<[bool; 2], StoreError> {
+        let (file, offset, capacity) = self.store_span()?;
+        RegionBackend::headers_damaged(&file, offset, capacity).map_err(|error| failed(&error))
+    }
+
+    pub(super) fn store_span(&self) -> Result<(File, u64, u64), StoreError> {
+        let file = self.file.try_clone().map_err(|error| failed(&error))?;
+        Ok((file, self.offset, self.capacity))
+    }
+
+    pub(super) fn check_pool(&self, catalog: &Catalog) -> Result<(), StoreError> {
+        if catalog.is_of(&self.spec) {
+            return Ok(());
+        }
+        Err(StoreError::Damaged("its pool is not that of the superblock".to_owned()))
+    }
+}
+
+/// What a pool of that superblock is made of.
+pub fn pool_spec(superblock: &Superblock) -> PoolSpec {
+    let mut next = 0;
+    let run = |count| {
+        let start = ExtentId(next);
+        next += count;
+        ExtentRun { start, count }
+    };
+    PoolSpec {
+        extent_size: superblock.geometry.extent_size(),
+        devices: superblock.devices.iter().map(|device| device.extents).map(run).collect(),
+        reserve: superblock.journal_reserve,
+    }
+}
+
+/// Damaged bytes may lead the store's library into a panic: that is damage like any other.
+pub fn catching<T>(open: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
+        Err(StoreError::Damaged("what it holds led to a panic of its library".to_owned()))
+    })
+}
+
+pub(super) fn failed(error: &io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => StoreError::Damaged(error.to_string()),
+        _ => StoreError::Failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+    use crate::env::sim::rng::Rng;
+    use crate::format::layout::store_len;
+    use crate::mds::catalog::space::Use;
+    use crate::mds::records::Primitive;
+    use crate::mds::testing::{EXTENT_SIZE, pair};
+    use crate::mds::volume_table::PLACE_LEN;
+
+    const EXTENTS: u32 = 50;
+    const OFFSET: u64 = 1 << 20;
+
+    fn place(file: &File) -> MetadataPlace {
+        MetadataPlace {
+            file: file.try_clone().unwrap(),
+            offset: OFFSET,
+            capacity: store_len(u64::from(EXTENTS)) - TABLE_LEN,
+            pool: PoolId([3; 16]),
+            spec: PoolSpec {
+                extent_size: EXTENT_SIZE,
+                devices: vec![ExtentRun { start: ExtentId(0), count: EXTENTS }],
+                reserve: 5,
+            },
+        }
+    }
+
+    /// A pool of two volumes, of which one was made after all else, and with pairs.
+    fn made() -> (File, MetadataPlace) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(OFFSET + store_len(u64::from(EXTENTS))).unwrap();
+        let place = place(&file);
+        let mut catalog = place.create().unwrap();
+        catalog.create_volume("one", 40 << 20).unwrap();
+        catalog.allocate(crate::format::ids::UnitId(0), Use::Data, 20);
+        catalog.commit().unwrap();
+        for line in 0..10 {
+            let record = pair(line, 1, [Some(line), None], crate::format::ids::Slot::Zero);
+            catalog
+                .transact(crate::format::ids::UnitId(0), &[Primitive::BindData(record)])
+                .unwrap();
+            catalog.commit().unwrap();
+        }
+        catalog.create_volume("two", 7 << 20).unwrap();
+        catalog.commit().unwrap();
+        (file, place)
+    }
+
+    fn volumes(catalog: &Catalog) -> Vec<(u32, String, u64)> {
+        let listed = catalog.list_volumes(0, 10).into_iter();
+        listed.map(|volume| (volume.id.0, volume.name.clone(), volume.size)).collect()
+    }
+
+    fn expected() -> Vec<(u32, String, u64)> {
+        vec![(0, "one".to_owned(), 40 << 20), (1, "two".to_owned(), 7 << 20)]
+    }
+
+    /// Goal: whatever becomes of the store's bytes, the volumes are there, numbers are not used
+    /// again, and what was made anew is whole at the next opening; the library's panics and wrong
+    /// turns included.
+    #[test]
+    fn volumes_outlive_their_store() {
+        let (file, place) = made();
+        let mut good = vec![0; (OFFSET + store_len(u64::from(EXTENTS))) as usize];
+        file.read_exact_at(&mut good, 0).unwrap();
+        let opened = place.open().unwrap();
+        assert_eq!((volumes(&opened.catalog), opened.rebuilt), (expected(), None));
+        drop(opened.catalog);
+        let mut rng = Rng::new(1);
+        let mut rebuilt = 0;
+        for round in 0..60 {
+            let mut bad = good.clone();
+            let store = &mut bad[OFFSET as usize..(OFFSET + place.capacity) as usize];
+            match round {
+                0 => store.fill(0),
+                1 => store.fill(0xFF),
+                2 => store[..8192].fill(0),
+                3 => store[8192..12288].fill(0),
+                _ => {
+                    // The library's own header and the pages that are in use come first.
+                    let end = if round % 2 == 0 { 16 << 10 } else { 600 << 10 };
+                    for _ in 0..(1 << (round % 12)) {
+                        let bit = rng.below(end * 8) as usize;
+                        store[bit / 8] ^= 1 << (bit % 8);
+                    }
+                }
+            }
+            file.write_all_at(&bad, 0).unwrap();
+            let mut opened = place.open().unwrap();
+            assert_eq!(volumes(&opened.catalog), expected(), "round {round}");
+            rebuilt += u32::from(opened.rebuilt.is_some());
+            assert_eq!(opened.catalog.create_volume("three", 1 << 20).unwrap().id.0, 2);
+            opened.catalog.commit().unwrap();
+            drop(opened.catalog);
+            let again = place.open().unwrap();
+            assert_eq!((volumes(&again.catalog).len(), again.rebuilt), (3, None), "round {round}");
+        }
+        assert!(rebuilt > 20, "{rebuilt} of 60 damages were found");
+    }
+
+    /// Goal: one damaged copy of the table is written again; both and the store are refused, and
+    /// nothing is made anew.
+    #[test]
+    fn damage_to_the_table() {
+        let (file, place) = made();
+        let table = OFFSET + place.capacity;
+        for copy in [0, 1] {
+            file.write_all_at(&[0xEE; 64], table + copy * PLACE_LEN).unwrap();
+            assert_eq!(place.open().unwrap().rebuilt, None);
+            assert!(place.table().unwrap().1.iter().all(Option::is_some), "copy {copy}");
+        }
+        file.write_all_at(&[0xEE; 64], table).unwrap();
+        file.write_all_at(&[0xEE; 8192], OFFSET).unwrap();
+        let opened = place.open().unwrap();
+        assert!(opened.rebuilt.is_some() && volumes(&opened.catalog) == expected());
+        drop(opened.catalog);
+        for at in [OFFSET, OFFSET + 4096, table, table + PLACE_LEN] {
+            file.write_all_at(&[0xEE; 64], at).unwrap();
+        }
+        let refused = place.open().map(|_| ()).unwrap_err();
+        assert!(refused.to_string().contains("both copies of its volume table"), "{refused}");
+        let other = PoolSpec { reserve: 6, ..place.spec.clone() };
+        assert!(fresh_rows(&other, &Kept::default().rows).is_err());
+    }
+
+    /// Goal: a store that went back in time is not believed.
+    #[test]
+    fn an_older_store_is_damaged() {
+        let (file, place) = made();
+        let mut store = vec![0; place.capacity as usize];
+        file.read_exact_at(&mut store, OFFSET).unwrap();
+        let mut opened = place.open().unwrap();
+        opened.catalog.create_volume("three", 1 << 20).unwrap();
+        opened.catalog.commit().unwrap();
+        drop(opened);
+        file.write_all_at(&store, OFFSET).unwrap();
+        let opened = place.open().unwrap();
+        assert!(opened.rebuilt.unwrap().contains("older"));
+        assert_eq!(volumes(&opened.catalog).len(), 3);
+    }
+}
