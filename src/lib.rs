@@ -15,6 +15,7 @@
 //! | [`sim`] | proof by simulation: oracle, workload, runs of seeds |
 //! | [`mod@format`] | every on-disk struct and its parsing |
 //! | [`env`] | what the engine may touch: disk, NVRAM, network, clock, randomness |
+//! | [`mutants`] | faults planted on purpose, to prove the proof |
 //! | [`uring`] | the ring, the executor, operations and buffers |
 
 pub mod check;
@@ -24,6 +25,7 @@ pub mod format;
 pub mod front;
 pub mod journal;
 pub mod mds;
+pub mod mutants;
 pub mod observe;
 pub mod sim;
 pub mod unit;

@@ -165,7 +165,7 @@ fn half_a_write_keeps_no_commit_waiting() {
     format(device.path(), &["--volume", "vol0=64M"]);
     let target = Service::new(dir.path(), device.path()).serve();
     let mut good = target.connect("vol0");
-    good.write(0, &[1; 2 << 20]).unwrap();
+    good.write(0, &vec![1; 2 << 20]).unwrap();
     let mut half = target.connect("vol0");
     let mut message = header(WRITE, FUA, 1, 0, 1 << 20);
     message.resize(message.len() + (1 << 20), 2);

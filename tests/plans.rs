@@ -74,7 +74,7 @@ impl Engine for OnLyingDisks {
 fn a_lying_disk_is_shown_in_a_few_actions() {
     let failing = |seed: &u64| run_seed::<OnLyingDisks>(*seed, false).is_err();
     let seed = (1..100).find(failing).expect("a seed that finds the lie");
-    let shrunk = shrink::<OnLyingDisks>(Plan::whole(seed)).expect("it fails again");
+    let shrunk = shrink::<OnLyingDisks>(&Plan::whole(seed)).expect("it fails again");
     eprintln!("{shrunk}");
     assert!(shrunk.actions.len() <= 20, "{shrunk}");
     for _ in 0..2 {

@@ -70,7 +70,7 @@ fn seeds_keep_every_promise() {
                     failure.seed
                 );
             }
-            if let Some(small) = shrink::<Flipside>(Plan::whole(failures[0].seed)) {
+            if let Some(small) = shrink::<Flipside>(&Plan::whole(failures[0].seed)) {
                 eprintln!("\n{small}");
             }
             panic!("{} seeds failed", failures.len());

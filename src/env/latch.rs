@@ -6,14 +6,22 @@
 //!   with the reason of the first, and so does every one under way when it ends. After a failed
 //!   flush nobody knows which earlier writes are durable, and the kernel may report success for a
 //!   repetition: nothing that comes after may be believed. Reads go on, and latch nothing.
+//! - **Ordering**: one flush at a time, shared by all who asked before it began ‡. Of two at once
+//!   the one that fails may take data with it that the other then reports as durable, and whoever
+//!   awaits that other may be heard first: its success would be believed.
+//! - **Cancellation**: a flush that is given up half-way latches: nobody heard how it ended.
 //! - **Scope**: the latch is of the handle and its clones; it does not outlive the process.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{Disk, Durability};
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::View;
 
 /// A disk whose first failed write or flush is its last. Cheap to clone: a handle.
@@ -21,6 +29,44 @@ use crate::uring::buffers::View;
 pub struct Latching<D> {
     disk: D,
     latch: Rc<OnceCell<Latched>>,
+    flushes: Rc<Flushes>,
+}
+
+/// The flushes of a disk, which are numbered.
+#[derive(Default)]
+struct Flushes {
+    begun: Cell<u64>,
+    ended: Cell<u64>,
+    turn: Arc<Mutex<()>>,
+}
+
+/// A flush under way; latches where it is dropped before its end was heard.
+struct UnderWay<D: Disk>(Option<Latching<D>>);
+
+impl<D: Disk> UnderWay<D> {
+    /// It has ended, and its result is about to be looked at.
+    fn heard(mut self) {
+        if let Some(latching) = self.0.take() {
+            latching.flushes.ended.set(latching.flushes.begun.get());
+        }
+    }
+}
+
+impl<D: Disk> Drop for UnderWay<D> {
+    fn drop(&mut self) {
+        if let Some(latching) = &self.0 {
+            // Nobody is left to be told; later writes are.
+            let _ = latching.settle(FailedOperation::Flush, Err(io::Error::other("given up")));
+        }
+    }
+}
+
+/// When a flush can begin.
+enum Turn<D: Disk, F> {
+    /// It has begun.
+    Now(OwnedMutexGuard<()>, UnderWay<D>, F),
+    /// After the one under way; any that begins from that number on will do.
+    Later(u64),
 }
 
 /// Why a disk takes no more writes. It is the inner error of what later writes fail with.
@@ -69,7 +115,7 @@ impl Latched {
 impl<D: Disk> Latching<D> {
     /// Watches over `disk`.
     pub fn new(disk: D) -> Self {
-        Self { disk, latch: Rc::default() }
+        Self { disk, latch: Rc::default(), flushes: Rc::default() }
     }
 
     /// Why the disk takes no more writes, where it does not.
@@ -82,12 +128,35 @@ impl<D: Disk> Latching<D> {
         &self.disk
     }
 
+    /// Begins a flush where none is under way: one under way may have begun too early for what has
+    /// completed since.
+    #[track_caller]
+    fn take_turn(&self) -> Turn<D, impl Future<Output = io::Result<()>> + 'static> {
+        match Arc::clone(&self.flushes.turn).try_lock_owned() {
+            Ok(guard) => Turn::Now(guard, self.begin(), self.disk.flush()),
+            Err(_) if mutated(Mutant::FlushesAtOnce) => {
+                let another = Arc::default();
+                let guard = Mutex::try_lock_owned(another).expect("nobody else has it");
+                Turn::Now(guard, self.begin(), self.disk.flush())
+            }
+            Err(_) => Turn::Later(self.flushes.begun.get() + 1),
+        }
+    }
+
+    fn begin(&self) -> UnderWay<D> {
+        self.flushes.begun.set(self.flushes.begun.get() + 1);
+        UnderWay(Some(self.clone()))
+    }
+
     fn check(&self) -> io::Result<()> {
         self.latch.get().map_or(Ok(()), |latched| Err(latched.to_error()))
     }
 
     /// Notes how a write or a flush ended, and says how it is to be reported.
     fn settle(&self, operation: FailedOperation, ended: io::Result<()>) -> io::Result<()> {
+        if mutated(Mutant::FailedWriteForgotten) {
+            return ended;
+        }
         if let Err(error) = ended
             && self.latch.get().is_none()
         {
@@ -145,11 +214,22 @@ impl<D: Disk> Disk for Latching<D> {
     #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         let this = self.clone();
-        let flushing = match self.check() {
-            Ok(()) => Ok(self.disk.flush()),
-            Err(latched) => Err(latched),
-        };
-        async move { this.settle(FailedOperation::Flush, flushing?.await) }
+        let turn = self.check().map(|()| self.take_turn());
+        async move {
+            let (_turn, under_way, ended) = match turn? {
+                Turn::Now(guard, under_way, flushing) => (guard, under_way, flushing.await),
+                Turn::Later(wanted) => {
+                    let guard = Arc::clone(&this.flushes.turn).lock_owned().await;
+                    this.check()?;
+                    if this.flushes.ended.get() >= wanted {
+                        return Ok(());
+                    }
+                    (guard, this.begin(), this.disk.flush().await)
+                }
+            };
+            under_way.heard();
+            this.settle(FailedOperation::Flush, ended)
+        }
     }
 
     fn discard(&self, offset: u64, length: u64) -> impl Future<Output = io::Result<()>> + 'static {
@@ -163,6 +243,8 @@ impl<D: Disk> Disk for Latching<D> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::env::fake::{FakeDisk, block_on, buffers};
 
@@ -204,6 +286,31 @@ mod tests {
         fake.fail_next("lost");
         block_on(disk.flush()).unwrap_err();
         assert_eq!(disk.latched().unwrap().operation, FailedOperation::Flush);
+    }
+
+    /// Goal: flushes that are asked for during one share the next, which begins when that one has
+    /// ended: the failure of one is known before another is believed.
+    #[test]
+    fn one_flush_at_a_time() {
+        let fake = FakeDisk::new(1 << 20, true);
+        let disk = Latching::new(fake.clone());
+        let turn = disk.flushes.turn.try_lock().unwrap();
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(disk.flush())).collect();
+        assert!(waiting.iter_mut().all(|flush| flush.now_or_never().is_none()));
+        drop(turn);
+        waiting.into_iter().for_each(|flush| block_on(flush).unwrap());
+        assert_eq!(fake.log(), ["flush"]);
+        block_on(disk.flush()).unwrap();
+        assert_eq!(fake.log(), ["flush", "flush"]);
+    }
+
+    /// Goal: a flush whose end nobody heard is believed by nobody.
+    #[test]
+    fn a_flush_that_is_given_up_latches() {
+        let disk = Latching::new(FakeDisk::new(1 << 20, true));
+        drop(disk.flush());
+        let error = block_on(disk.flush()).unwrap_err();
+        assert!(error.to_string().contains("a flush failed: given up"), "{error}");
     }
 
     /// Goal: what was under way at the failure of another does not report success.

@@ -13,6 +13,7 @@ use std::io;
 use futures_util::future::join_all;
 
 use super::{Disk, Durability, Region};
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::View;
 
 /// A part of a disk, as a region. Cheap to clone: a handle.
@@ -84,12 +85,10 @@ impl<D: Disk> Region for DeviceRegion<D> {
     #[track_caller]
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
         let disk = self.disk.clone();
-        let flush = pieces.len() > 1 && disk.volatile_cache();
-        let durability = if pieces.len() == 1 && disk.volatile_cache() {
-            Durability::Durable
-        } else {
-            Durability::Volatile
-        };
+        let volatile = disk.volatile_cache() && !mutated(Mutant::PersistNotDurable);
+        let flush = pieces.len() > 1 && volatile;
+        let durability =
+            if pieces.len() == 1 && volatile { Durability::Durable } else { Durability::Volatile };
         let mut writes = Vec::with_capacity(pieces.len());
         for (offset, view) in pieces {
             writes.push(self.disk.write(self.place(offset, view.len()), view, durability));

@@ -21,6 +21,7 @@ use super::blocks::{BlockMap, Location, RawBlockMap};
 use super::ids::{Generation, PairId, Slot};
 use super::page::PAGE_HEADER;
 use super::record::{Binding, Record, extent_field, owner_fields, parse_extent, parse_owner};
+use crate::mutants::{Mutant, mutated};
 
 /// Bytes of a home page.
 pub const HOME_PAGE: usize = 4096;
@@ -116,7 +117,8 @@ impl Line {
         match *record {
             Record::Participant(_) => Applied::Impossible,
             Record::Binding { binding, .. } => {
-                if binding.generation < self.binding.generation {
+                let stale = binding.generation < self.binding.generation;
+                if stale && !mutated(Mutant::StaleBindingApplied) {
                     return Applied::Stale;
                 }
                 if binding.owner != self.binding.owner || binding.owner.is_none() {
@@ -126,7 +128,8 @@ impl Line {
                 if self.is_sound() { Applied::Changed } else { Applied::Impossible }
             }
             Record::Place { generation, first, count, location, .. } => {
-                if generation < self.binding.generation {
+                let stale = generation < self.binding.generation;
+                if stale && !mutated(Mutant::StalePlaceApplied) {
                     return Applied::Stale;
                 }
                 if generation > self.binding.generation || self.binding.owner.is_none() {

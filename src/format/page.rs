@@ -19,6 +19,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::ids::PoolId;
+use crate::mutants::{Mutant, mutated};
 
 /// Bytes of a page before its contents.
 pub const PAGE_HEADER: usize = size_of::<RawPageHeader>();
@@ -82,7 +83,8 @@ impl PageIdentity {
             && header.pool == self.pool_half()
             && header.index.get() == self.index
             && header.version.get() <= VERSION_MAX
-            && header.crc.get() == crc32c(&page[CRC_FROM..]);
+            && (header.crc.get() == crc32c(&page[CRC_FROM..])
+                || mutated(Mutant::PageChecksumIgnored));
         if good { CopyState::Good(header.version.get()) } else { CopyState::Damaged }
     }
 }
@@ -123,6 +125,9 @@ pub enum Choice {
 pub fn choose(copies: [CopyState; 2]) -> Choice {
     use CopyState::{Blank, Damaged, Good};
     match copies {
+        [Good(a), Good(b)] if a != b && mutated(Mutant::OlderCopyChosen) => {
+            Choice::Use { copy: usize::from(b < a), version: a.max(b), alone: true }
+        }
         [Good(a), Good(b)] if b > a => Choice::Use { copy: 1, version: b, alone: true },
         [Good(a), Good(b)] => Choice::Use { copy: 0, version: a, alone: a != b },
         [Good(a), _] => Choice::Use { copy: 0, version: a, alone: true },

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::format::group::{GroupState, Link};
 use crate::format::ids::{PairId, Sequence};
 use crate::format::status::ROOT;
+use crate::mutants::{Mutant, mutated};
 
 /// A group that is linked in persisted state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +87,12 @@ impl List {
         let mut kept = BTreeSet::new();
         let mut chosen = Vec::new();
         for (sequence, linked) in self.iter() {
-            if linked.published && !names_any(linked, &kept) {
+            if mutated(Mutant::NewerUnlinkedFirst) && chosen.is_empty() && kept.is_empty() {
+                kept.extend(linked.pairs.iter().copied());
+                continue;
+            }
+            let follows = names_any(linked, &kept) && !mutated(Mutant::NewerUnlinkedFirst);
+            if linked.published && !follows {
                 chosen.push(sequence);
             } else {
                 kept.extend(linked.pairs.iter().copied());
@@ -102,7 +108,7 @@ impl List {
         let mut chosen = chosen.iter().peekable();
         self.iter().all(|(sequence, linked)| {
             if chosen.next_if_eq(&&sequence).is_some() {
-                return !names_any(linked, &kept);
+                return mutated(Mutant::NewerUnlinkedFirst) || !names_any(linked, &kept);
             }
             kept.extend(linked.pairs.iter().copied());
             true

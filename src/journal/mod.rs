@@ -52,6 +52,7 @@ use crate::format::home::Line;
 use crate::format::ids::{Incarnation, PairId, PoolId, Sequence, UnitId};
 use crate::format::record::Record;
 use crate::format::status::{ROOT, StatusEntry, entries_per_page};
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::{Buf, View};
 
 /// A unit's journal and home.
@@ -295,6 +296,12 @@ impl<R: Region> Journal<R> {
         let plan = {
             let mut guard = self.inner.borrow_mut();
             let inner = &mut *guard;
+            if mutated(Mutant::SlotsReusedEarly) {
+                let gone = inner.list.iter().filter(|(sequence, _)| chosen.contains(sequence));
+                let slots: Vec<u32> = gone.flat_map(|(_, of)| of.slots.clone()).collect();
+                inner.slots.give(&slots);
+                self.room.notify_waiters();
+            }
             assert!(inner.list.may_unlink(chosen), "a group follows an older one of its pairs");
             let plan = inner.list.plan_unlink(chosen);
             for &(of, link) in &plan {
@@ -323,7 +330,9 @@ impl<R: Region> Journal<R> {
         self.latch(written)?;
         let mut inner = self.inner.borrow_mut();
         let slots = inner.list.unlink(chosen, &plan);
-        inner.slots.give(&slots);
+        if !mutated(Mutant::SlotsReusedEarly) {
+            inner.slots.give(&slots);
+        }
         self.room.notify_waiters();
         Ok(())
     }

@@ -22,6 +22,7 @@ use crate::format::home::{HOME_MAGIC, LINES_PER_PAGE, Line};
 use crate::format::ids::{Incarnation, PoolId, Sequence, UnitId};
 use crate::format::record::Record;
 use crate::format::status::{ROOT, STATUS_MAGIC, StatusEntry, entries_per_page};
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::{Buf, BufferPool};
 
 /// No list comes so far: a stored sequence beyond is damage, and would overflow.
@@ -207,8 +208,11 @@ impl<R: Region> Journal<R> {
         let mut work = buffers.acquire(PAGE_WORK).await;
         let survey = Survey::read(env, &region, pool, unit, pairs, &mut work).await?;
         let Survey { header, layout, list, lines, groups, status, .. } = survey;
-        invalidate(&region, &layout, list.tail().slot, &mut work).await?;
-        let incarnation = header.next_incarnation();
+        if !mutated(Mutant::InvalidationSkipped) {
+            invalidate(&region, &layout, list.tail().slot, &mut work).await?;
+        }
+        let kept = mutated(Mutant::IncarnationKept);
+        let incarnation = if kept { header.incarnation } else { header.next_incarnation() };
         let next = RegionHeader { incarnation, ..header };
         let mut header_page = survey.header_page;
         header_page
@@ -358,7 +362,9 @@ impl Scan {
         let mut linked = BTreeMap::new();
         let mut groups = Vec::new();
         while let Some((group, slots)) = self.group_at(at.slot) {
-            if group.sequence != at.sequence {
+            let unchecked =
+                mutated(Mutant::SequenceUnchecked) && !linked.contains_key(&group.sequence);
+            if group.sequence != at.sequence && !unchecked {
                 break;
             }
             let entry = status.get(at.slot as usize + 1).copied().flatten();
@@ -378,7 +384,7 @@ impl Scan {
         let newer = self.parts.iter().find(|(slot, part)| {
             part.is_head() && part.sequence >= at.sequence && self.group_at(**slot).is_some()
         });
-        if let Some((slot, part)) = newer {
+        if let Some((slot, part)) = newer.filter(|_| !mutated(Mutant::NewerGroupsIgnored)) {
             return damaged(format!(
                 "the list ends before group {}, and group {} in slot {slot} is newer",
                 at.sequence, part.sequence

@@ -16,6 +16,7 @@ use super::layout::PageRuns;
 use crate::env::{Env, Region};
 use crate::format::ids::PoolId;
 use crate::format::page::{Choice, CopyState, PageIdentity, choose};
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::Buf;
 
 /// The pages of one kind.
@@ -127,9 +128,15 @@ impl PageStore {
                 fill(index, out);
                 self.identity(index).seal(out, self.versions[index as usize] + 1);
             }
-            for turn in 0..2 {
-                let pieces = self.pieces(work, batch, turn);
-                region.persist(pieces).await?;
+            if mutated(Mutant::SecondCopyAtOnce) {
+                let mut both = self.pieces(work, batch, 0);
+                both.extend(self.pieces(work, batch, 1));
+                region.persist(both).await?;
+            } else {
+                for turn in 0..2 {
+                    let pieces = self.pieces(work, batch, turn);
+                    region.persist(pieces).await?;
+                }
             }
             for index in batch {
                 self.versions[*index as usize] += 1;
@@ -148,7 +155,8 @@ impl PageStore {
     ) -> Vec<(u64, crate::uring::buffers::View)> {
         let page = self.runs.page;
         let place = |index: u32| {
-            let copy = turn ^ usize::from(self.second_first.contains(&index));
+            let second_first = self.second_first.contains(&index);
+            let copy = turn ^ usize::from(second_first != mutated(Mutant::OnlyGoodCopyFirst));
             self.runs.copies[copy] + u64::from(index) * page as u64
         };
         let mut pieces = Vec::new();
@@ -219,7 +227,7 @@ async fn read_sector<E: Env, R: Region>(
 ) -> io::Result<()> {
     let mut last = region.read(offset, buf.view(piece.clone())).await;
     for pause in READ_AGAIN {
-        if last.is_ok() {
+        if last.is_ok() || mutated(Mutant::UnreadableGivenUp) {
             break;
         }
         env.sleep(pause).await;

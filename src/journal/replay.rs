@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{JournalError, RecoveredGroup};
 use crate::format::group::GroupState;
 use crate::format::home::{Applied, Line, home_page};
+use crate::mutants::{Mutant, mutated};
 
 /// Applies the linked groups to the lines, oldest first; returns the home pages that this changed.
 pub fn replay(
@@ -12,6 +13,10 @@ pub fn replay(
     groups: &[RecoveredGroup],
 ) -> Result<BTreeSet<u32>, JournalError> {
     let mut stale = BTreeSet::new();
+    let mut groups: Vec<&RecoveredGroup> = groups.iter().collect();
+    if mutated(Mutant::ReplayReversed) {
+        groups.reverse();
+    }
     for group in groups {
         match group.state {
             GroupState::Committed | GroupState::Done => {}

@@ -1,5 +1,7 @@
 //! Which journal slots are free.
 
+use crate::mutants::{Mutant, mutated};
+
 /// A set of free slots that gives out runs where it can.
 #[derive(Debug)]
 pub struct Slots {
@@ -41,6 +43,9 @@ impl Slots {
     pub fn take(&mut self, count: usize) -> Option<Vec<u32>> {
         if count > self.count {
             return None;
+        }
+        if mutated(Mutant::SlotsReusedEarly) {
+            self.cursor = 0;
         }
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {

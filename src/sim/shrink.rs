@@ -50,7 +50,7 @@ impl fmt::Display for Shrunk {
 }
 
 /// Shrinks the run of a plan; nothing where it does not fail.
-pub fn shrink<E: Engine>(plan: Plan) -> Option<Shrunk> {
+pub fn shrink<E: Engine>(plan: &Plan) -> Option<Shrunk> {
     let mut runs = 0;
     let mut best = fails::<E>(plan, &mut runs)?;
     let mut pieces = 2;
@@ -79,21 +79,19 @@ fn without_a_piece<E: Engine>(best: &Shrunk, pieces: usize, runs: &mut u64) -> O
             all.iter().copied().filter(|number| !piece.contains(number)).collect();
         let salts = if keep.len() <= FEW { SALTS_FEW } else { SALTS_MANY };
         let salts = std::iter::once(best.plan.salt).chain(1..=salts);
-        salts
-            .take_while(|_| *runs < RUNS_MAX)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .find_map(|salt| fails::<E>(Plan { salt, keep: Some(keep.clone()), ..best.plan }, runs))
+        salts.take_while(|_| *runs < RUNS_MAX).collect::<Vec<_>>().into_iter().find_map(|salt| {
+            fails::<E>(&Plan { salt, keep: Some(keep.clone()), ..best.plan }, runs)
+        })
     })
 }
 
 /// Runs a plan; where it fails, what had begun is what to go on with.
-fn fails<E: Engine>(plan: Plan, runs: &mut u64) -> Option<Shrunk> {
+fn fails<E: Engine>(plan: &Plan, runs: &mut u64) -> Option<Shrunk> {
     *runs += 1;
-    let (result, actions) = run_plan::<E>(&plan, false);
+    let (result, actions) = run_plan::<E>(plan, false);
     let what = result.err()?.what;
     let keep = Some(actions.iter().map(|(number, _)| *number).collect());
-    Some(Shrunk { plan: Plan { keep, ..plan }, actions, what, runs: 0 })
+    Some(Shrunk { plan: Plan { keep, ..*plan }, actions, what, runs: 0 })
 }
 
 #[cfg(test)]
@@ -105,7 +103,7 @@ mod tests {
     /// The first seed that fails, shrunk; what it says twice is the same.
     fn shrunk<E: Engine>() -> Shrunk {
         let seed = (0..300).find(|&seed| run_seed::<E>(seed, false).is_err());
-        let shrunk = shrink::<E>(Plan::whole(seed.expect("a failing seed"))).unwrap();
+        let shrunk = shrink::<E>(&Plan::whole(seed.expect("a failing seed"))).unwrap();
         let plan = shrunk.plan.to_string().parse().unwrap();
         for _ in 0..2 {
             let (again, actions) = run_plan::<E>(&plan, false);
@@ -133,6 +131,6 @@ mod tests {
     /// Goal: what does not fail is not shrunk.
     #[test]
     fn what_passes_is_left_alone() {
-        assert!(shrink::<Toy<{ fault::NONE }>>(Plan::whole(1)).is_none());
+        assert!(shrink::<Toy<{ fault::NONE }>>(&Plan::whole(1)).is_none());
     }
 }

@@ -31,6 +31,7 @@ use crate::env::Env;
 use crate::format::blocks::{BlockSet, Location};
 use crate::format::ids::{Generation, PairId, Slot};
 use crate::format::record::{BINDING_BYTES, Binding, PLACE_BYTES};
+use crate::mutants::{Mutant, mutated};
 
 /// What a request needs beyond blocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -210,7 +211,9 @@ impl<E: Env> Inner<E> {
         if !full || open.is_clean() {
             return Ok(());
         }
-        domain.want(domain.open.number);
+        if !mutated(Mutant::EpochNotWanted) {
+            domain.want(domain.open.number);
+        }
         Err(Blocked::EpochFull(Rc::clone(&domain.decided)))
     }
 
@@ -245,9 +248,9 @@ impl<E: Env> Inner<E> {
         open.in_flight += 1;
         open.record_bytes += needs.record_bytes;
         open.data_bytes += bytes;
-        if open.data_bytes > self.limits.epoch_data_bytes / 2
-            || open.record_bytes > self.limits.epoch_record_bytes / 2
-        {
+        let filling = open.data_bytes > self.limits.epoch_data_bytes / 2
+            || open.record_bytes > self.limits.epoch_record_bytes / 2;
+        if filling && !mutated(Mutant::EpochNotWanted) {
             domain.want(domain.open.number);
         }
         if state.pool.available() < self.watermarks.high {
@@ -374,6 +377,7 @@ impl<E: Env> Admitted<'_, E> {
             let pair = part.pair.expect("an admitted part has a pair");
             if outcome == Outcome::Written {
                 let work = state.pairs.work_mut(pair);
+                let open = open || mutated(Mutant::WrittenToOpenEpoch);
                 let pending = if open { &mut work.open } else { &mut work.sealed };
                 for slot in Slot::BOTH {
                     pending.set(part.targets[slot.index()], Location::At(slot));
@@ -388,7 +392,9 @@ impl<E: Env> Admitted<'_, E> {
         if epoch.in_flight == 0 && !open {
             domain.drained.notify_one();
         }
-        if let Outcome::Torn(reason) = outcome {
+        if let Outcome::Torn(reason) = outcome
+            && !mutated(Mutant::FailedWriteForgotten)
+        {
             domain.fail(reason);
             state.wake_everyone();
         }

@@ -16,6 +16,7 @@
 
 use crate::format::blocks::{BlockMap, BlockSet, Location};
 use crate::format::ids::Slot;
+use crate::mutants::{Mutant, mutated};
 
 /// Contents of some blocks of a pair that are written and not committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -91,7 +92,10 @@ pub fn write_targets(
     for slot in Slot::BOTH {
         // Never the side that is committed, not even where a trim is pending over it ‡: until that
         // trim is committed, a crash goes back to the committed contents.
-        targets[slot.index()] |= fresh & committed.side(slot.other());
+        let over =
+            if mutated(Mutant::CommittedSideOverwritten) { open.blocks() } else { BlockSet::EMPTY };
+        targets[slot.index()] |= (fresh - over) & committed.side(slot.other());
+        targets[slot.index()] |= fresh & over & committed.side(slot);
     }
     targets[data_slot.index()] |= fresh - committed.used();
     targets

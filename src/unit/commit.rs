@@ -26,9 +26,11 @@ use super::error::IoError;
 use super::policy::SettlePolicy;
 use super::state::{Epoch, Stage, State};
 use crate::env::{Disk, Env};
+use crate::format::blocks::Location;
 use crate::format::group::GroupState;
 use crate::format::ids::{Generation, PairId, Sequence};
 use crate::format::record::Record;
+use crate::mutants::{Mutant, mutated};
 use crate::observe::Operation;
 
 impl<E: Env> Inner<E> {
@@ -54,7 +56,7 @@ impl<E: Env> Inner<E> {
             let decided = {
                 let mut state = self.state.borrow_mut();
                 let domain = &mut state.domains[volume];
-                if domain.committed >= epoch {
+                if domain.committed + u64::from(mutated(Mutant::NextEpochAcknowledged)) >= epoch {
                     return Ok(());
                 }
                 if let Some(reason) = &domain.failed {
@@ -118,13 +120,24 @@ impl<E: Env> Inner<E> {
     async fn commit_once(&self, volume: usize) -> Result<(), String> {
         let started = self.env.now();
         self.seal(volume);
-        self.drain(volume).await?;
-        self.flush_written(volume).await?;
+        if mutated(Mutant::FlushBeforeDrain) {
+            self.flush_written(volume).await?;
+        }
+        if !mutated(Mutant::DrainSkipped) {
+            self.drain(volume).await?;
+        }
+        if !mutated(Mutant::DataFlushDropped) && !mutated(Mutant::FlushBeforeDrain) {
+            self.flush_written(volume).await?;
+        }
         let records = self.group_of(volume);
         let bytes: usize = records.iter().map(Record::stored_len).sum();
         let counted = sealed_of(&self.state.borrow(), volume).record_bytes;
         assert!(bytes <= counted, "a group of {bytes} bytes, {counted} were counted");
         let mut sequence = None;
+        if mutated(Mutant::PublishedBeforeHardened) {
+            self.state.borrow_mut().domains[volume].committed += 1;
+            self.state.borrow().domains[volume].decided.notify_waiters();
+        }
         if !records.is_empty() {
             let id = self.state.borrow().domains[volume].id;
             let transaction = self.journal.local_transaction();
@@ -200,6 +213,11 @@ impl<E: Env> Inner<E> {
         let (numbers, flushes): (Vec<_>, Vec<_>) =
             volatile.map(|(number, device)| (number, device.disk.flush())).unzip();
         for (number, result) in numbers.into_iter().zip(join_all(flushes).await) {
+            if mutated(Mutant::FlushRetried) {
+                // The latch is passed over as well, or it would know better.
+                let _ = self.devices[number].disk.disk().flush().await;
+                continue;
+            }
             if let Err(error) = result {
                 let what = format!("flushing {} failed: {error}", self.device_name(number));
                 self.device_failed(number, &what);
@@ -216,7 +234,9 @@ impl<E: Env> Inner<E> {
         for &pair in &sealed_of(&state, volume).pairs {
             // Where a request failed before it wrote anything, nothing is left of it.
             let Some(work) = state.pairs.work(pair) else { continue };
-            if let Some(binding) = work.sealed_binding {
+            if let Some(binding) = work.sealed_binding
+                && !mutated(Mutant::BindingNotRecorded)
+            {
                 records.push(Record::Binding { pair, binding });
             }
             let binding = work.sealed_binding.unwrap_or(state.pairs.line(pair).binding);
@@ -270,5 +290,10 @@ fn place_records(
     generation: Generation,
     pending: &Pending,
 ) -> impl Iterator<Item = Record> {
-    pending.runs().map(move |(run, location)| Record::placed(pair, generation, &run, location))
+    let lost = |location| mutated(Mutant::TrimNotRecorded) && location == Location::Unused;
+    let all_but_the_last = || (pending.runs().count() - 1).max(1);
+    let lost_run = mutated(Mutant::LastRunNotRecorded);
+    let count = if lost_run { all_but_the_last() } else { usize::MAX };
+    let runs = pending.runs().filter(move |(_, location)| !lost(*location)).take(count);
+    runs.map(move |(run, location)| Record::placed(pair, generation, &run, location))
 }

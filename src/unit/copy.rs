@@ -6,6 +6,7 @@ use super::Inner;
 use super::policy::Settlement;
 use crate::env::{Disk, Durability, Env};
 use crate::format::record::Binding;
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::{Buf, BufferPool};
 
 /// The memory that settling copies through, taken at the start so that it never waits for any.
@@ -38,6 +39,12 @@ impl<E: Env> Inner<E> {
         let (to_device, to) = self.locate(extent(settlement.keep), 0);
         let runs: Vec<Range<usize>> =
             settlement.copy.runs().map(|run| run.start * block..run.end * block).collect();
+        let runs = match runs.split_last() {
+            Some((_, all_but_the_last)) if mutated(Mutant::CopyIncomplete) => {
+                all_but_the_last.to_vec()
+            }
+            _ => runs,
+        };
         let buf = &mut buffers.0;
         let source = &self.devices[from_device].disk;
         let reads =

@@ -1,6 +1,7 @@
 //! The extents that a unit may bind: those granted to it that no pair has.
 
 use crate::format::ids::{ExtentId, ExtentRun};
+use crate::mutants::{Mutant, mutated};
 
 /// A set of numbers below a bound, from which the next one at or after a cursor is taken.
 #[derive(Debug)]
@@ -103,6 +104,9 @@ impl ExtentPool {
 
     /// How many more data areas there may be.
     pub fn data_left(&self) -> u64 {
+        if mutated(Mutant::ReserveIgnored) {
+            return u64::from(self.available());
+        }
         self.data_quota.saturating_sub(self.data_used)
     }
 
@@ -128,7 +132,10 @@ impl ExtentPool {
 
     /// Takes an extent for a new pair's data area. The caller has checked that there is one.
     pub fn take_data(&mut self) -> ExtentId {
-        assert!(self.data_left() > 0, "a data area beyond the quota");
+        assert!(
+            self.data_left() > 0 || mutated(Mutant::ReserveIgnored),
+            "a data area beyond the quota"
+        );
         self.data_used += 1;
         self.take_journal()
     }

@@ -12,6 +12,7 @@ use super::write::{Piece, Pieces, push_piece};
 use crate::env::{Disk, Env};
 use crate::format::blocks::BlockSet;
 use crate::format::ids::Slot;
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::Buf;
 
 impl<E: Env> Inner<E> {
@@ -32,7 +33,9 @@ impl<E: Env> Inner<E> {
         // What was written and not committed when the device failed may be gone already, and
         // something else read in its place: then an error is the only true answer (promise 5).
         match &self.state.borrow().domains[volume].failed {
-            Some(reason) if uncommitted => Err(IoError::Latched(Arc::clone(reason))),
+            Some(reason) if uncommitted && !mutated(Mutant::LostContentsRead) => {
+                Err(IoError::Latched(Arc::clone(reason)))
+            }
             _ => Ok(()),
         }
     }
@@ -86,6 +89,9 @@ impl<E: Env> Inner<E> {
             let seen = state.visible(pair);
             uncommitted |= state.is_uncommitted(pair, wanted);
             for run in (wanted - seen.used()).runs() {
+                if mutated(Mutant::UnusedReadFromDisk) {
+                    break;
+                }
                 buf.as_mut_slice()[place(run.start)..place(run.end)].fill(0);
             }
             let binding = state.pairs.binding(pair);

@@ -37,6 +37,7 @@ use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::{Journal, Opened, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
+use crate::mutants::{Mutant, mutated};
 use crate::observe::{Counters, Latencies};
 
 /// Where a unit of that environment keeps its journal and home.
@@ -95,7 +96,9 @@ impl<E: Env> Unit<E> {
     pub async fn recover(parts: Parts<E>) -> Result<(Unit<E>, RecoveryReport), RecoverError> {
         let started = parts.env.now();
         let pairs: u32 = parts.devices.iter().map(|member| member.extents.count).sum();
-        make_stable(&parts).await?;
+        if !mutated(Mutant::RecoveryFlushSkipped) {
+            make_stable(&parts).await?;
+        }
         let region = parts.region.clone();
         let opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
         let Opened { journal, mut lines, groups } = opened;
@@ -216,6 +219,9 @@ async fn reconcile<E: Env>(
     news.sort_by_key(|primitive| {
         (!primitive.pair().is_released(), primitive.pair().slots[1].is_some())
     });
+    if mutated(Mutant::ReconcileSkipped) {
+        return Ok(0);
+    }
     for batch in news.chunks(TRANSACT_PRIMITIVES_MAX) {
         client.transact(batch).await?;
     }

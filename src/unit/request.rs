@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use crate::format::blocks::BlockSet;
 use crate::format::ids::{LogicalExtent, PairId};
 use crate::format::layout::Geometry;
+use crate::mutants::{Mutant, mutated};
 
 /// A request on a volume, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,7 @@ fn inside(span: Span, geometry: Geometry) -> Range<u64> {
 pub fn split(change: Change, span: Span, geometry: Geometry) -> Parts {
     let (write, zero) = match change {
         Change::Write => (covering(span, geometry), 0..0),
+        Change::Trim if mutated(Mutant::TrimRoundedOutward) => (0..0, covering(span, geometry)),
         Change::Trim => (0..0, inside(span, geometry)),
         Change::Zero => (covering(span, geometry), inside(span, geometry)),
     };

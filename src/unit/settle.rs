@@ -27,9 +27,11 @@ use super::state::{Settling, State, Work};
 use crate::env::Env;
 use crate::format::blocks::{BlockMap, Location};
 use crate::format::group::GroupState;
+use crate::format::home::home_page;
 use crate::format::ids::{ExtentId, Generation, PairId, VolumeId};
 use crate::format::record::{Binding, Record};
 use crate::mds::records::{PairRecord, Primitive};
+use crate::mutants::{Mutant, mutated};
 
 /// What a settle did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -269,6 +271,9 @@ impl<E: Env> Inner<E> {
                 }
             }
         }
+        if mutated(Mutant::CopyFlushDropped) {
+            devices = 0;
+        }
         if let Err(reason) = self.flush_devices(devices).await {
             items.iter().for_each(|item| self.release_settling(item.pair));
             return Err(reason);
@@ -276,6 +281,10 @@ impl<E: Env> Inner<E> {
         let items = self.harden_begin(items);
         if items.is_empty() {
             return Ok(report);
+        }
+        if mutated(Mutant::ServerToldFirst) {
+            let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
+            let _ = self.mds.transact(&primitives).await;
         }
         self.harden(&items).await?;
         for item in items.iter().filter(|item| !item.is_release()) {
@@ -379,14 +388,27 @@ impl<E: Env> Inner<E> {
     /// Tells the metadata server in one transaction, and frees what the pairs left.
     async fn finish(&self, items: &[Item]) -> Result<(), String> {
         let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
+        if mutated(Mutant::LeftSlotReused) {
+            self.free(items);
+        }
         if let Err(error) = self.mds.transact(&primitives).await {
             // What the pairs left can neither be given back nor bound again.
             let reason = format!("the metadata server failed: {error}");
             self.fail_all(&reason);
             return Err(reason);
         }
-        self.readers.grace().await;
+        if !mutated(Mutant::ReadersNotAwaited) {
+            self.readers.grace().await;
+        }
         self.discard(items.iter().flat_map(Item::freed).collect()).await;
+        if !mutated(Mutant::LeftSlotReused) {
+            self.free(items);
+        }
+        Ok(())
+    }
+
+    /// What the pairs left is free.
+    fn free(&self, items: &[Item]) {
         let mut state = self.state.borrow_mut();
         for item in items {
             for extent in item.freed() {
@@ -399,8 +421,9 @@ impl<E: Env> Inner<E> {
             }
         }
         state.watch_fullness();
-        state.wake_space();
-        Ok(())
+        if !mutated(Mutant::SpaceWakeLost) {
+            state.wake_space();
+        }
     }
 }
 
@@ -418,6 +441,9 @@ fn leave(state: &mut State, item: &Item) {
     }
     state.leaving += item.freed().count() as u32;
     state.line_changed(item.pair);
+    if mutated(Mutant::StalePageForgotten) {
+        state.stale_pages.remove(&home_page(item.pair));
+    }
     state.untold.remove(&item.pair);
     end_settling(state, item.pair);
 }
@@ -438,6 +464,12 @@ fn primitives(item: &Item) -> Vec<Primitive> {
     }
     let generation = Generation(item.binding.generation.0 + 1);
     let settled = Binding { generation, data_slot: item.settlement.keep, ..item.binding };
+    let settled = match settled {
+        Binding { data_slot, .. } if mutated(Mutant::SwapNotTold) => {
+            Binding { data_slot: data_slot.other(), ..settled }
+        }
+        _ => settled,
+    };
     let verb = if item.settlement.is_swap(item.binding.data_slot) {
         Primitive::SwapDataJournal(record(settled))
     } else {

@@ -16,6 +16,7 @@ use crate::format::blocks::{BlockMap, BlockSet};
 use crate::format::home::{Line, home_page};
 use crate::format::ids::{LogicalExtent, PairId, VolumeId};
 use crate::format::record::Binding;
+use crate::mutants::{Mutant, mutated};
 
 /// A settle's hold on a pair (design section 7).
 ///
@@ -74,6 +75,9 @@ impl Work {
 
     /// Whether no write of any epoch is under way or pending.
     pub fn is_quiet(&self) -> bool {
+        if mutated(Mutant::PendingSettled) {
+            return self.busy.is_empty() && self.open_binding.is_none();
+        }
         self.open.is_empty()
             && self.sealed.is_empty()
             && self.open_binding.is_none()
@@ -85,8 +89,9 @@ impl Work {
     /// Whether a request for `blocks` has to wait: for whoever holds them, for a commit, for a
     /// settle, or for someone who came earlier.
     pub fn conflicts(&self, blocks: BlockSet, ticket: u64) -> bool {
-        self.settling.is_some()
-            || blocks.meets(self.busy | self.sealed.blocks())
+        self.settling.is_some() && !mutated(Mutant::SettlingIgnored)
+            || blocks.meets(self.busy) && !mutated(Mutant::BusyIgnored)
+            || blocks.meets(self.sealed.blocks()) && !mutated(Mutant::SealedIgnored)
             || self.waiters.iter().any(|w| w.ticket < ticket && w.blocks.meets(blocks))
     }
 
@@ -235,7 +240,8 @@ impl Domain {
         if !self.open.is_clean() {
             return Some(self.open.number);
         }
-        self.sealed.as_ref().map(|sealed| sealed.number)
+        let sealed = self.sealed.as_ref().filter(|_| !mutated(Mutant::CommitUnderWayIgnored));
+        sealed.map(|sealed| sealed.number)
     }
 
     /// Asks for an epoch to be committed.
@@ -447,6 +453,8 @@ impl State {
     pub fn visible(&self, pair: PairId) -> BlockMap {
         let committed = self.pairs.line(pair).map;
         match self.pairs.work(pair) {
+            Some(_) if mutated(Mutant::PendingNotRead) => committed,
+            Some(work) if mutated(Mutant::SealedNotRead) => work.open.over(committed),
             Some(work) => work.open.over(work.sealed.over(committed)),
             None => committed,
         }
@@ -479,7 +487,9 @@ impl State {
         if let Some(work) = self.pairs.work_if_any(pair) {
             assert!(blocks.is_within(work.busy), "only held blocks are let go");
             work.busy -= blocks;
-            work.wake(blocks);
+            if !mutated(Mutant::WakeLost) {
+                work.wake(blocks);
+            }
         }
         self.pairs.tidy(pair);
     }

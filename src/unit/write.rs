@@ -11,6 +11,7 @@ use super::error::IoError;
 use super::request::{Change, Parts, Span, covering, split};
 use crate::env::{Disk, Durability, Env};
 use crate::format::ids::Slot;
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::Buf;
 
 /// How an admitted request failed.
@@ -97,7 +98,8 @@ impl<E: Env> Inner<E> {
         let block = u64::from(self.geometry.block_size());
         let blocks = covering(span, self.geometry);
         let (start, end) = (blocks.start * block, blocks.end * block);
-        if start != span.offset || end != span.offset + span.len {
+        let aligned = start == span.offset && end == span.offset + span.len;
+        if !aligned && !mutated(Mutant::EdgesNotRead) {
             self.fill_edges(volume, span, buf).await.map_err(Failure::Untouched)?;
         }
         let pieces = self.write_pieces(&admitted.parts, |at| (at - start) as usize);
@@ -202,6 +204,9 @@ impl<E: Env> Inner<E> {
             let epoch = state.domains[volume].epoch_mut(admitted.epoch);
             for piece in pieces {
                 epoch.devices |= 1 << piece.device;
+                if mutated(Mutant::DeviceOfEpochForgotten) {
+                    break;
+                }
             }
         }
         let bytes: usize = pieces.iter().map(|piece| piece.range.len()).sum();

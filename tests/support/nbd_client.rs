@@ -370,7 +370,10 @@ impl Client {
             None => self.call_long(BLOCK_STATUS, flags, offset, length, &[])?,
         };
         let word = |at: &[u8]| u64::from_be_bytes(at[..8].try_into().expect("8 bytes"));
-        require(word(&payload) == 1 << 32 | (payload.len() as u64 - 8) / 16, "context and count")?;
+        require(
+            word(&payload) == (1 << 32) | ((payload.len() as u64 - 8) / 16),
+            "context and count",
+        )?;
         Ok(payload[8..].chunks(16).map(|run| (word(run), word(&run[8..]))).collect())
     }
 

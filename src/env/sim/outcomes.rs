@@ -190,8 +190,8 @@ fn finish(cells: Vec<Cell>, origin: &Image) -> Vec<Cell> {
         let mut old = vec![0; cell.versions[0].len()];
         origin.read(cell.offset, &mut old);
         let first = place(cell.medium, cell.offset);
-        let hash = |version: &Box<[u8]>| word_hash(first, version, &old);
-        cell.hashes = cell.versions.iter().map(hash).collect();
+        let hashes = cell.versions.iter().map(|version| word_hash(first, version, &old));
+        cell.hashes = hashes.collect();
         cell
     };
     let open = |cell: &Cell| cell.versions.len() > 1 || cell.under_way;

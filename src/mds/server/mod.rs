@@ -34,6 +34,7 @@ use crate::mds::records::{
 use crate::mds::session::{Admitted, Answer, Session};
 use crate::mds::store::StoreError;
 use crate::mds::wire::{self, Datagram, Header, Kind, Operation, PAYLOAD_MAX, PAYLOAD_MIN};
+use crate::mutants::{Mutant, mutated};
 
 /// Memory for parts and requests that wait for their turn, over all sessions, in bytes.
 pub const BUFFERED_BYTES_MAX: usize = 64 << 20;
@@ -179,6 +180,14 @@ impl<P: Clone> Server<P> {
                 self.run_ready(turn, header.session);
                 true
             }
+            Admitted::Repeated(_) if Self::executes_again(header.operation, datagram.parts) => {
+                let unit = self.sessions[&header.session].unit();
+                let again = self.mutate(header.operation, unit, header.session, datagram.body);
+                if let Ok(body) = again {
+                    turn.reply(peer, header, payload_max, Ok(body));
+                }
+                true
+            }
             Admitted::Repeated(answer) => {
                 if let Some(answer) = answer {
                     self.counters.repeated += 1;
@@ -187,6 +196,14 @@ impl<P: Clone> Server<P> {
                 true
             }
         }
+    }
+
+    /// Whether a repeated request is executed again, which is a mutant's doing.
+    fn executes_again(operation: Operation, parts: u16) -> bool {
+        let absolute = operation == Operation::Transact;
+        parts == 1
+            && (mutated(Mutant::RequestRepeated)
+                || mutated(Mutant::GenerationUnchecked) && absolute)
     }
 
     fn take_attach(&mut self, turn: &mut Turn<P>, peer: P, datagram: &Datagram<'_>) -> bool {
