@@ -436,7 +436,7 @@ const CASES: &[Case] = &[
         "a store that went back",
         |of| {
             let storage = FixedBackend::new(of.file(0), of.table(), TABLE_LEN);
-            let (mut table, copies) = VolumeTable::open(storage, of.superblock.pool).unwrap();
+            let (mut table, copies) = VolumeTable::open(storage, of.superblock.pool);
             let mut kept = newest(&copies).unwrap().clone();
             kept.sequence += 1;
             table.write(&kept).unwrap();

@@ -202,3 +202,39 @@ fn refusals() {
     let output = pool.metadata(&["dump"], &pool.service.devices[..1]);
     assert!(!output.status.success(), "a device is missing");
 }
+
+/// Goal: a device that holds something else is not taken for one whose superblocks are lost.
+#[test]
+fn what_is_not_a_pool_is_not_overwritten() {
+    let directory = directory();
+    let mut pool = Pool::new(directory.path(), false);
+    pool.write(1, false);
+    pool.dump();
+    pool.destroy();
+    let wrong = File::options().write(true).open(&pool.service.devices[1]).unwrap();
+    wrong.write_all_at(b"XFSB", 0).unwrap();
+    pool.refused("XFS");
+    assert!(pool.restore(&["--force"]).status.success());
+    pool.verify();
+}
+
+/// Goal: a dump from before the flags were moved does not overwrite what was written since, even
+/// where the store, which counts the starts too, is lost.
+#[test]
+fn a_dump_from_before_a_move_is_refused() {
+    let directory = directory();
+    let mut pool = Pool::new(directory.path(), false);
+    pool.write(1, false);
+    pool.dump();
+    let nvram = directory.path().join("nvram");
+    let arguments = ["--flags", "nvram", "--nvram", nvram.to_str().unwrap()];
+    pool.service.arguments.extend(arguments.map(String::from));
+    pool.write(2, false);
+    let document: serde_json::Value =
+        serde_json::from_slice(&fs::read(&pool.document).unwrap()).unwrap();
+    let store = &document["devices"][0]["regions"][1];
+    let [offset, len] = [0, 1].map(|i| store[i].as_u64().unwrap());
+    let first = File::options().write(true).open(&pool.service.devices[0]).unwrap();
+    first.write_all_at(&vec![0xD5; len as usize], offset).unwrap();
+    pool.refused("flags were moved");
+}

@@ -364,3 +364,81 @@ fn long_requests_meet_a_change() {
         .expect("everything ends");
     assert_eq!(refusals, 120, "every request met its change");
 }
+
+/// Goal: where the metadata store fails at a change, nobody knows whether it was made. Whatever was
+/// acknowledged as durable afterwards is there after a restart, and the pool can be served.
+#[test]
+fn a_store_that_fails_at_a_change_loses_nothing() {
+    for change in [Change::Shrink, Change::Delete] {
+        for applied in [false, true] {
+            let engine = engine(false);
+            let mut machine = formatted(&engine, 21);
+            let (env, serving) = started(&mut machine, &engine);
+            let (handle, failing) = (serving.clone(), engine.clone());
+            let durable = env.run(LIMIT, async move {
+                prepare(&handle).await;
+                failing.fail_the_store(applied);
+                change.make(&handle).await.expect_err("the store fails");
+                write_everywhere(&handle.volumes()).await
+            });
+            let durable = durable.expect("everything ends");
+            drop(serving);
+            machine.halt(&env, Crash::Power);
+            let (env, serving) = started(&mut machine, &engine);
+            env.run(LIMIT, async move {
+                let second = serving.volumes().into_iter().nth(1);
+                for offset in durable {
+                    let second = second.as_ref().expect("a volume with durable writes is there");
+                    let found = second.read(offset, BLOCK as usize).await.expect("read");
+                    assert!(found == pattern(0x11, offset, BLOCK), "{change:?} {applied} {offset}");
+                }
+            })
+            .expect("everything ends");
+        }
+    }
+}
+
+/// Writes where the second volume was before any change, and says which writes are durable.
+async fn write_everywhere(volumes: &[Served]) -> Vec<u64> {
+    let mut durable = Vec::new();
+    for offset in (0..CHANGED * EXTENT).step_by(BLOCK as usize) {
+        let written = match volumes.get(1) {
+            Some(second) => second.write(offset, pattern(0x11, offset, BLOCK), true).await.is_ok(),
+            None => false,
+        };
+        durable.extend(written.then_some(offset));
+    }
+    durable
+}
+
+/// Goal: a long trim that is to be durable ends, also where its volume is gone before its last
+/// piece: nobody commits that any more.
+#[test]
+fn a_long_durable_trim_ends_with_its_volume() {
+    let engine = engine(false);
+    let mut machine = formatted(&engine, 31);
+    let (env, serving) = started(&mut machine, &engine);
+    let main = env.clone();
+    env.run(LIMIT, async move {
+        let unit = serving.unit().clone();
+        let size = 1 << 30;
+        let id = unit.create_volume("thin", size).await.expect("made").id();
+        let volume = serving.volumes().pop().expect("it is the last");
+        let ended = Rc::new(Cell::new(false));
+        let done = Rc::clone(&ended);
+        Env::spawn(&main, async move {
+            // However it ends.
+            let _ = volume.zero(0, size, Zeroing::Trim, true).await;
+            done.set(true);
+        });
+        Env::sleep(&main, Duration::from_micros(50)).await;
+        unit.delete_volume(id).await.expect("deleted");
+        unit.deletions_ended().await;
+        assert!(!ended.get(), "the trim is longer than the deletion");
+        while !ended.get() {
+            Env::sleep(&main, Duration::from_millis(1)).await;
+        }
+        unit.shut_down().await.expect("everything is committed");
+    })
+    .expect("everything ends");
+}

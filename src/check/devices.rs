@@ -81,6 +81,10 @@ fn judge_device(index: usize, facts: &DeviceFacts) -> (Option<Superblock>, Optio
         let (Warning::Damaged { copy, .. } | Warning::Stale(copy)) = warning;
         let at = if copy == Copy::First { first } else { second };
         let place = format!("{} at {at}", facts.name);
+        if let Warning::Damaged { defect: Defect::Version(_), .. } = warning {
+            // Another version of this program may know what to do with it.
+            return Finding::lasting(Code::SuperblockCopy, place, warning);
+        }
         Finding::mendable(Code::SuperblockCopy, place, warning, Mend::Superblock(index))
     });
     (Some(superblock), finding)
@@ -189,6 +193,9 @@ mod tests {
             assert!(pool.unwrap().is_whole());
             assert_eq!(findings[0].mend, Some(Mend::Superblock(1)));
         }
+        let mut other_version = b.clone();
+        other_version.copies[1] = Err(Defect::Version(9));
+        assert_eq!(judge(&of(&[a, &other_version, c])).1[0].mend, None, "it is not overwritten");
         let mut bad = a.clone();
         bad.copies = [Err(Defect::Checksum), Err(Defect::Magic)];
         assert_eq!(codes(&of(&[&bad, b, c])), [Code::SuperblockLost, Code::DeviceMissing]);

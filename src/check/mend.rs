@@ -81,8 +81,7 @@ pub async fn page<E: Env, R: Region>(
 pub fn metadata(place: &MetadataPlace, mend: &Mend) -> Result<(), MendError> {
     match mend {
         Mend::StoreHeader => place.mend_header()?,
-        // Opening makes the table agree with the store.
-        Mend::VolumeTable => drop(place.open()?),
+        Mend::VolumeTable => place.mend_table()?,
         Mend::NewStore => place.renew()?,
         Mend::Superblock(_) | Mend::Identity | Mend::Page(..) => {}
     }

@@ -3,7 +3,8 @@
 //! # Contracts
 //!
 //! - **Refusal**: `restore` writes nothing before all that can be checked was. Onto devices that
-//!   hold another pool, or were served since the dump was made, only with `--force`.
+//!   hold another pool or anything else that is known, or were served since the dump was made, or
+//!   whose flags were moved since, only with `--force`.
 //! - **Ordering**: the superblocks go first and come back last, that of the first device after all
 //!   others: a restore that is cut short leaves no pool, and can be begun again.
 //! - **Incarnation**: never goes backward.
@@ -16,6 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 
 use super::device;
+use super::inspect::refuse_if_in_use;
 use super::nvram::create;
 use super::offline::Offline;
 use super::zero;
@@ -30,7 +32,7 @@ use crate::env::{Disk as _, Env as _, Region};
 use crate::format::ids::Incarnation;
 use crate::format::layout::Span;
 use crate::format::nvram::{self, NvramIdentity, REGION_START};
-use crate::format::superblock::{FlagsPlace, LEN, Superblock, choose};
+use crate::format::superblock::{FlagsPlace, LEN, Superblock, SuperblockError, choose};
 use crate::format::superblock_io;
 use crate::journal::Journal;
 use crate::journal::inspect::inspect;
@@ -90,7 +92,7 @@ struct RestoreArgs {
     /// The NVRAM, for a pool that was served with --flags nvram; a file is made
     #[arg(long, value_name = "PATH")]
     nvram: Option<PathBuf>,
-    /// Restore onto devices of another pool, or over newer metadata: that is lost
+    /// Restore onto devices that hold something else, or over newer metadata: that is lost
     #[arg(long)]
     force: bool,
     /// The dump
@@ -226,14 +228,28 @@ async fn order(offline: &Offline, verified: &Verified, force: bool) -> Result<Ve
         let [first, second] = facts.copies;
         match choose(first, second) {
             Ok((known, _)) if wanted.iter().any(|of| is_same(of, &known)) => {
-                let place = places.get_mut(known.device_index as usize).expect("it is one of them");
+                let number = known.device_index as usize;
+                // Where the dump has the flags there is nothing of what was served since.
+                let moved = number == 0 && wanted.first().is_some_and(|of| of.flags != known.flags);
+                ensure!(
+                    force || !moved,
+                    "the pool's flags were moved since the dump was made; with --force what was \
+                     written since may be lost; nothing was changed"
+                );
+                let place = places.get_mut(number).expect("it is one of them");
                 ensure!(place.replace(index).is_none(), "{name} is there twice");
             }
             Ok((known, _)) => {
                 ensure!(force, "{name} is of pool {}; nothing was changed", known.pool);
                 unknown.push(index);
             }
-            Err(_) => unknown.push(index),
+            Err(error) => {
+                if error == SuperblockError::NotFormatted && !force {
+                    let anyway = "`--force` restores there all the same";
+                    refuse_if_in_use(&of.path, of.disk.len(), anyway)?;
+                }
+                unknown.push(index);
+            }
         }
     }
     let mut unknown = unknown.into_iter();

@@ -85,10 +85,14 @@ async fn delete(
         server.remove_export(&name);
     }
     let deleted = unit.delete_volume(volume.id()).await;
-    match (server, &deleted) {
-        (Some(server), Ok(())) => server.disconnect(&name),
-        (Some(server), Err(_)) => server.add_export(volume.clone()),
-        (None, _) => {}
+    let Some(server) = server else { return deleted };
+    // It may have been renamed, or deleted by another request, meanwhile.
+    let name = volume.name();
+    if deleted.is_ok() {
+        server.disconnect(&name);
+    } else if unit.volume(&name).is_some_and(|live| live.id() == volume.id()) {
+        server.remove_export(&name);
+        server.add_export(volume.clone());
     }
     deleted
 }

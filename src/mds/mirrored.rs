@@ -163,7 +163,7 @@ mod tests {
     }
 
     fn opened(store: &SimStorage, table: &SimStorage) -> Mirrored<RedbStore, SimStorage> {
-        let (table, copies) = VolumeTable::open(table.clone(), POOL).unwrap();
+        let (table, copies) = VolumeTable::open(table.clone(), POOL);
         let store = RedbStore::open(store.clone()).unwrap();
         Mirrored::open(store, table, &copies).unwrap()
     }
@@ -177,7 +177,7 @@ mod tests {
         for crash_at in 1..140 {
             let (store, table) = (SimStorage::new(16 << 20), SimStorage::new(TABLE_LEN));
             table.set_len(TABLE_LEN).unwrap();
-            let (new, _) = VolumeTable::open(table.clone(), POOL).unwrap();
+            let (new, _) = VolumeTable::open(table.clone(), POOL);
             let mut first = Mirrored::create(RedbStore::open(store.clone()).unwrap(), new);
             let pool = (Table::Pool, Vec::new());
             first.commit(&Changes::from([(pool, Some(vec![1]))])).unwrap();
@@ -205,12 +205,12 @@ mod tests {
             cut += u32::from(acknowledged < 6);
             store.boot(Calls::new(None));
             table.boot(Calls::new(None));
-            let (_, copies) = VolumeTable::open(table.clone(), POOL).unwrap();
+            let (_, copies) = VolumeTable::open(table.clone(), POOL);
             let alone = newest(&copies).expect("one is always whole").clone();
             let has = |kept: &Kept, number| kept.rows.contains_key(&volume(number));
             assert!((1..=acknowledged).all(|number| has(&alone, number)), "crash at {crash_at}");
             let again = opened(&store, &table);
-            let (_, copies) = VolumeTable::open(table.clone(), POOL).unwrap();
+            let (_, copies) = VolumeTable::open(table.clone(), POOL);
             assert_eq!(compare(&again.kept, &copies), Agreement::Same);
             assert!((1..=acknowledged).all(|number| has(&again.kept, number)));
             assert!((acknowledged + 2..=6).all(|number| !has(&again.kept, number)));

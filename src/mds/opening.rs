@@ -21,7 +21,8 @@ use redb::StorageBackend as _;
 
 use super::backend::{CAPACITY_MIN, FixedBackend, RegionBackend};
 use super::catalog::{Catalog, PoolSpec, fresh_rows};
-use super::mirrored::{Mirrored, sequence_row};
+use super::examine::StoreFacts;
+use super::mirrored::{Agreement, Mirrored, compare, sequence_row};
 use super::redb_store::RedbStore;
 use super::store::{Store as _, StoreError};
 use super::volume_table::{Kept, TABLE_LEN, VolumeTable, newest};
@@ -107,7 +108,7 @@ impl MetadataPlace {
     ) -> Result<(VolumeTable<FixedBackend>, [Option<Kept>; 2]), StoreError> {
         let file = self.file.try_clone().map_err(|error| failed(&error))?;
         let storage = FixedBackend::new(file, self.offset + self.capacity, TABLE_LEN);
-        VolumeTable::open(storage, self.pool).map_err(|error| failed(&error))
+        Ok(VolumeTable::open(storage, self.pool))
     }
 
     fn open_store(&self, copies: &[Option<Kept>; 2]) -> Result<Catalog, StoreError> {
@@ -139,6 +140,19 @@ impl MetadataPlace {
         let region = RegionBackend::open(file, offset, capacity).map_err(|error| failed(&error))?;
         let mended = region.len().and_then(|len| region.set_len(len));
         mended.map_err(|error| failed(&error))
+    }
+
+    /// Writes the volume table again, as the store has it. A store that is damaged or older stays
+    /// as it is: then the better copy of the table is written over the other one.
+    pub fn mend_table(&self) -> Result<(), StoreError> {
+        let facts = self.examine()?;
+        let agrees = |store: &StoreFacts| compare(&store.kept, &facts.table);
+        if facts.store.as_ref().is_ok_and(|store| agrees(store) != Agreement::StoreBehind) {
+            return self.open().map(drop);
+        }
+        let Some(kept) = newest(&facts.table) else { return Ok(()) };
+        let (mut table, _) = self.table()?;
+        table.write(kept).map_err(|error| failed(&error))
     }
 
     /// Puts these rows, and nothing else, into store and table; what they held is gone.
@@ -322,6 +336,32 @@ mod tests {
         assert!(refused.to_string().contains("both copies of its volume table"), "{refused}");
         let other = PoolSpec { reserve: 6, ..place.spec.clone() };
         assert!(fresh_rows(&other, &Kept::default().rows).is_err());
+    }
+
+    /// Goal: mending the table leaves a store alone that is damaged or older: it may be a witness.
+    #[test]
+    fn mending_the_table_spares_the_store() {
+        let (file, place) = made();
+        let store = || {
+            let mut bytes = vec![0; place.capacity as usize];
+            file.read_exact_at(&mut bytes, OFFSET).unwrap();
+            bytes
+        };
+        let older = store();
+        let mut opened = place.open().unwrap();
+        opened.catalog.create_volume("three", 1 << 20).unwrap();
+        opened.catalog.commit().unwrap();
+        drop(opened);
+        let damaged = vec![0xEE; older.len()];
+        for (bytes, copy) in [(&older, 0), (&damaged, 1)] {
+            file.write_all_at(bytes, OFFSET).unwrap();
+            file.write_all_at(&[0xEE; 64], OFFSET + place.capacity + copy * PLACE_LEN).unwrap();
+            place.mend_table().unwrap();
+            assert!(store() == *bytes, "the store was written");
+            let (_, copies) = place.table().unwrap();
+            assert!(copies[0].is_some() && copies[0] == copies[1], "copy {copy}");
+        }
+        assert_eq!(volumes(&place.open().unwrap().catalog).len(), 3);
     }
 
     /// Goal: a store that went back in time is not believed.

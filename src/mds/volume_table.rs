@@ -155,17 +155,19 @@ pub struct VolumeTable<B> {
 }
 
 impl<B: StorageBackend> VolumeTable<B> {
-    /// The table on that storage, and what each place holds: `None` where it is damaged.
-    pub fn open(storage: B, pool: PoolId) -> io::Result<(Self, [Option<Kept>; 2])> {
+    /// The table on that storage, and what each place holds: `None` where it is damaged or
+    /// cannot be read.
+    pub fn open(storage: B, pool: PoolId) -> (Self, [Option<Kept>; 2]) {
         let mut copies = [None, None];
         for (place, copy) in copies.iter_mut().enumerate() {
             let mut bytes = vec![0; PLACE_LEN as usize];
-            storage.read(place as u64 * PLACE_LEN, &mut bytes)?;
-            *copy = Kept::parse(&bytes, pool);
+            let read = storage.read(place as u64 * PLACE_LEN, &mut bytes);
+            // What a copy is for: the other one has all that was ever acknowledged.
+            *copy = read.ok().and_then(|()| Kept::parse(&bytes, pool));
         }
         let sequence = |copy: &Option<Kept>| copy.as_ref().map(|kept| kept.sequence);
         let first = usize::from(sequence(&copies[0]) > sequence(&copies[1]));
-        Ok((VolumeTable { storage, pool, first }, copies))
+        (VolumeTable { storage, pool, first }, copies)
     }
 
     /// Writes both places, durably.
@@ -232,17 +234,58 @@ mod tests {
     fn the_only_good_place_is_written_last() {
         let memory = Memory::default();
         memory.set_len(TABLE_LEN).unwrap();
-        let (mut table, copies) = VolumeTable::open(memory.clone(), POOL).unwrap();
+        let (mut table, copies) = VolumeTable::open(memory.clone(), POOL);
         assert_eq!(copies, [None, None]);
         table.write(&kept(1, 2, 10)).unwrap();
         for bad in [0, 1] {
             memory.write(bad as u64 * PLACE_LEN + 20, &[0xEE]).unwrap();
-            let (mut table, copies) = VolumeTable::open(memory.clone(), POOL).unwrap();
+            let (mut table, copies) = VolumeTable::open(memory.clone(), POOL);
             assert_eq!((copies[bad].is_none(), table.first), (true, bad));
             assert_eq!(newest(&copies), copies[1 - bad].as_ref());
             table.write(&kept(2, 2, 10)).unwrap();
-            let (_, copies) = VolumeTable::open(memory.clone(), POOL).unwrap();
+            let (_, copies) = VolumeTable::open(memory.clone(), POOL);
             assert_eq!(copies, [Some(kept(2, 2, 10)), Some(kept(2, 2, 10))]);
+        }
+    }
+
+    /// Memory of which one place cannot be read.
+    #[derive(Debug)]
+    struct HalfReadable(Memory, u64);
+
+    impl StorageBackend for HalfReadable {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let bad = offset / PLACE_LEN == self.1;
+            if bad { Err(io::Error::other("bad sector")) } else { self.0.read(offset, out) }
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.0.write(offset, data)
+        }
+    }
+
+    /// Goal: a place that the medium cannot give is one that is damaged; it is written first, and
+    /// the other one is used.
+    #[test]
+    fn a_place_that_cannot_be_read_is_damaged() {
+        let memory = Memory::default();
+        memory.set_len(TABLE_LEN).unwrap();
+        let (mut table, _) = VolumeTable::open(memory.clone(), POOL);
+        table.write(&kept(1, 2, 10)).unwrap();
+        for bad in [0, 1] {
+            let (table, copies) = VolumeTable::open(HalfReadable(memory.clone(), bad as u64), POOL);
+            assert_eq!((newest(&copies), table.first), (Some(&kept(1, 2, 10)), bad));
         }
     }
 }

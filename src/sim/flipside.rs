@@ -97,6 +97,11 @@ impl Flipside {
         self
     }
 
+    /// Has the metadata store fail at the next change of a volume, `applied` all the same or not.
+    pub fn fail_the_store(&self, applied: bool) {
+        self.tables.fail_a_volume_commit(applied);
+    }
+
     /// Moves the flags, as a user does while nothing is served: into an NVRAM, or to the disk.
     pub fn move_flags(
         &self,

@@ -28,6 +28,8 @@ struct Rows {
     rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
     /// The commit that was on its way when the crash struck.
     struck: Option<Changes>,
+    /// The next commit that changes a volume fails, and was applied all the same, or not.
+    fails: Option<bool>,
 }
 
 /// The store in one operating period.
@@ -57,6 +59,11 @@ impl Tables {
             rows.apply(&changes);
         }
         SimStore { tables: self.clone(), calls }
+    }
+
+    /// Has the next commit that changes a volume fail, after it was `applied` or before.
+    pub fn fail_a_volume_commit(&self, applied: bool) {
+        self.rows().fails = Some(applied);
     }
 
     /// Other tables, with what these hold now.
@@ -90,6 +97,14 @@ impl Store for SimStore {
 
     fn commit(&mut self, changes: &Changes) -> Result<(), StoreError> {
         let mut rows = self.tables.rows();
+        if changes.keys().any(|(table, _)| *table == Table::Volumes)
+            && let Some(applied) = rows.fails.take()
+        {
+            if applied {
+                rows.apply(changes);
+            }
+            return Err(StoreError::Failed(String::from("as planned")));
+        }
         match self.calls.call() {
             Fate::Live => {
                 rows.apply(changes);

@@ -50,17 +50,21 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Returns when an epoch is committed, asking for that.
+    /// Returns when an epoch is committed, asking for that; refused where nobody does that any more.
     pub(super) async fn committed(&self, volume: usize, epoch: u64) -> Result<(), IoError> {
         loop {
             let decided = {
                 let mut state = self.state.borrow_mut();
+                let gone = state.volumes[volume].stage == Stage::Gone;
                 let domain = &mut state.domains[volume];
                 if domain.committed + u64::from(mutated(Mutant::NextEpochAcknowledged)) >= epoch {
                     return Ok(());
                 }
                 if let Some(reason) = &domain.failed {
                     return Err(IoError::Latched(Arc::clone(reason)));
+                }
+                if gone {
+                    return Err(IoError::Deleted);
                 }
                 domain.want(epoch);
                 Rc::clone(&domain.decided)

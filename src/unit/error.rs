@@ -41,7 +41,8 @@ pub enum IoError {
 }
 
 /// Why a volume was not made or changed. Nothing has changed, but that a shrink that failed may
-/// have left zeros in the tail that it was to cut off.
+/// have left zeros in the tail that it was to cut off; and where the metadata server failed, the
+/// next start tells whether it was done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManageError {
     /// There is none of that number, or not any more.
@@ -73,6 +74,19 @@ pub enum ManageError {
     /// What was to be given up could not be emptied.
     #[error(transparent)]
     Io(#[from] IoError),
+}
+
+impl ManageError {
+    /// Whether it may have been done all the same: a commit of the store that fails may have
+    /// arrived.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        let failed = [Refusal::StoreFailed, Refusal::StoreFull];
+        match self {
+            Self::Refused(refusal) => failed.contains(refusal),
+            Self::Metadata(_) => true,
+            Self::Unknown | Self::Size { .. } | Self::Shrinks { .. } | Self::Io(_) => false,
+        }
+    }
 }
 
 impl From<MdsError> for ManageError {

@@ -17,6 +17,9 @@
 //! - **Crash**: a volume is as before or as after. A shrink that is cut short leaves the old size,
 //!   with zeros in some or all of the tail. A deletion that is cut short is gone on with at the
 //!   next start; the volume is not seen again.
+//! - **Doubt**: where the server fails, nobody knows whether it has decided. Until the next start
+//!   tells, nothing is acknowledged that would be lost then: a volume that may be deleted stops, and
+//!   one that may be cut stays cut.
 //! - **Forgetting**: the server forgets a volume only when it has no pairs there, and a pair's
 //!   release is told to the server after its group is durable. So whatever a recovery replays, no
 //!   pair ends as one of a volume that there is not.
@@ -108,7 +111,9 @@ impl<E: Env> Unit<E> {
             let shrunk = inner.shrink(index, id, size).await;
             inner.emptying_ends();
             if let Err(error) = shrunk {
-                inner.set_size(index, before);
+                if !error.is_in_doubt() {
+                    inner.set_size(index, before);
+                }
                 return Err(error);
             }
             inner.state.borrow_mut().volumes[index].extents.resize(extents);
@@ -128,7 +133,12 @@ impl<E: Env> Unit<E> {
         let _one_at_a_time = inner.management.lock.lock().await;
         inner.check_change(None)?;
         let index = inner.live(id)?;
-        inner.mds.delete_volume(id).await?;
+        if let Err(error) = inner.mds.delete_volume(id).await.map_err(ManageError::from) {
+            if error.is_in_doubt() {
+                inner.stop_in_doubt(index, &error);
+            }
+            return Err(error);
+        }
         {
             let mut state = inner.state.borrow_mut();
             state.volumes[index].stage = Stage::Deleting;
@@ -170,6 +180,15 @@ impl<E: Env> Inner<E> {
         let mut state = self.state.borrow_mut();
         state.volumes[index].size = size;
         // Those who wait may be beyond the end now.
+        state.wake_everyone();
+    }
+
+    /// Stops a volume that may have been deleted.
+    fn stop_in_doubt(&self, index: usize, error: &ManageError) {
+        let reason = format!("it may have been deleted, which the next start will tell: {error}");
+        let mut state = self.state.borrow_mut();
+        tracing::error!(volume = %state.volumes[index].name, reason, "no more writes are taken");
+        state.domains[index].fail(&reason);
         state.wake_everyone();
     }
 
@@ -216,8 +235,9 @@ impl<E: Env> Inner<E> {
         let volume = &mut state.volumes[index];
         volume.stage = Stage::Gone;
         volume.extents.resize(0);
-        // Its commit task ends.
+        // Its commit task ends, and nobody waits for that any more.
         state.domains[index].wake.notify_one();
+        state.domains[index].decided.notify_waiters();
         tracing::info!(volume = %name, "the space of a deleted volume is free again");
     }
 
