@@ -93,8 +93,11 @@ fn the_server_is_told_what_it_missed() {
     let of = BTreeMap::from([known(0, &same), known(1, &older), known(2, &older)]);
     let lines = [same, newer, released(9), line(3, 1, [Some(3), None])];
     let told = missed(&of, &lines).unwrap();
-    let [Primitive::ReleasePair(first), Primitive::BindData(new), Primitive::AssociateDataJournal(grown)] =
-        told[..]
+    let [
+        Primitive::ReleasePair(first),
+        Primitive::BindData(new),
+        Primitive::AssociateDataJournal(grown),
+    ] = told[..]
     else {
         panic!("{told:?}")
     };
