@@ -129,12 +129,12 @@ fn what_arrives_mends_a_torn_sector() {
     let outcomes = media.outcomes(&origin);
     let mut torn = outcomes.media(&Survival::Power(vec![0, UNREADABLE, 0]));
     assert_eq!(seen(&torn)[1], None);
-    write(&mut torn.disks[0], 1, 9, Durability::Volatile);
+    begin(&mut torn.disks[0], 1, 1, 9, Durability::Volatile);
     let outcomes = torn.outcomes(&origin);
     let all = outcomes.choose(2, 0);
     let power = |kept: &&Survival| matches!(kept, Survival::Power(_));
     let sector = all.iter().filter(power).map(|kept| seen(&outcomes.media(kept))[1]);
-    assert_eq!(sector.collect::<Vec<_>>(), [None, Some(9)]);
+    assert_eq!(sector.collect::<Vec<_>>(), [None, Some(9), None, None]);
     let [old, new] = [0, 1].map(|version| outcomes.hash(&Survival::Power(vec![version])));
     assert_ne!(old, new);
 }
