@@ -43,7 +43,7 @@ for test in "${tests[@]}"; do
     out=target/coverage/$test
     mkdir -p "$out"
     what=(--test "$test") only=()
-    [ "$test" != lib ] || what=(--lib) only=(journal:: unit:: format:: sim::)
+    [ "$test" != lib ] || what=(--lib) only=(journal:: unit:: format::)
     printf '%-12s ' "$test"
     if PATH=$shims:$PATH taskset -c 0 cargo-tarpaulin tarpaulin --engine ptrace --skip-clean \
         --avoid-cfg-tarpaulin --follow-exec --implicit-test-threads --timeout 600 \

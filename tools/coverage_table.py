@@ -37,8 +37,9 @@ def runs(lines):
 
 
 def row(name, lines, missed=""):
-    covered = sum(lines)
-    print(f"{name:<28} {covered:>5} of {len(lines):>5}  {100 * covered / len(lines):5.1f} %  {missed}")
+    covered, all_of_it = sum(lines), len(lines)
+    percent = 100 * covered / all_of_it
+    print(f"{name:<28} {covered:>5} of {all_of_it:>5}  {percent:5.1f} %  {missed}")
 
 
 def main():

@@ -117,7 +117,7 @@ fn the_server_is_told_what_it_missed() {
 #[test]
 fn each_pair_has_its_place() {
     let geometry = Geometry::DEFAULT;
-    let size = 2 * geometry.extent_size() as u64;
+    let size = 2 * u64::from(geometry.extent_size());
     let volume = VolumeInfo { id: VOLUME, name: "v".into(), size, deleting: true };
     let build = |lines: &[Line], volumes: &[VolumeInfo]| {
         build_state(geometry, lines.to_vec(), volumes, pool(), BTreeSet::from([7]))
