@@ -23,6 +23,8 @@ const SLOTS: usize = 64;
 struct Memory {
     bytes: Rc<RefCell<Vec<u8>>>,
     sector: u32,
+    /// Reads that touch this byte fail, with this error of the system.
+    broken: Option<(u64, i32)>,
 }
 
 impl Memory {
@@ -43,7 +45,11 @@ impl Region for Memory {
     fn read(&self, offset: u64, mut view: View) -> impl Future<Output = io::Result<()>> + 'static {
         let (memory, from) = (self.bytes.borrow(), offset as usize);
         view.with_mut(|out| out.copy_from_slice(&memory[from..from + out.len()]));
-        std::future::ready(Ok(()))
+        let end = offset + view.len() as u64;
+        let error = self.broken.filter(|(at, _)| (offset..end).contains(at));
+        std::future::ready(
+            error.map_or(Ok(()), |(_, code)| Err(io::Error::from_raw_os_error(code))),
+        )
     }
 
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
@@ -65,7 +71,7 @@ fn opened(
 ) -> Result<Opened<Memory>, JournalError> {
     const LIMIT: Limit = Limit { time_ns: 1 << 40, steps: 10_000 };
     let bytes = Rc::new(RefCell::new(vec![0; len as usize]));
-    let mut region = Memory { bytes, sector: 512 };
+    let mut region = Memory { bytes, sector: 512, broken: None };
     let disks = vec![DiskShape { len: 4096, sector: 512, volatile_cache: false }];
     let (parts, buffers_max) = (Vec::new(), 2 * ARENA_BLOCK);
     let shape = Shape { disks, nvram: None, parts, storage_max: 0, buffers_max };
@@ -144,6 +150,19 @@ fn lost_pages_are_damage() {
         over(memory, &layout.home, &page);
     });
     assert!(error.contains("the home of pair 7 cannot be"), "{error}");
+}
+
+/// Goal: a sector that the medium cannot give costs the copy that it is in; where the device cannot
+/// be reached, nothing is taken for lost, and nothing is opened.
+#[test]
+fn unreadable_is_not_unreachable() {
+    const EIO: i32 = 5;
+    const ENXIO: i32 = 6;
+    for place in [0, 4096 + 100] {
+        assert!(opened(LEN, UNIT, PAIRS, |all, _| all.broken = Some((place, EIO))).is_ok());
+        let error = refusal(|all, _| all.broken = Some((place, ENXIO)));
+        assert!(error.contains("the journal failed"), "{error}");
+    }
 }
 
 fn part(sequence: u64, slot: u32, link: Link) -> Part {
