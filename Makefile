@@ -23,7 +23,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
 .PHONY: help setup build test soak sim sim-exhaustive mutants nbd-tester demo serve bench fuzz
-.PHONY: install uninstall clean
+.PHONY: coverage install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ sim-exhaustive: ## every crash of up to ACTIONS operations, nested to DEPTH; all
 	FLIPSIDE_ACTIONS=$(ACTIONS) FLIPSIDE_DEPTH=$(DEPTH) FLIPSIDE_EVERY=$(EVERY) \
 		$(CARGO) test --test exhaustive -- --nocapture
 
+mutants: ## switch on each planted fault, and show the random seeds that it survives
+	$(CARGO) test --features mutants --test mutants -- --nocapture
+
 nbd-tester: setup ## the NBD project's own test client, from Debian's sources, against us
 	@tools/nbd_tester.sh
 
@@ -69,6 +72,9 @@ serve: build ## serve a formatted disk: make serve DEV=/dev/sdX
 
 bench: setup build ## Flipside beside qemu-nbd on one RAM-backed device; writes bench/results/
 	python3 bench/compare.py
+
+coverage: ## lines of journal/, unit/ and format/ that tests execute (installs cargo-tarpaulin)
+	@tools/coverage.sh
 
 fuzz: ## every parser, SECONDS each (needs cargo-fuzz, which this installs)
 	@tools/fuzz.sh $(SECONDS)

@@ -9,7 +9,6 @@
 //! - **Precedence**: a flag on the command line replaces the file's, whole arrays included.
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
@@ -53,7 +52,10 @@ pub fn extend(
     let Some((COMMAND, matches)) = matches.subcommand() else { return Ok(given) };
     let Some(file) = matches.get_one::<std::path::PathBuf>(FLAG) else { return Ok(given) };
     let flags = command.find_subcommand(COMMAND).expect("the command that was matched");
-    let added = arguments(&read(file)?, &file.display().to_string(), flags, matches)?;
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|error| ConfigError::Unreadable(name.clone(), error))?;
+    let added = arguments(&text, &name, flags, matches)?;
     let named = |(i, word): (usize, &OsString)| {
         word == COMMAND && given.get(i.wrapping_sub(1)).is_none_or(|before| before != GLOBAL_FLAG)
     };
@@ -63,22 +65,18 @@ pub fn extend(
     Ok([before, &added, after].concat())
 }
 
-fn read(file: &Path) -> Result<Table, ConfigError> {
-    let name = || file.display().to_string();
-    let text =
-        std::fs::read_to_string(file).map_err(|error| ConfigError::Unreadable(name(), error))?;
-    text.parse().map_err(|error| ConfigError::NotToml(name(), error))
-}
-
-/// What of `table` the command line does not say itself, as arguments.
-fn arguments(
-    table: &Table,
+/// What a file's `text` says and the command line does not, as arguments. `flags` is the command
+/// that takes the file, and `matches` is how it reads the command line.
+pub fn arguments(
+    text: &str,
     file: &str,
     flags: &Command,
     matches: &ArgMatches,
 ) -> Result<Vec<OsString>, ConfigError> {
+    let table: Table =
+        text.parse().map_err(|error| ConfigError::NotToml(file.to_owned(), error))?;
     let mut added = Vec::new();
-    for (key, value) in table {
+    for (key, value) in &table {
         let flag = flags.get_arguments().find(|flag| named(flag, key));
         let flag = flag.ok_or_else(|| ConfigError::UnknownKey(file.to_owned(), key.clone()))?;
         let values = texts(value, flag)
@@ -110,6 +108,11 @@ fn named(flag: &Arg, key: &str) -> bool {
 /// The values of one key, `None` for a flag without a value; or what was expected.
 fn texts(value: &Value, flag: &Arg) -> Result<Vec<Option<String>>, &'static str> {
     let text = |value: &Value| value.as_str().map(|text| Some(text.to_owned()));
+    let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let like_a_flag = |value: &Value| value.as_str().is_some_and(|text| text.starts_with('-'));
+    if flag.is_positional() && values.iter().any(like_a_flag) {
+        return Err("paths that do not begin with '-'");
+    }
     if !flag.get_action().takes_values() {
         let set = value.as_bool().ok_or("true or false")?;
         return Ok(if set { vec![None] } else { Vec::new() });
@@ -118,10 +121,7 @@ fn texts(value: &Value, flag: &Arg) -> Result<Vec<Option<String>>, &'static str>
         return Ok(vec![text(value).ok_or("a text in quotes, as on the command line")?]);
     }
     let several = "texts in quotes, as on the command line: [\"…\", \"…\"]";
-    match value {
-        Value::Array(values) => values.iter().map(text).collect::<Option<_>>().ok_or(several),
-        single => Ok(vec![text(single).ok_or(several)?]),
-    }
+    values.iter().map(text).collect::<Option<_>>().ok_or(several)
 }
 
 #[cfg(test)]
@@ -186,6 +186,8 @@ mod tests {
             ("socket-mode = 0o660", "c.toml: socket-mode: expected a text"),
             ("read-only = 'yes'", "c.toml: read-only: expected true or false"),
             ("listen = [1]", "c.toml: listen: expected texts"),
+            ("devices = ['a', '--read-only']", "c.toml: devices: expected paths"),
+            ("devices = '-'", "c.toml: devices: expected paths"),
             ("listen = ['x'", "c.toml: TOML parse error"),
             ("read-only = false", "c.toml: no devices"),
         ] {

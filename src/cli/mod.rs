@@ -10,7 +10,7 @@
 
 mod check;
 mod commit;
-mod config;
+pub mod config;
 mod control;
 mod device;
 mod documents;
@@ -120,11 +120,17 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The definitions of all commands.
+pub fn definitions() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command
+}
+
 /// The command line, with what a configuration file adds to it; ends the process if one is wrong.
 fn command_line() -> Cli {
     let given: Vec<OsString> = std::env::args_os().collect();
-    let mut command = Cli::command();
-    command.build();
+    let mut command = definitions();
     let matches = command.clone().get_matches_from(&given);
     let extended = config::extend(given.clone(), &command, &matches);
     let extended = extended

@@ -588,9 +588,15 @@ mod tests {
             (160 + 20, 1, Defect::Reserved),
             (160 + 16, 1, Defect::Devices),
             (160 + 24 + 16, 0, Defect::Devices),
+            (160 + 24 + 16, u32::MAX / 2, Defect::Devices),
             (4000, 1, Defect::Reserved),
         ];
-        for (offset, value, defect) in cases {
+        // Only the first device has regions.
+        let second = pool(&[64 << 20, 64 << 20])[1].encode();
+        let cases = cases.map(|case| (good, case)).into_iter();
+        for (good, (offset, value, defect)) in
+            cases.chain([(second, (104, 1 << 20, Defect::Reserved))])
+        {
             let mut bytes = good;
             bytes[offset..offset + 4].copy_from_slice(&u32::to_le_bytes(value));
             seal(&mut bytes);

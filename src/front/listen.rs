@@ -103,7 +103,7 @@ impl FromStr for Address {
                 let host = host.map(|host| {
                     host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
                 });
-                if host == Some("") {
+                if host.is_some_and(|host| host.is_empty() || host.contains(['[', ']'])) {
                     return Err(wrong());
                 }
                 let port = port.parse().map_err(|_| wrong())?;

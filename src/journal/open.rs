@@ -417,42 +417,5 @@ async fn invalidate<R: Region>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::group::{Parts, TransactionId};
-
-    const POOL: PoolId = PoolId([5; 16]);
-    const SLOTS: usize = 64;
-
-    /// Group 77 in slot 9, linked from the root, whose own link is `link`.
-    fn walk(link: Link) -> Result<usize, JournalError> {
-        let group = Group {
-            sequence: Sequence(77),
-            incarnation: Incarnation(3),
-            transaction: TransactionId { coordinator: 1, incarnation: Incarnation(3), number: 9 },
-            domain: 0,
-            state: GroupState::Done,
-            link,
-            records: Vec::new(),
-        };
-        let mut bytes = vec![0; SLOT_BYTES];
-        group.store(POOL, &Parts::of(&[]), &[9], &mut bytes);
-        let part = Part::parse(&bytes, POOL).unwrap();
-        let mut status = vec![None; SLOTS + 1];
-        let root = Link { slot: 9, sequence: Sequence(77) };
-        status[0] = Some(StatusEntry { of: ROOT, state: GroupState::Done, link: root });
-        Scan { parts: BTreeMap::from([(9, part)]) }.walk(&status).map(|(_, groups)| groups.len())
-    }
-
-    /// Goal: a list that ends where no group can go is damage, and nothing is wiped there: in a
-    /// slot that its own groups are in (found by fuzzing: that group was wiped, then a panic), in
-    /// none at all, backward, or at the end of all numbers.
-    #[test]
-    fn a_list_ends_where_a_group_can_go() {
-        assert!(matches!(walk(Link { slot: 10, sequence: Sequence(78) }), Ok(1)));
-        for (slot, sequence) in [(9, 78), (64, 78), (u32::MAX, 78), (10, 77), (10, u64::MAX)] {
-            let result = walk(Link { slot, sequence: Sequence(sequence) });
-            assert!(matches!(result, Err(JournalError::Damaged(_))), "{slot} {sequence}");
-        }
-    }
-}
+#[path = "open_tests.rs"]
+mod tests;

@@ -548,3 +548,7 @@ async fn name_place<E: Env>(
     let written = superblock_io::write(member.disk, env.buffers(), member.superblock).await;
     written.map_err(Problem::Superblock).map_err(at(member.disk.name()))
 }
+
+#[cfg(test)]
+#[path = "relocate_tests.rs"]
+mod tests;

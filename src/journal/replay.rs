@@ -43,3 +43,76 @@ pub fn replay(
     }
     Ok(stale)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::blocks::Location;
+    use crate::format::ids::{
+        ExtentId, Generation, LogicalExtent, PairId, Sequence, Slot, VolumeId,
+    };
+    use crate::format::record::{Binding, Record};
+
+    /// Binds the pair to an extent.
+    fn bind(pair: u32, generation: u32, extent: u32) -> Record {
+        let binding = Binding {
+            generation: Generation(generation),
+            owner: Some((VolumeId(1), LogicalExtent(0))),
+            extents: [Some(ExtentId(extent)), None],
+            data_slot: Slot::Zero,
+        };
+        Record::Binding { pair: PairId(pair), binding }
+    }
+
+    fn place(pair: u32, generation: u32, slot: Slot) -> Record {
+        let (pair, generation) = (PairId(pair), Generation(generation));
+        let location = Location::At(slot);
+        Record::Place { pair, generation, first: 0, count: 1, location, payload: None }
+    }
+
+    fn replayed(groups: &[(GroupState, &[Record])]) -> Result<(Vec<Line>, Vec<u32>), String> {
+        let mut lines = vec![Line::FREE; 100];
+        let group = |(sequence, (state, records)): (u64, &(GroupState, &[Record]))| {
+            let (sequence, state) = (Sequence(sequence), *state);
+            RecoveredGroup { sequence, state, records: records.to_vec() }
+        };
+        let groups: Vec<_> = (1..).zip(groups).map(group).collect();
+        match replay(&mut lines, &groups) {
+            Ok(stale) => Ok((lines, stale.into_iter().collect())),
+            Err(JournalError::Damaged(what)) => Err(what),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// Goal: what was decided is applied, oldest first, and what was aborted is not; the pages of
+    /// the pairs that were named are stale, and no others.
+    #[test]
+    fn decided_groups_are_applied_in_order() {
+        use GroupState::{Aborted, Committed, Done};
+        let (lines, stale) = replayed(&[
+            (Done, &[bind(0, 1, 5)]),
+            (Aborted, &[bind(99, 9, 9)]),
+            (Committed, &[bind(0, 2, 6), place(0, 2, Slot::Zero), bind(50, 1, 7)]),
+            (Done, &[]),
+        ])
+        .unwrap();
+        assert_eq!(lines[0].binding.extents, [Some(ExtentId(6)), None]);
+        assert_eq!(lines[0].map.get(0), Location::At(Slot::Zero));
+        assert_eq!((lines[50].binding.generation, lines[99]), (Generation(1), Line::FREE));
+        assert_eq!(stale, [0, 50].map(|pair| home_page(PairId(pair))));
+    }
+
+    /// Goal: a group in doubt, of a pair that there is not, or that cannot follow is damage.
+    #[test]
+    fn what_cannot_be_is_damage() {
+        let committed = GroupState::Committed;
+        for (state, records, words) in [
+            (GroupState::Prepared, vec![bind(0, 1, 5)], "group 1 waits for a coordinator"),
+            (committed, vec![bind(100, 1, 5)], "no pair 100"),
+            (committed, vec![bind(0, 1, 5), place(0, 1, Slot::One)], "which cannot follow"),
+        ] {
+            let what = replayed(&[(state, &records)]).expect_err("it is found");
+            assert!(what.contains(words), "'{words}' is not in: {what}");
+        }
+    }
+}

@@ -28,8 +28,12 @@
 //! the moments of its sending and acknowledgement; the command printed beside it runs the seed
 //! again, and with `FLIPSIDE_TRACE=1` every call of the environment is printed as it is made. Where
 //! it says *of a run that went on*, it is one of the cloned machines that failed: what is printed
-//! last is its recovery. [`shrink`] finds the few operations that suffice, as a [`plan`]
-//! that can be replayed and kept.
+//! last is its recovery. [`shrink`] then finds the few operations that suffice, and prints them as
+//! a [`plan`], which runs again with
+//!
+//! ```text
+//! FLIPSIDE_PLAN=… FLIPSIDE_TRACE=1 cargo test --test plans -- --nocapture
+//! ```
 //!
 //! A seed names a run of one version of the code: whatever draws from the random stream in another
 //! order, here or in the engine, makes another run of it.
@@ -38,6 +42,16 @@
 //!
 //! See [`crate::env::sim`]: a row of [`crate::env::sim::faults::TABLE`] says what may be injected,
 //! how often, and which errors, if any, it excuses.
+//!
+//! # How to add a mutant
+//!
+//! See [`crate::mutants`]: a line in its table, and the fault where the code does it right.
+//! `make mutants` must then find it; what it does not find is a hole here.
+//!
+//! # How to look at everything
+//!
+//! `make sim-exhaustive ACTIONS=3 DEPTH=2` is the whole small scope, for days; `EVERY=100` takes
+//! one sequence of operations in a hundred. `make test` takes a fixed part.
 
 pub mod action;
 mod churn;

@@ -24,7 +24,8 @@ impl Numbers {
 
     /// Whether a number is in the set.
     pub fn contains(&self, number: u32) -> bool {
-        self.words[number as usize / 64] >> (number % 64) & 1 == 1
+        let word = self.words.get(number as usize / 64);
+        word.is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 
     /// Adds a number, which must not be there.

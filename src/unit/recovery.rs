@@ -32,7 +32,7 @@ use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk, Env, Region};
 use crate::format::home::Line;
-use crate::format::ids::{LogicalExtent, PairId, PoolId, UnitId};
+use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::{Journal, Opened, replay};
 use crate::mds::client::Client;
@@ -160,7 +160,22 @@ async fn all_grants<E: Env>(client: &Client<E>, extents: u32) -> Result<ExtentPo
     while !client.allocate_data_extents(extents).await?.is_empty() {}
     while !client.allocate_journal_space(extents).await?.is_empty() {}
     let grants = client.grants().await?;
+    check_grants(&grants.runs, extents)?;
     Ok(ExtentPool::new(extents, &grants.runs, grants.data_quota))
+}
+
+/// Whether the granted runs are in order, disjoint and in the pool.
+fn check_grants(runs: &[ExtentRun], extents: u32) -> Result<(), RecoverError> {
+    let ends = std::iter::once(0).chain(runs.iter().map(|run| run.end().0));
+    let wrong = runs.iter().zip(ends).find(|(run, end)| run.start.0 < *end);
+    let wrong = wrong.map(|(run, _)| run).or(runs.last().filter(|run| run.end().0 > extents));
+    match wrong {
+        None => Ok(()),
+        Some(ExtentRun { start, count }) => Err(RecoverError::Damaged(format!(
+            "the metadata server grants {count} extents from {start} on, some of them twice or of \
+             a pool larger than {extents}"
+        ))),
+    }
 }
 
 /// Takes from the pool what the pairs have.
@@ -183,17 +198,31 @@ fn claim_extents(pool: &mut ExtentPool, lines: &[Line]) -> Result<(), RecoverErr
 }
 
 /// Tells the server of every pair that it knows differently; returns how many there were.
-///
-/// What was released comes in the same transaction as what took its extents.
 async fn reconcile<E: Env>(
     client: &Client<E>,
     unit: UnitId,
     volumes: &[VolumeInfo],
     lines: &[Line],
 ) -> Result<usize, RecoverError> {
-    let known = known_pairs(client, unit, volumes).await?;
+    let news = missed(&known_pairs(client, unit, volumes).await?, lines)?;
+    if mutated(Mutant::ReconcileSkipped) {
+        return Ok(0);
+    }
+    for batch in news.chunks(TRANSACT_PRIMITIVES_MAX) {
+        client.transact(batch).await?;
+    }
+    Ok(news.len())
+}
+
+/// What a server that knows these pairs must be told, what was released first. Pure.
+///
+/// What was released comes in the same transaction as what took its extents.
+fn missed(
+    known: &BTreeMap<PairId, PairRecord>,
+    lines: &[Line],
+) -> Result<Vec<Primitive>, RecoverError> {
     let mut news = Vec::new();
-    for (pair, record) in &known {
+    for (pair, record) in known {
         let line = lines.get(pair.0 as usize).map(|line| line.binding);
         let Some(binding) = line.filter(|binding| binding.generation >= record.generation) else {
             return Err(RecoverError::Damaged(format!(
@@ -219,13 +248,7 @@ async fn reconcile<E: Env>(
     news.sort_by_key(|primitive| {
         (!primitive.pair().is_released(), primitive.pair().slots[1].is_some())
     });
-    if mutated(Mutant::ReconcileSkipped) {
-        return Ok(0);
-    }
-    for batch in news.chunks(TRANSACT_PRIMITIVES_MAX) {
-        client.transact(batch).await?;
-    }
-    Ok(news.len())
+    Ok(news)
 }
 
 /// Every pair of this unit that the server knows.
@@ -359,3 +382,7 @@ async fn assemble<E: Env>(
         stopped: Cell::new(false),
     })))
 }
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;

@@ -19,6 +19,7 @@ use flipside::format::ids::{
     VolumeId,
 };
 use flipside::format::layout::{DeviceFacts, Geometry, plan};
+use flipside::format::nvram::{self, NvramIdentity};
 use flipside::format::page::PAGE_HEADER;
 use flipside::format::record::{Binding, Payload, Record};
 use flipside::format::status::{ROOT, StatusEntry};
@@ -41,7 +42,20 @@ use super::bodies::journal::{POOL, stored_parts};
 /// The seeds of a target: a name and the bytes of each.
 pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
     match target {
-        "command_line" => text(&["64M", "10%", "1500ms", "never", "660", "data=10GiB"]),
+        "command_line" => text(&[
+            "64M",
+            "10%",
+            "1500ms",
+            "never",
+            "660",
+            "data=10GiB",
+            "75%,95%",
+            "tcp:[::1]:10809",
+        ]),
+        "configuration" => text(&[
+            "devices = ['/dev/sdx', '/dev/sdy']\nlisten = ['tcp:1']\nsocket-mode = '660'\n",
+            "devices = 'a'\nread-only = false\ncommit-interval = '5s'\nlog = 'debug'\n",
+        ]),
         "control" => text(&[
             r#"{"command":"status"}"#,
             r#"{"command":"commit","volume":"vol0"}"#,
@@ -57,6 +71,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "metadata_server" => vec![("conversation", conversation())],
         "nbd_handshake" => handshakes(),
         "nbd_request" => vec![("one_of_each", requests()), ("extended", extended_requests())],
+        "nvram_identity" => vec![("two_copies", nvram_identity())],
         "record" => vec![("history", history())],
         "recovery" => vec![("three_groups", whole_region())],
         "region" => vec![("header", region())],
@@ -68,7 +83,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 fn text(texts: &[&'static str]) -> Vec<(&'static str, Vec<u8>)> {
-    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
     NAMES.into_iter().zip(texts.iter().map(|text| text.as_bytes().to_vec())).collect()
 }
 
@@ -422,4 +437,10 @@ fn dump() -> Vec<u8> {
     let dump = Dump::new(&verified, 0, None);
     dump.verify().unwrap();
     serde_json::to_vec(&dump).unwrap()
+}
+
+fn nvram_identity() -> Vec<u8> {
+    let mut bytes = vec![0; 2 * nvram::LEN];
+    NvramIdentity { pool: POOL, region: [7; 16], len: 1 << 20 }.store(&mut bytes);
+    bytes
 }

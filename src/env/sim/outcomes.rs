@@ -347,3 +347,7 @@ impl Outcomes {
         media
     }
 }
+
+#[cfg(test)]
+#[path = "outcomes_tests.rs"]
+mod tests;

@@ -27,6 +27,7 @@ pub type Body = fn(&[u8]) -> bool;
 /// Every target by its name, which is that of its file in `targets/` and of its corpus.
 pub const TARGETS: &[(&str, Body)] = &[
     ("command_line", outside::command_line),
+    ("configuration", outside::configuration),
     ("control", outside::control),
     ("datagram", metadata::datagram),
     ("dump", metadata::dump),
@@ -36,6 +37,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("metadata_server", metadata::server),
     ("nbd_handshake", nbd::handshake),
     ("nbd_request", nbd::request),
+    ("nvram_identity", outside::nvram_identity),
     ("record", journal::record),
     ("recovery", recovery::recovery),
     ("region", journal::region),

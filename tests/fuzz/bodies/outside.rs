@@ -1,9 +1,18 @@
 //! What is on a device before it is ours, and what people type.
 
-use flipside::cli::values::{CommitInterval, Mode, Percent, Size, VolumeSpec};
+use std::ffi::{OsStr, OsString};
+use std::sync::OnceLock;
+
+use clap::Command;
+use flipside::cli::values::{
+    CommitInterval, Mode, Name, Percent, Size, SlowIo, VolumeSpec, WarnFull,
+};
+use flipside::cli::{config, definitions};
+use flipside::format::nvram::{self, NvramIdentity};
 use flipside::format::probe::{HEAD_LEN, Image, TAIL_LEN};
 use flipside::format::superblock::{self, LEN, Superblock};
 use flipside::front::control::Request;
+use flipside::front::listen::Address;
 
 use super::cursor::Cursor;
 
@@ -91,14 +100,30 @@ pub fn command_line(data: &[u8]) -> bool {
     if let Ok(CommitInterval(Some(interval))) = text.parse() {
         assert!(!interval.is_zero());
     }
+    if let Ok(SlowIo(Some(time))) = text.parse() {
+        assert!(!time.is_zero());
+    }
     if let Ok(Mode(mode)) = text.parse() {
         assert!(mode <= 0o777);
+    }
+    if let Ok(WarnFull(marks)) = text.parse() {
+        assert!(marks.iter().all(|mark| (1..=100).contains(mark)));
+    }
+    if let Ok(Name(name)) = text.parse() {
+        assert!(!name.is_empty() && name == text);
+    }
+    let address = text.parse::<Address>().map(|address| address.to_string());
+    if let Ok(shown) = &address {
+        let again = shown.parse::<Address>().map(|address| address.to_string());
+        assert_eq!(again.as_ref(), Ok(shown));
     }
     let volume = text.parse::<VolumeSpec>();
     text.parse::<Size>().is_ok()
         || text.parse::<Percent>().is_ok()
         || text.parse::<CommitInterval>().is_ok()
         || text.parse::<Mode>().is_ok()
+        || text.parse::<WarnFull>().is_ok()
+        || address.is_ok()
         || volume.is_ok_and(|volume| !volume.name.is_empty())
 }
 
@@ -109,4 +134,57 @@ pub fn control(data: &[u8]) -> bool {
     assert_eq!(serde_json::from_slice::<Request>(&line).ok(), Some(request));
     assert!(!line.contains(&b'\n'), "a request is one line");
     true
+}
+
+/// A configuration file: the devices are read as what the file calls so, and never as flags.
+pub fn configuration(data: &[u8]) -> bool {
+    static DEFINITIONS: OnceLock<Command> = OnceLock::new();
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let definitions = DEFINITIONS.get_or_init(definitions);
+    let read = |words: &[&OsStr]| definitions.clone().try_get_matches_from(words);
+    let [program, command] = ["flipside", "serve"].map(OsStr::new);
+    let given = read(&[program, command, OsStr::new("--config"), OsStr::new("c.toml")]);
+    let given = given.expect("a file is enough");
+    let (_, matches) = given.subcommand().expect("a command is named");
+    let flags = definitions.find_subcommand("serve").expect("there is such a command");
+    let added = match config::arguments(text, "c.toml", flags, matches) {
+        Ok(added) => added,
+        Err(error) => {
+            assert!(error.to_string().starts_with("c.toml: "), "{error}");
+            return false;
+        }
+    };
+    let words: Vec<&OsStr> =
+        [program, command].into_iter().chain(added.iter().map(OsString::as_os_str)).collect();
+    // What the values say is for the flags to judge.
+    let Ok(found) = read(&words) else { return false };
+    let (_, found) = found.subcommand().expect("a command is named");
+    let devices = found.get_raw("devices").into_iter().flatten();
+    let is_flag = |word: &&OsString| word.to_string_lossy().starts_with("--");
+    assert!(devices.eq(added.iter().filter(|word| !is_flag(word))), "{added:?}");
+    true
+}
+
+/// The identity of an NVRAM, as it is and with magic, version and checksum made good; the other
+/// copy is the bytes after it.
+pub fn nvram_identity(data: &[u8]) -> bool {
+    let mut bytes = vec![0; 2 * nvram::LEN];
+    let taken = data.len().min(bytes.len());
+    bytes[..taken].copy_from_slice(&data[..taken]);
+    let as_it_is = (NvramIdentity::find(data), NvramIdentity::find(&bytes));
+    assert!(as_it_is.0.is_none() || as_it_is.0 == as_it_is.1, "zeros after it change nothing");
+    for copy in bytes.chunks_exact_mut(nvram::LEN) {
+        copy[..8].copy_from_slice(&nvram::MAGIC);
+        copy[8..12].copy_from_slice(&1_u32.to_le_bytes());
+        let crc = flipside::format::page::crc32c(&copy[..nvram::LEN - 4]);
+        copy[nvram::LEN - 4..].copy_from_slice(&crc.to_le_bytes());
+    }
+    let copies = NvramIdentity::copies(&bytes);
+    assert_eq!(NvramIdentity::find(&bytes), copies[0]);
+    for identity in copies.into_iter().flatten() {
+        let mut stored = vec![0; 2 * nvram::LEN];
+        identity.store(&mut stored);
+        assert_eq!(NvramIdentity::copies(&stored), [Some(identity); 2]);
+    }
+    as_it_is.0.is_some()
 }

@@ -1,0 +1,238 @@
+//! Every decision of a start about what a region holds.
+
+use std::io;
+use std::rc::Rc;
+
+use super::*;
+use crate::env::sim::{DiskShape, Faults, Limit, Machine, Shape};
+use crate::format::group::{Parts, TransactionId};
+use crate::format::home::HOME_PAGE;
+use crate::format::ids::{ExtentId, Generation, LogicalExtent, Slot, VolumeId};
+use crate::format::page::PageIdentity;
+use crate::format::record::Binding;
+use crate::uring::buffers::{ARENA_BLOCK, View};
+
+const POOL: PoolId = PoolId([5; 16]);
+const UNIT: UnitId = UnitId(1);
+const PAIRS: u32 = 46;
+const LEN: u64 = 1 << 20;
+const SLOTS: usize = 64;
+
+/// A region in memory.
+#[derive(Clone)]
+struct Memory {
+    bytes: Rc<RefCell<Vec<u8>>>,
+    sector: u32,
+    /// Reads that touch this byte fail, with this error of the system.
+    broken: Option<(u64, i32)>,
+}
+
+impl Memory {
+    fn put(&self, at: u64, bytes: &[u8]) {
+        self.bytes.borrow_mut()[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+impl Region for Memory {
+    fn len(&self) -> u64 {
+        self.bytes.borrow().len() as u64
+    }
+
+    fn sector(&self) -> u32 {
+        self.sector
+    }
+
+    fn read(&self, offset: u64, mut view: View) -> impl Future<Output = io::Result<()>> + 'static {
+        let (memory, from) = (self.bytes.borrow(), offset as usize);
+        view.with_mut(|out| out.copy_from_slice(&memory[from..from + out.len()]));
+        let end = offset + view.len() as u64;
+        let error = self.broken.filter(|(at, _)| (offset..end).contains(at));
+        std::future::ready(
+            error.map_or(Ok(()), |(_, code)| Err(io::Error::from_raw_os_error(code))),
+        )
+    }
+
+    fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
+        pieces.into_iter().for_each(|(at, view)| view.with(|bytes| self.put(at, bytes)));
+        std::future::ready(Ok(()))
+    }
+
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
+        std::future::ready(Ok(()))
+    }
+}
+
+/// Lays out a region of so many bytes, has `change` do something to it, and opens it as the unit's.
+fn opened(
+    len: u64,
+    unit: UnitId,
+    pairs: u32,
+    change: impl FnOnce(&mut Memory, &RegionLayout),
+) -> Result<Opened<Memory>, JournalError> {
+    const LIMIT: Limit = Limit { time_ns: 1 << 40, steps: 10_000 };
+    let bytes = Rc::new(RefCell::new(vec![0; len as usize]));
+    let mut region = Memory { bytes, sector: 512, broken: None };
+    let disks = vec![DiskShape { len: 4096, sector: 512, volatile_cache: false }];
+    let (parts, buffers_max) = (Vec::new(), 2 * ARENA_BLOCK);
+    let shape = Shape { disks, nvram: None, parts, storage_max: 0, buffers_max };
+    let env = Machine::new(0, &shape).boot(Faults::none());
+    let (handle, made) = (env.clone(), region.clone());
+    let made = async move { Journal::format(&made, POOL, UNIT, PAIRS, handle.buffers()).await };
+    env.run(LIMIT, made).expect("formatting comes to an end")?;
+    let layout = RegionLayout::compute(len, PAIRS, 512).expect("there is room: it was formatted");
+    change(&mut region, &layout);
+    let handle = env.clone();
+    let opening = async move { Journal::open(&handle, region, POOL, unit, pairs).await };
+    env.run(LIMIT, opening).expect("opening comes to an end")
+}
+
+/// Puts the same bytes over both copies of the first page of a kind.
+fn over(memory: &Memory, runs: &PageRuns, bytes: &[u8]) {
+    runs.copies.iter().for_each(|copy| memory.put(*copy, bytes));
+}
+
+/// Why a region is refused that so much was changed in.
+fn refusal(change: impl FnOnce(&mut Memory, &RegionLayout)) -> String {
+    let Err(error) = opened(LEN, UNIT, PAIRS, change) else { panic!("it was opened") };
+    error.to_string()
+}
+
+/// Goal: a region that is another unit's or pool's, of other sizes, never formatted, or without a
+/// header is refused as foreign; a short one as such, when it is made and later.
+#[test]
+fn only_the_units_own_region_is_opened() {
+    assert_eq!(opened(LEN, UNIT, PAIRS, |_, _| ()).map(|all| all.groups.len()).ok(), Some(0));
+    for (unit, pairs) in [(UnitId(2), PAIRS), (UNIT, PAIRS - 1)] {
+        let error = opened(LEN, unit, pairs, |_, _| ()).err();
+        assert!(matches!(error, Some(JournalError::Foreign(what)) if what.contains("unit 1's")));
+    }
+    for (words, page) in [("never formatted", [0; 4096]), ("neither copy", [9; 4096])] {
+        let error = refusal(|memory, layout| over(memory, &layout.header, &page));
+        assert!(error.contains(words), "'{words}' is not in: {error}");
+    }
+    let error = refusal(|memory, _| memory.sector = 4096);
+    assert!(error.contains("in sectors of 512 bytes"), "{error}");
+    let cut = |memory: &mut Memory, layout: &RegionLayout| {
+        memory.bytes.borrow_mut().truncate(layout.end() as usize - 512);
+    };
+    for short in [opened(LEN, UNIT, PAIRS, cut), opened(100 << 10, UNIT, PAIRS, |_, _| ())] {
+        let Err(JournalError::TooSmall { len, needed }) = short else { panic!("it is too short") };
+        assert!(len < needed);
+    }
+}
+
+/// Goal: one rotten copy of any page is survived; where both are, or where a page is whole and says
+/// what cannot be, it is damage that is named.
+#[test]
+fn lost_pages_are_damage() {
+    for copy in [0, 1] {
+        let rot = |memory: &mut Memory, layout: &RegionLayout| {
+            for runs in [layout.header, layout.status, layout.home] {
+                memory.put(runs.copies[copy] + 40, &[0xff; 8]);
+            }
+        };
+        assert!(opened(LEN, UNIT, PAIRS, rot).is_ok(), "copy {copy}");
+    }
+    let error = refusal(|memory, layout| over(memory, &layout.status, &[1; 512]));
+    assert!(error.contains("status page 0 is lost"), "{error}");
+    let error = refusal(|memory, layout| over(memory, &layout.home, &[1; HOME_PAGE]));
+    assert!(error.contains("home page 0 is lost in both copies"), "{error}");
+    let error = refusal(|memory, layout| over(memory, &layout.status, &[0; 512]));
+    assert!(error.contains("the root of the list is lost"), "{error}");
+    let error = refusal(|memory, layout| {
+        let mut page = vec![0; HOME_PAGE];
+        (0..LINES_PER_PAGE).for_each(|index| Line::FREE.store(&mut page, index));
+        let extents = [Some(ExtentId(3)); 2];
+        let owner = Some((VolumeId(1), LogicalExtent(0)));
+        let twice = Binding { generation: Generation(1), owner, extents, data_slot: Slot::Zero };
+        Line { binding: twice, ..Line::FREE }.store(&mut page, 7);
+        PageIdentity { magic: HOME_MAGIC, pool: POOL, index: 0 }.seal(&mut page, 4);
+        over(memory, &layout.home, &page);
+    });
+    assert!(error.contains("the home of pair 7 cannot be"), "{error}");
+}
+
+/// Goal: a sector that the medium cannot give costs the copy that it is in; where the device cannot
+/// be reached, nothing is taken for lost, and nothing is opened.
+#[test]
+fn unreadable_is_not_unreachable() {
+    const EIO: i32 = 5;
+    const ENXIO: i32 = 6;
+    for place in [0, 4096 + 100] {
+        assert!(opened(LEN, UNIT, PAIRS, |all, _| all.broken = Some((place, EIO))).is_ok());
+        let error = refusal(|all, _| all.broken = Some((place, ENXIO)));
+        assert!(error.contains("the journal failed"), "{error}");
+    }
+}
+
+fn part(sequence: u64, slot: u32, link: Link) -> Part {
+    let group = Group {
+        sequence: Sequence(sequence),
+        incarnation: Incarnation(3),
+        transaction: TransactionId { coordinator: 1, incarnation: Incarnation(3), number: 9 },
+        domain: 0,
+        state: GroupState::Committed,
+        link,
+        records: Vec::new(),
+    };
+    let mut bytes = vec![0; SLOT_BYTES];
+    group.store(POOL, &Parts::of(&[]), &[slot], &mut bytes);
+    Part::parse(&bytes, POOL).expect("what was stored")
+}
+
+fn link(slot: u32, sequence: u64) -> Link {
+    Link { slot, sequence: Sequence(sequence) }
+}
+
+/// Walks from group 77 in slot 9 over these groups, with these entries of slots; returns the
+/// sequences and states found.
+fn walk(
+    groups: &[(u32, u64, Link)],
+    entries: &[(u32, StatusEntry)],
+) -> Result<Vec<(u64, GroupState)>, String> {
+    let mut status = vec![None; SLOTS + 1];
+    status[0] = Some(StatusEntry { of: ROOT, state: GroupState::Done, link: link(9, 77) });
+    entries.iter().for_each(|(slot, entry)| status[*slot as usize + 1] = Some(*entry));
+    let parts = groups.iter().map(|&(slot, sequence, next)| (slot, part(sequence, slot, next)));
+    match (Scan { parts: parts.collect() }).walk(&status) {
+        Ok((_, found)) => Ok(found.iter().map(|group| (group.sequence.0, group.state)).collect()),
+        Err(JournalError::Damaged(what)) => Err(what),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Goal: a list that ends where no group can go is damage, and nothing is wiped there: in a
+/// slot that its own groups are in (found by fuzzing: that group was wiped, then a panic), in
+/// none at all, backward, or at the end of all numbers.
+#[test]
+fn a_list_ends_where_a_group_can_go() {
+    assert_eq!(walk(&[(9, 77, link(10, 78))], &[]).map(|found| found.len()), Ok(1));
+    for (slot, sequence) in [(9, 78), (64, 78), (u32::MAX, 78), (10, 77), (10, u64::MAX)] {
+        let result = walk(&[(9, 77, link(slot, sequence))], &[]);
+        assert!(result.is_err(), "{slot} {sequence}");
+    }
+}
+
+/// Goal: state and link are those of the slot's entry where that is of the same group, and the
+/// group's own where it is of an older one; a group of another sequence than the link expects ends
+/// the list; one that is as new as the list's end and that no link reaches is damage.
+#[test]
+fn links_are_followed_as_last_changed() {
+    use GroupState::{Committed, Done};
+    let groups = [(9, 77, link(10, 78)), (10, 78, link(11, 79)), (11, 79, link(12, 80))];
+    let entry = |of, link| StatusEntry { of: Sequence(of), state: Done, link };
+    let all = [(77, Committed), (78, Committed), (79, Committed)];
+    assert_eq!(walk(&groups, &[]).as_deref(), Ok(&all[..]));
+    let older = (9, entry(60, link(20, 61)));
+    assert_eq!(walk(&groups, &[older]).as_deref(), Ok(&all[..]));
+    let unlinked = (9, entry(77, link(11, 79)));
+    assert_eq!(walk(&groups, &[unlinked]).as_deref(), Ok(&[(77, Done), (79, Committed)][..]));
+
+    let leftover = [(9, 77, link(10, 78)), (10, 60, link(30, 61))];
+    assert_eq!(walk(&leftover, &[]).as_deref(), Ok(&all[..1]));
+    for newer in [78, 79, 1000] {
+        let lost = [(9, 77, link(10, 78)), (20, newer, link(21, newer + 1))];
+        let what = walk(&lost, &[]).expect_err("a group is lost");
+        assert!(what.contains(&format!("group {newer} in slot 20 is newer")), "{what}");
+    }
+}
