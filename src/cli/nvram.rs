@@ -58,10 +58,10 @@ pub struct NvramArgs {
     #[arg(long = "nvram", id = "nvram", value_name = "PATH")]
     pub path: Option<PathBuf>,
     /// The size of the file that is made, by default what the pool needs; more is more journal
-    #[arg(long = "nvram-size", value_name = "SIZE", requires = "nvram")]
+    #[arg(long = "nvram-size", id = "nvram_size", value_name = "SIZE", requires = "nvram")]
     size: Option<Size>,
     /// Believe that memory survives a loss of power, as with batteries, or in a test
-    #[arg(long = "nvram-trust-memory", requires = "nvram")]
+    #[arg(long = "nvram-trust-memory", id = "nvram_trust_memory", requires = "nvram")]
     trust_memory: bool,
 }
 

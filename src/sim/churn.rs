@@ -5,6 +5,8 @@
 //! checked in its own life: it is there, and all else is zeros. After a crash one may be there or
 //! not; the next life begins with its deletion.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::env::Env;
@@ -25,20 +27,27 @@ pub fn is_scratch(name: &str) -> bool {
 }
 
 /// Makes, changes and deletes volumes until that fails.
-pub async fn keep_changing(env: SimEnv, unit: Unit<SimEnv>, extent: u64) {
+/// Meanwhile `busy` says whether anything is being done, and so memory held, or only waited.
+pub async fn keep_changing(env: SimEnv, unit: Unit<SimEnv>, extent: u64, busy: Rc<Cell<bool>>) {
     // A failed device, or the end: others see what became of that.
-    let _ = change(&env, &unit, extent).await;
+    let _ = change(&env, &unit, extent, &busy).await;
+    busy.set(false);
 }
 
-async fn change(env: &SimEnv, unit: &Unit<SimEnv>, extent: u64) -> Result<(), ManageError> {
+async fn change(
+    env: &SimEnv,
+    unit: &Unit<SimEnv>,
+    extent: u64,
+    busy: &Cell<bool>,
+) -> Result<(), ManageError> {
     for life in 0_u64.. {
-        pause(env).await;
+        pause(env, busy).await;
         for volume in unit.volumes().iter().filter(|volume| is_scratch(&volume.name())) {
             unit.delete_volume(volume.id()).await?;
         }
         let size = (env.random() % EXTENTS_MAX + 1) * extent;
         let volume = unit.create_volume(&format!("{PREFIX}{life}"), size).await?;
-        live(env, unit, &volume, size, extent).await?;
+        live(env, unit, &volume, (size, extent), busy).await?;
     }
     Ok(())
 }
@@ -48,15 +57,15 @@ async fn live(
     env: &SimEnv,
     unit: &Unit<SimEnv>,
     volume: &Volume<SimEnv>,
-    mut size: u64,
-    extent: u64,
+    (mut size, extent): (u64, u64),
+    busy: &Cell<bool>,
 ) -> Result<(), ManageError> {
     let id: VolumeId = volume.id();
     let block = u64::from(volume.block_size());
     // What each block was written with; zero where it was not.
     let mut written = vec![0_u8; (size / block) as usize];
     for _ in 0..env.random() % 12 {
-        pause(env).await;
+        pause(env, busy).await;
         match env.random() % 8 {
             0 => unit.rename_volume(id, &format!("{PREFIX}-{}", env.random())).await?,
             1 => {
@@ -106,7 +115,9 @@ fn place(volume: &Volume<SimEnv>, block: u64) -> (u64, u64) {
 }
 
 /// A pause of any order of magnitude.
-async fn pause(env: &SimEnv) {
+async fn pause(env: &SimEnv, busy: &Cell<bool>) {
     let bits = env.random() % u64::from(PAUSE_BITS);
+    busy.set(false);
     env.sleep(Duration::from_nanos(env.random() % (1 << bits) + 1)).await;
+    busy.set(true);
 }

@@ -4,6 +4,7 @@
 //! The flags begin on the first disk or in one of the machine's NVRAMs ([`Places`]), and a start
 //! may move them before it recovers.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -226,11 +227,13 @@ impl Flipside {
             latencies: Rc::default(),
         };
         let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
+        let others_busy = Rc::new(Cell::new(false));
         if self.churn {
             let extent = u64::from(self.geometry.extent_size());
-            env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent));
+            let busy = Rc::clone(&others_busy);
+            env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent, busy));
         }
-        Ok(Serving { env, unit })
+        Ok(Serving { env, unit, others_busy })
     }
 }
 
@@ -392,6 +395,8 @@ fn draw_volumes(rng: &mut Rng, geometry: Geometry, room: u32) -> Vec<u64> {
 pub struct Serving {
     env: SimEnv,
     unit: Unit<SimEnv>,
+    /// Whether one of the volumes that come and go is being changed.
+    others_busy: Rc<Cell<bool>>,
 }
 
 /// A volume of it.
@@ -449,7 +454,7 @@ impl Running for Serving {
     }
 
     fn is_quiet(&self) -> bool {
-        self.unit.is_quiet()
+        self.unit.is_quiet() && !self.others_busy.get()
     }
 }
 
