@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use assert_cmd::Command;
 use support::device::attach;
-use support::programs::{PATIENCE, directory, installed, run, skip, try_run};
+use support::programs::{PATIENCE, directory, installed, run, skip, try_run, wait_for};
 use support::target::Service;
 
 const SIZE: u64 = 64 << 20;
@@ -294,9 +294,21 @@ fn targets_are_asked() {
     let status = target.status();
     assert_eq!((status.client_bytes_written, status.volumes.len()), (4096, 2));
     assert!(status.commits > 0);
+    let mut client = target.connect("b");
+    wait_for("rates of the writes", PATIENCE, || {
+        client.write(0, &[7; 4096]).unwrap();
+        let rates = target.status().rates;
+        (rates.writes > 0.0 && rates.bytes_written > 0 && rates.over_s > 0.0).then_some(())
+    });
+    wait_for("the one client", PATIENCE, || {
+        let volumes = target.status().volumes;
+        let volume = volumes.iter().find(|volume| volume.name == "b").unwrap();
+        (volume.clients == 1 && volume.allocated == 1 << 20).then_some(())
+    });
+    drop(client);
     let text = flipside(&["status", "--control", &control]).assert().success();
     let text = String::from_utf8(text.get_output().stdout.clone()).unwrap();
-    let row = text.lines().find(|line| line.starts_with("b ")).expect("b has a row");
+    let row = text.lines().find(|line| line.starts_with(" b ")).expect("b has a row");
     assert!(row.contains("8.0 MiB") && row.contains("serving"), "{text}");
     assert!(text.contains("waiting          nothing"), "{text}");
     assert!(target.stop().success());
