@@ -40,7 +40,6 @@ mutants! {
     CommitUnderWayIgnored: "a flush does not wait for the commit under way",
     NextEpochAcknowledged: "a flush is acknowledged an epoch too early",
     FlushRetried: "a failed flush is tried again and believed",
-    FlushesAtOnce: "a flush is believed though another one may have failed meanwhile",
     BindingNotRecorded: "a group lacks the bindings of new pairs",
     TrimNotRecorded: "a group lacks what was trimmed",
     LastRunNotRecorded: "a group lacks the last run of blocks of each pair",

@@ -10,6 +10,9 @@
 //!   dropped; the memory is not given out again before that.
 //! - **Cancellation**: dropping a future does not stop the operation: it may still be applied.
 //! - **Ordering**: operations under way at the same time are applied in any order.
+//!   What ends earlier is heard earlier: a task that awaits an operation is polled before one whose
+//!   operation ended later (the ring's tasks run in the order in which they were woken). So
+//!   nothing is believed that came after a failure, as long as who awaits it is the one who acts.
 //! - **Durability**: a completed [`Disk::write`] is durable only when a [`Disk::flush`] that was
 //!   *submitted after its completion* has returned, or when it was [`Durability::Durable`] itself.
 //! - **Failure**: nothing is retried here. A failed flush or durable write says nothing about what

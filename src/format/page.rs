@@ -112,8 +112,12 @@ pub enum Choice {
         /// The other copy is not the same version: what it holds is not to be relied on.
         alone: bool,
     },
-    /// The page was never written: its contents are zeros.
-    Blank,
+    /// The page was never written: its contents are zeros. The first change goes to the other copy
+    /// than this one first, as above.
+    Blank {
+        /// The copy that says so.
+        copy: usize,
+    },
     /// No copy can be used.
     Lost,
 }
@@ -132,7 +136,8 @@ pub fn choose(copies: [CopyState; 2]) -> Choice {
         [Good(a), Good(b)] => Choice::Use { copy: 0, version: a, alone: a != b },
         [Good(a), _] => Choice::Use { copy: 0, version: a, alone: true },
         [_, Good(b)] => Choice::Use { copy: 1, version: b, alone: true },
-        [Blank, _] | [_, Blank] => Choice::Blank,
+        [_, Blank] => Choice::Blank { copy: 1 },
+        [Blank, _] => Choice::Blank { copy: 0 },
         [Damaged, Damaged] => Choice::Lost,
     }
 }
@@ -200,8 +205,8 @@ mod tests {
                         assert_eq!([a, b][copy], CopyState::Good(version));
                         assert_eq!(alone, a != b);
                     }
-                    Choice::Blank => {
-                        assert!(best.is_none() && (a == CopyState::Blank || b == CopyState::Blank));
+                    Choice::Blank { copy } => {
+                        assert!(best.is_none() && [a, b][copy] == CopyState::Blank);
                     }
                     Choice::Lost => assert_eq!([a, b], [CopyState::Damaged; 2]),
                 }

@@ -121,9 +121,9 @@ pub async fn mend_page<E: Env, R: Region>(
             read_what_can_be(env, region, place(copy), &mut work, 0..runs.page).await?;
             vec![1 - copy]
         }
-        Choice::Blank => {
+        Choice::Blank { copy } => {
             work.as_mut_slice().fill(0);
-            vec![0, 1]
+            vec![1 - copy, copy]
         }
         Choice::Lost => return Ok(false),
     };

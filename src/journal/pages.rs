@@ -103,7 +103,12 @@ impl PageStore {
                 }
                 on_page(index, copies[copy]);
             }
-            Choice::Blank | Choice::Lost => {}
+            // Found by the simulator (seed 1633): the other copy had rotted before the page's first
+            // change, which a loss of power then cut off in the copy that was blank.
+            Choice::Blank { copy: 0 } => {
+                self.second_first.insert(index);
+            }
+            Choice::Blank { .. } | Choice::Lost => {}
         }
         let even = states[0] == states[1] && states[0] != CopyState::Damaged;
         (!even).then_some(UnevenPage { index, copies: states })

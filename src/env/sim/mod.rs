@@ -207,12 +207,26 @@ impl SimEnv {
         if ready == 0 || (due && world.rng.chance(500_000)) {
             let any = world.next_event().is_some();
             world.fire();
+            let failed = std::mem::take(&mut world.change_failed);
+            drop(world);
+            if failed {
+                self.hear_failure(ready);
+            }
             return any;
         }
         let nth = world.rng.below(ready as u64);
         world.now += world.rng.below(POLL_NS_MAX);
         drop(world);
         self.0.executor.poll_nth(nth as usize)
+    }
+
+    /// Polls those that a failed write or flush woke before all others: what ends later must not
+    /// be heard earlier (a read of what the failure lost, say), and on the ring it is not, since
+    /// there tasks run in the order in which they were woken.
+    fn hear_failure(&self, ready: usize) {
+        for _ in ready..self.0.executor.ready_len() {
+            self.0.executor.poll_nth(ready);
+        }
     }
 
     /// A disk of the machine.

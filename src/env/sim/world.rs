@@ -69,6 +69,8 @@ pub(super) struct World {
     pub loud: bool,
     /// Whether flushes do nothing.
     pub flushes_ignored: bool,
+    /// A write or a flush has failed, and nobody was told yet.
+    pub change_failed: bool,
 }
 
 impl World {
@@ -93,6 +95,7 @@ impl World {
             trace: seed,
             loud: false,
             flushes_ignored: false,
+            change_failed: false,
         }
     }
 
@@ -297,6 +300,7 @@ impl World {
             if cancelled { Err(io::Error::from_raw_os_error(ECANCELED)) } else { Ok(()) }
         };
         self.note("write end", id, u64::from(result.is_ok()));
+        self.change_failed |= result.is_err();
         finish(view, done, result);
     }
 
@@ -304,6 +308,7 @@ impl World {
         let failed = self.strikes(Fault::FlushError);
         self.note("flush end", mark, u64::from(!failed));
         if failed {
+            self.change_failed = true;
             self.disks[disk].flush_failed(mark, &mut self.rng);
             finish((), done, Err(io::Error::other("injected: flush failed")));
         } else {
