@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use assert_cmd::Command;
 use support::device::attach;
-use support::programs::{PATIENCE, directory, installed, run, skip, try_run};
+use support::programs::{PATIENCE, directory, installed, run, skip, try_run, wait_for};
 use support::target::Service;
 
 const SIZE: u64 = 64 << 20;
@@ -84,17 +84,32 @@ fn wrong_command_lines() {
     }
 }
 
-/// Goal: every command explains itself, the larger ones by examples.
+/// Goal: every command explains itself by examples, and the exit codes are told.
 #[test]
 fn help_shows_examples() {
-    for command in ["format", "serve", "status", "commit", "settle", "volume"] {
+    let commands = [
+        "format",
+        "serve",
+        "status",
+        "check",
+        "metadata",
+        "commit",
+        "settle",
+        "volume",
+        "flags",
+        "completions",
+    ];
+    for command in commands {
         let output = flipside(&[command, "--help"]).assert().success().get_output().stdout.clone();
         let text = String::from_utf8(output).unwrap();
-        assert!(text.contains("Usage"), "{text}");
-        if matches!(command, "format" | "serve" | "volume") {
-            assert!(text.contains("Examples:"), "{text}");
+        for part in ["Usage", "Examples:", &format!("flipside {command}")] {
+            assert!(text.contains(part), "{part} in:\n{text}");
         }
     }
+    let output = flipside(&["--help"]).assert().success().get_output().stdout.clone();
+    let text = String::from_utf8(output).unwrap();
+    assert!(text.contains("Examples:") && text.contains("Exit codes:"), "{text}");
+    commands.iter().for_each(|command| assert!(text.contains(command), "{command} in:\n{text}"));
 }
 
 /// Goal: what cannot be formatted is refused with the reason, and left as it was.
@@ -279,8 +294,22 @@ fn targets_are_asked() {
     let status = target.status();
     assert_eq!((status.client_bytes_written, status.volumes.len()), (4096, 2));
     assert!(status.commits > 0);
+    let mut client = target.connect("b");
+    wait_for("rates of the writes", PATIENCE, || {
+        client.write(0, &[7; 4096]).unwrap();
+        let rates = target.status().rates;
+        (rates.writes > 0.0 && rates.bytes_written > 0 && rates.over_s > 0.0).then_some(())
+    });
+    wait_for("the one client", PATIENCE, || {
+        let volumes = target.status().volumes;
+        let volume = volumes.iter().find(|volume| volume.name == "b").unwrap();
+        (volume.clients == 1 && volume.allocated == 1 << 20).then_some(())
+    });
+    drop(client);
     let text = flipside(&["status", "--control", &control]).assert().success();
     let text = String::from_utf8(text.get_output().stdout.clone()).unwrap();
-    assert!(text.contains("b of 8.0 MiB"), "{text}");
+    let row = text.lines().find(|line| line.starts_with(" b ")).expect("b has a row");
+    assert!(row.contains("8.0 MiB") && row.contains("serving"), "{text}");
+    assert!(text.contains("waiting          nothing"), "{text}");
     assert!(target.stop().success());
 }

@@ -199,7 +199,9 @@ fn a_file_configures() {
     log.read_to_string(&mut logged).unwrap();
     assert!(logged.contains("DEBUG"), "{logged}");
     let recovery = logged.lines().find(|line| line.contains("recovered")).unwrap();
-    assert!(recovery.contains("groups") && recovery.contains("took_us"), "{recovery}");
+    for part in ["recovered pool", "in use", "groups=", "pairs=", "told=", "took_us="] {
+        assert!(recovery.contains(part), "{part} in: {recovery}");
+    }
     for (line, words) in [
         ("lisen = 'tcp:0'", "flipside.toml: unknown key 'lisen'"),
         ("settle = 'never'", "'never'"),

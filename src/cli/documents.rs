@@ -10,8 +10,16 @@ use anyhow::{Context as _, Result};
 use clap::Command;
 use clap_complete::Shell;
 
+const EXAMPLES: &str = "\
+Examples:
+  For this session of bash:
+    source <(flipside completions bash)
+  For every session of fish:
+    flipside completions fish > ~/.config/fish/completions/flipside.fish";
+
 /// Flags of `flipside completions`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct CompletionsArgs {
     /// The shell they are for
     #[arg(value_enum)]

@@ -29,12 +29,15 @@ Examples:
     flipside flags move --to device --nvram /mnt/pmem/flags /dev/sdx
   Into another file, with more room for the journal:
     flipside flags move --to nvram --nvram /mnt/new --nvram-size 256M --from /mnt/old /dev/sdx
+  Where are they?
+    flipside flags show /dev/sdx
 
 The pool must not be served meanwhile. What is moved is what a start would recover, so it need not
 have been stopped well. A move that is cut short, at any moment, is completed by the same command.";
 
 /// Flags of `flipside flags`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

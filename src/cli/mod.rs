@@ -22,6 +22,7 @@ mod metadata;
 mod nvram;
 mod offline;
 mod operator;
+mod overview;
 mod plan;
 mod serve;
 

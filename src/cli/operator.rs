@@ -1,5 +1,6 @@
 //! A running target as its control socket sees it.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::format::ids::VolumeId;
 use crate::front::control::{Operator, Request};
 use crate::front::nbd::Server;
 use crate::mds::records::ServerStatus;
-use crate::observe::{Latencies, Snapshot};
+use crate::observe::{Latencies, RateWindow, SAMPLE_INTERVAL, Snapshot};
 use crate::unit::{Unit, Volume};
 
 /// How long a report waits for the metadata server; without it, it is shown without.
@@ -37,6 +38,7 @@ struct Inner {
     addresses: Vec<Uris>,
     /// What does not change: the pool and its devices.
     fixed: Report,
+    rates: RefCell<RateWindow>,
     started: Moment,
 }
 
@@ -50,8 +52,28 @@ impl Target {
         addresses: Vec<Uris>,
         fixed: Report,
     ) -> Self {
-        let (env, started) = (env.clone(), env.now());
-        Self(Rc::new(Inner { env, unit, server, latencies, addresses, fixed, started }))
+        let started = env.now();
+        let target = Self(Rc::new(Inner {
+            env: env.clone(),
+            unit,
+            server,
+            latencies,
+            addresses,
+            fixed,
+            rates: RefCell::default(),
+            started,
+        }));
+        env.spawn(target.clone().sample());
+        target
+    }
+
+    /// Samples what rates are made of, for as long as the target runs.
+    async fn sample(self) {
+        let Inner { env, unit, rates, started, .. } = &*self.0;
+        loop {
+            rates.borrow_mut().sample(env.now().since(*started), &unit.counters());
+            env.sleep(SAMPLE_INTERVAL).await;
+        }
     }
 
     /// Where clients find the volumes now; only the addresses where there is no volume.
@@ -76,9 +98,14 @@ impl Target {
         counters.device_bytes_metadata.add(written.saturating_sub(known));
         let mut gauges = unit.gauges();
         gauges.connections_open = server.connections_open();
+        for volume in &mut gauges.volumes {
+            volume.clients = server.clients_of(&volume.name) as u64;
+        }
+        let uptime = env.now().since(*started);
+        gauges.rates = self.0.rates.borrow().rates(uptime, &counters);
         Report {
             exports: self.exports(),
-            uptime_s: env.now().since(*started).as_secs(),
+            uptime_s: uptime.as_secs(),
             metadata_server: metadata_server.and_then(|of| serde_json::to_value(of).ok()),
             snapshot: Snapshot::take(&counters, latencies, gauges),
             ..fixed.clone()

@@ -168,7 +168,8 @@ async fn serve(
         }
     };
     let recovery = Recovery::from(report);
-    info!(%pool, ?recovery, "recovered");
+    let Recovery { groups, pairs, told, took_us } = recovery;
+    info!(%pool, groups, pairs, told, took_us, "recovered pool {pool} {recovery}");
     let (counters, latencies) = (unit.counters(), unit.latencies());
     let (ring, buffers) = (env.ring(), env.buffers());
     let limits = Limits { read_only: args.read_only, ..Limits::default() };

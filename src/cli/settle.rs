@@ -6,8 +6,16 @@ use serde_json::Value;
 use super::control::ControlArgs;
 use crate::front::control::Request;
 
+const EXAMPLES: &str = "\
+Examples:
+  All volumes of the only target that runs here, in a quiet hour:
+    flipside settle
+  One volume:
+    flipside settle data";
+
 /// Flags of `flipside settle`.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The volume; without it, all of them
     volume: Option<String>,

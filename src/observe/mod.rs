@@ -9,13 +9,19 @@
 
 mod counters;
 mod latency;
+mod rates;
 mod slow;
 mod snapshot;
+mod waiting;
 
 pub use counters::{Count, Counters};
 pub use latency::{Latencies, Operation};
+pub use rates::{RateWindow, Rates, SAMPLE_INTERVAL};
 pub use slow::SlowWatch;
 pub use snapshot::{
     DeviceBytes, Gauges, LatencySummary, OperationLatencies, RequestCounts, Snapshot, SpaceGauges,
     VolumeGauges,
+};
+pub use waiting::{
+    Cause, CommitGauges, CommitStep, SettleGauges, SettleStep, Wait, WaitGauges, Waiters,
 };

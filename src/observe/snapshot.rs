@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, Latencies};
+use super::{CommitGauges, Counters, Latencies, Rates, WaitGauges};
 
 /// What is not counted but looked at when the snapshot is taken.
 #[derive(Clone, Debug, Default)]
@@ -11,6 +11,12 @@ pub struct Gauges {
     pub journal_extents_free: u64,
     /// How full the pool is.
     pub space: SpaceGauges,
+    /// Free and all slots of the journal.
+    pub journal_slots: [u64; 2],
+    /// What waits, and for what.
+    pub waiting: WaitGauges,
+    /// What is done in a second.
+    pub rates: Rates,
     /// Connections that are open.
     pub connections_open: u64,
     /// Each volume.
@@ -24,7 +30,9 @@ pub struct SpaceGauges {
     pub data_extents: u64,
     /// Extents that volumes have taken.
     pub data_extents_used: u64,
-    /// The second as a percentage of the first, rounded down.
+    /// Size of an extent in bytes.
+    pub extent_size: u64,
+    /// The used ones as a percentage of all, rounded down.
     pub percent: u8,
     /// The highest mark of `--warn-full` that is crossed.
     pub mark_crossed: Option<u8>,
@@ -37,8 +45,14 @@ pub struct VolumeGauges {
     pub name: String,
     /// Its size in bytes.
     pub size: u64,
-    /// The open epoch of its commit domain.
+    /// How many bytes of it have extents of the pool behind them.
+    pub allocated: u64,
+    /// The newest epoch of its commit domain that is committed.
     pub epoch: u64,
+    /// Clients that are connected to it.
+    pub clients: u64,
+    /// The commit under way.
+    pub commit: Option<CommitGauges>,
     /// Why it has stopped, where it has.
     pub latched: Option<String>,
 }
@@ -120,7 +134,7 @@ pub struct Snapshot {
     pub commits: u64,
     /// Those of them made because space ran out.
     pub early_commits: u64,
-    /// The highest open epoch of any volume.
+    /// The highest committed epoch of any volume.
     pub epoch: u64,
     /// Pairs settled by exchanging roles.
     pub swaps: u64,
@@ -130,8 +144,16 @@ pub struct Snapshot {
     pub blocks_copied: u64,
     /// Free extents that can become journal areas.
     pub journal_extents_free: u64,
+    /// Slots of the journal that are free, for commits.
+    pub journal_slots_free: u64,
+    /// All slots of the journal.
+    pub journal_slots: u64,
     /// How full the pool is.
     pub space: SpaceGauges,
+    /// What waits, and for what.
+    pub waiting: WaitGauges,
+    /// What is done in a second, over the last few.
+    pub rates: Rates,
     /// Requests by kind.
     pub requests: RequestCounts,
     /// Connections that are open.
@@ -168,7 +190,11 @@ impl Snapshot {
             area_commits: counters.area_commits.get(),
             blocks_copied: counters.blocks_copied.get(),
             journal_extents_free: gauges.journal_extents_free,
+            journal_slots_free: gauges.journal_slots[0],
+            journal_slots: gauges.journal_slots[1],
             space: gauges.space,
+            waiting: gauges.waiting,
+            rates: gauges.rates,
             requests: RequestCounts {
                 read: counters.reads.get(),
                 write: counters.writes.get(),

@@ -32,6 +32,7 @@ use crate::format::blocks::{BlockSet, Location};
 use crate::format::ids::{Generation, PairId, Slot};
 use crate::format::record::{BINDING_BYTES, Binding, PLACE_BYTES};
 use crate::mutants::{Mutant, mutated};
+use crate::observe::Cause;
 
 /// What a request needs beyond blocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +52,17 @@ enum Blocked {
     EpochFull(Rc<Notify>),
     /// Extents are missing; a settle is under way.
     Space,
+}
+
+impl Blocked {
+    /// What it waits for.
+    fn cause(&self) -> Cause {
+        match self {
+            Self::EpochFull(_) => Cause::Epoch,
+            Self::Space => Cause::Extents,
+            Self::Held | Self::Refused(_) => Cause::Blocks,
+        }
+    }
 }
 
 /// A request in an epoch.
@@ -98,6 +110,7 @@ impl<E: Env> Inner<E> {
             if !delay.is_zero() {
                 throttled = true;
                 self.settle_wanted.notify_one();
+                let _wait = self.waiters.enter(Cause::Throttled);
                 self.env.sleep(delay).await;
                 continue;
             }
@@ -113,6 +126,7 @@ impl<E: Env> Inner<E> {
             let place = place.get_or_insert_with(|| Place::new(self));
             place.enter_pairs(volume, &parts);
             let wake = Rc::clone(&place.wake);
+            let _wait = self.waiters.enter(blocked.cause());
             match blocked {
                 Blocked::EpochFull(decided) => decided.notified().await,
                 Blocked::Space => {

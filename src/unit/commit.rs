@@ -25,13 +25,13 @@ use super::block::Pending;
 use super::error::IoError;
 use super::policy::SettlePolicy;
 use super::state::{Epoch, Stage, State};
-use crate::env::{Disk, Env};
+use crate::env::{Disk, Env, Moment};
 use crate::format::blocks::Location;
 use crate::format::group::GroupState;
 use crate::format::ids::{Generation, PairId, Sequence};
 use crate::format::record::Record;
 use crate::mutants::{Mutant, mutated};
-use crate::observe::Operation;
+use crate::observe::{Cause, CommitStep, Operation};
 
 impl<E: Env> Inner<E> {
     /// Makes durable all that had been acknowledged when this was called.
@@ -69,6 +69,7 @@ impl<E: Env> Inner<E> {
                 domain.want(epoch);
                 Rc::clone(&domain.decided)
             };
+            let _wait = self.waiters.enter(Cause::Commit);
             decided.notified().await;
         }
     }
@@ -124,12 +125,14 @@ impl<E: Env> Inner<E> {
     async fn commit_once(&self, volume: usize) -> Result<(), String> {
         let started = self.env.now();
         self.seal(volume);
+        self.note_step(volume, CommitStep::Draining, started);
         if mutated(Mutant::FlushBeforeDrain) {
             self.flush_written(volume).await?;
         }
         if !mutated(Mutant::DrainSkipped) {
             self.drain(volume).await?;
         }
+        self.note_step(volume, CommitStep::Flushing, started);
         if !mutated(Mutant::DataFlushDropped) && !mutated(Mutant::FlushBeforeDrain) {
             self.flush_written(volume).await?;
         }
@@ -137,6 +140,7 @@ impl<E: Env> Inner<E> {
         let bytes: usize = records.iter().map(Record::stored_len).sum();
         let counted = sealed_of(&self.state.borrow(), volume).record_bytes;
         assert!(bytes <= counted, "a group of {bytes} bytes, {counted} were counted");
+        self.note_step(volume, CommitStep::Hardening, started);
         let mut sequence = None;
         if mutated(Mutant::PublishedBeforeHardened) {
             self.state.borrow_mut().domains[volume].committed += 1;
@@ -161,6 +165,11 @@ impl<E: Env> Inner<E> {
             self.settle_wanted.notify_one();
         }
         Ok(())
+    }
+
+    /// Says how far the commit has come.
+    fn note_step(&self, volume: usize, step: CommitStep, started: Moment) {
+        self.state.borrow_mut().domains[volume].commit = Some((step, started));
     }
 
     /// New writes go to the next epoch from here on.
@@ -273,6 +282,7 @@ impl<E: Env> Inner<E> {
         }
         let domain = &mut state.domains[volume];
         domain.committed = sealed.number;
+        domain.commit = None;
         domain.decided.notify_waiters();
         if let Some(sequence) = sequence {
             self.journal.publish(sequence);

@@ -5,14 +5,17 @@ use std::collections::BTreeSet;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::ids::{ExtentId, LogicalExtent, PairId};
+use crate::observe::Cause;
 
 impl<E: Env> Unit<E> {
     /// Checks that the unit's state agrees with itself: no block without an extent, no extent in
-    /// two places, none lost, every volume's pairs its own, every journal slot accounted for.
+    /// two places, none lost, every volume's pairs its own, every journal slot accounted for, and
+    /// nobody waits unseen.
     /// Returns what does not.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.0.check_extents()?;
         self.0.check_volumes()?;
+        self.0.check_gauges()?;
         self.0.journal.check_invariants()
     }
 
@@ -55,6 +58,22 @@ impl<E: Env> Inner<E> {
         }
         if state.leaving == 0 && data_areas != state.pool.data_used() {
             return Err(format!("{data_areas} data areas, {} counted", state.pool.data_used()));
+        }
+        Ok(())
+    }
+
+    fn check_gauges(&self) -> Result<(), String> {
+        let state = self.state.borrow();
+        if state.domains.iter().any(|of| of.sealed.is_some() != of.commit.is_some()) {
+            return Err("a commit is under way and is not seen, or seen and not under way".into());
+        }
+        let mut waiting: BTreeSet<u64> = state.space_queue.iter().map(|(of, _)| *of).collect();
+        let works = state.pairs.working().flat_map(|(_, work)| &work.waiters);
+        waiting.extend(works.map(|waiter| waiter.ticket));
+        let causes = [Cause::Throttled, Cause::Blocks, Cause::Epoch, Cause::Extents];
+        let seen: u64 = causes.map(|cause| self.waiters.count(cause)).iter().sum();
+        if waiting.len() as u64 > seen {
+            return Err(format!("{} requests wait, and {seen} are seen", waiting.len()));
         }
         Ok(())
     }

@@ -13,6 +13,7 @@
 //! | [`manage`] | volumes made, renamed, resized, deleted |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
+//! | [`gauges`] | what status shows of all this |
 //!
 //! # Contracts
 //!
@@ -31,6 +32,7 @@ mod discard;
 mod error;
 mod extents;
 pub mod fullness;
+mod gauges;
 mod invariants;
 pub mod limits;
 mod manage;
@@ -68,8 +70,8 @@ use crate::mds::client::Client;
 use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
 use crate::mutants::{Mutant, mutated};
-use crate::observe::{Counters, Latencies};
-use crate::observe::{Gauges, SpaceGauges, VolumeGauges};
+use crate::observe::{Counters, Latencies, Waiters};
+use gauges::Progress;
 use limits::Limits;
 use manage::Management;
 use policy::Watermarks;
@@ -138,6 +140,10 @@ struct Inner<E: Env> {
     mds: Client<E>,
     counters: Rc<Counters>,
     latencies: Rc<Latencies>,
+    /// Requests that wait.
+    waiters: Waiters,
+    /// What the background does.
+    progress: Progress,
     readers: Readers,
     state: RefCell<State>,
     /// Wakes the settle task.
@@ -224,29 +230,6 @@ impl<E: Env> Unit<E> {
     /// How long this unit's operations took.
     pub fn latencies(&self) -> Rc<Latencies> {
         Rc::clone(&self.0.latencies)
-    }
-
-    /// What can be measured now.
-    pub fn gauges(&self) -> Gauges {
-        let state = self.0.state.borrow();
-        let volumes = state.live().map(|(index, volume)| VolumeGauges {
-            name: volume.name.to_string(),
-            size: volume.size,
-            epoch: state.domains[index].committed,
-            latched: state.domains[index].failed.as_deref().map(str::to_owned),
-        });
-        let (used, total) = (state.pool.data_used(), state.pool.data_quota());
-        Gauges {
-            journal_extents_free: state.pool.available().into(),
-            space: SpaceGauges {
-                data_extents: total,
-                data_extents_used: used,
-                percent: fullness::percent(used, total),
-                mark_crossed: state.fullness.crossed(),
-            },
-            connections_open: 0,
-            volumes: volumes.collect(),
-        }
     }
 
     /// How many pairs have a journal area.

@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, Notify};
 
 use super::copy::CopyBuffers;
 use super::fullness::Fullness;
+use super::gauges::Progress;
 use super::limits::Limits;
 use super::manage::Management;
 use super::policy::Watermarks;
@@ -38,7 +39,7 @@ use crate::journal::{Journal, Opened, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::mutants::{Mutant, mutated};
-use crate::observe::{Counters, Latencies};
+use crate::observe::{Counters, Latencies, Waiters};
 
 /// Where a unit of that environment keeps its journal and home.
 pub type RegionOf<E> = FlagsRegion<DeviceRegion<Latching<<E as Env>::Disk>>, <E as Env>::Nvram>;
@@ -372,6 +373,8 @@ async fn assemble<E: Env>(
         mds,
         counters: parts.counters,
         latencies: parts.latencies,
+        waiters: Waiters::default(),
+        progress: Progress::default(),
         readers: Readers::default(),
         state: RefCell::new(state),
         settle_wanted: Notify::new(),

@@ -32,6 +32,7 @@ use crate::format::ids::{ExtentId, Generation, PairId, VolumeId};
 use crate::format::record::{Binding, Record};
 use crate::mds::records::{PairRecord, Primitive};
 use crate::mutants::{Mutant, mutated};
+use crate::observe::SettleStep;
 
 /// What a settle did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -251,7 +252,11 @@ impl<E: Env> Inner<E> {
         }
         let mut items = Vec::new();
         let mut devices = 0_u64;
-        for item in self.begin(&pairs) {
+        let begun = self.begin(&pairs);
+        let (areas, started) = (begun.len() as u64, self.env.now());
+        let at = |step| (step, areas, started);
+        let under_way = self.progress.settle.begin(at(SettleStep::Copying));
+        for item in begun {
             if self.is_cancelled(item.pair) {
                 self.release_settling(item.pair);
                 continue;
@@ -271,6 +276,7 @@ impl<E: Env> Inner<E> {
                 }
             }
         }
+        under_way.note(at(SettleStep::Hardening));
         if mutated(Mutant::CopyFlushDropped) {
             devices = 0;
         }
@@ -298,6 +304,7 @@ impl<E: Env> Inner<E> {
         self.counters.swaps.add(report.swaps);
         self.counters.area_commits.add(report.commits);
         self.counters.blocks_copied.add(report.blocks_copied);
+        under_way.note(at(SettleStep::Freeing));
         self.finish(&items).await?;
         Ok(report)
     }

@@ -17,6 +17,7 @@ use crate::format::home::{Line, home_page};
 use crate::format::ids::{LogicalExtent, PairId, VolumeId};
 use crate::format::record::Binding;
 use crate::mutants::{Mutant, mutated};
+use crate::observe::CommitStep;
 
 /// A settle's hold on a pair (design section 7).
 ///
@@ -205,6 +206,8 @@ pub struct Domain {
     pub open: Epoch,
     /// What is being committed.
     pub sealed: Option<Epoch>,
+    /// How far that has come, and when it was begun.
+    pub commit: Option<(CommitStep, Moment)>,
     /// The newest epoch that is committed.
     pub committed: u64,
     /// The newest epoch that someone wants committed.
@@ -226,6 +229,7 @@ impl Domain {
             id,
             open: Epoch { number: 1, ..Epoch::default() },
             sealed: None,
+            commit: None,
             committed: 0,
             wanted: 0,
             failed: None,

@@ -39,6 +39,7 @@ impl<E: Env> Inner<E> {
         if groups.is_empty() {
             return Ok(());
         }
+        let _under_way = self.progress.checkpoint.begin(self.env.now());
         let pages = std::mem::take(&mut self.state.borrow_mut().stale_pages);
         let pages: Vec<u32> = pages.into_iter().collect();
         let line = |pair: PairId| *self.state.borrow().pairs.line(pair);
