@@ -21,10 +21,10 @@ impl Server for server::Server<Peer> {
 
 /// What outlives a crash. Cheap to clone: a handle.
 #[derive(Clone, Default)]
-pub struct Tables(Arc<Mutex<Rows>>);
+pub struct Tables(Arc<Mutex<Contents>>);
 
 #[derive(Clone, Default)]
-struct Rows {
+struct Contents {
     rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
     /// The commit that was on its way when the crash struck.
     struck: Option<Changes>,
@@ -38,7 +38,7 @@ pub struct SimStore {
     calls: Calls,
 }
 
-impl Rows {
+impl Contents {
     fn apply(&mut self, changes: &Changes) {
         for (key, value) in changes {
             match value {
@@ -79,7 +79,7 @@ impl Tables {
         hasher.finish()
     }
 
-    fn rows(&self) -> MutexGuard<'_, Rows> {
+    fn rows(&self) -> MutexGuard<'_, Contents> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
