@@ -306,10 +306,12 @@ fn targets_are_asked() {
         (volume.clients == 1 && volume.allocated == 1 << 20).then_some(())
     });
     drop(client);
-    let text = flipside(&["status", "--control", &control]).assert().success();
-    let text = String::from_utf8(text.get_output().stdout.clone()).unwrap();
+    let text = wait_for("all waits to end", PATIENCE, || {
+        let text = flipside(&["status", "--control", &control]).assert().success();
+        let text = String::from_utf8(text.get_output().stdout.clone()).unwrap();
+        text.contains("waiting          nothing").then_some(text)
+    });
     let row = text.lines().find(|line| line.starts_with(" b ")).expect("b has a row");
     assert!(row.contains("8.0 MiB") && row.contains("serving"), "{text}");
-    assert!(text.contains("waiting          nothing"), "{text}");
     assert!(target.stop().success());
 }

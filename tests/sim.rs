@@ -28,6 +28,8 @@ const TWICE_EVERY: u64 = 50;
 /// From so many seeds on every row of the fault table must have struck, and every persist point
 /// that was seen must have been crashed at.
 const ENOUGH: u64 = 1000;
+/// Where moves of the region persist what they do.
+const MOVES: [&str; 2] = ["src/journal/relocate.rs", "src/journal/identity.rs"];
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
@@ -93,7 +95,9 @@ fn judge(totals: &Totals, took: Duration, cores: usize) {
     eprintln!("{}", totals.rates(took, cores));
     eprintln!("faults struck: {}", totals.struck);
     let points = &totals.points;
-    let missed: Vec<_> = points.seen.difference(&points.crashed).collect();
+    // A pool moves once in a while only; `tests/flags_move.rs` crashes at every call of moves.
+    let missed = points.seen.difference(&points.crashed);
+    let missed: Vec<_> = missed.filter(|point| !MOVES.contains(&point.file)).collect();
     let (seen, crashed) = (points.seen.len(), points.crashed.len());
     eprintln!("persist points: {seen} seen, {crashed} crashed at");
     for point in &points.seen {

@@ -109,7 +109,10 @@ impl Flipside {
         to: Option<usize>,
     ) -> impl Future<Output = Result<Moved, String>> + 'static {
         let places = self.places.clone();
-        async move { places.relocate(&env, to).await }
+        async move {
+            env.claim().await;
+            places.relocate(&env, to).await
+        }
     }
 
     /// Where the flags are: in which NVRAM, or on the disk; and which NVRAMs are of a pool.
@@ -118,7 +121,10 @@ impl Flipside {
         env: SimEnv,
     ) -> impl Future<Output = Result<(Option<usize>, Vec<usize>), String>> + 'static {
         let places = self.places.clone();
-        async move { places.find(&env).await }
+        async move {
+            env.claim().await;
+            places.find(&env).await
+        }
     }
 
     /// A pool as small as one can be, with one volume of two extents.

@@ -50,7 +50,7 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Returns when an epoch is committed, asking for that; refused where nobody does that any more.
+    /// Returns when an epoch is committed, asking for that; refused where nobody does it any more.
     pub(super) async fn committed(&self, volume: usize, epoch: u64) -> Result<(), IoError> {
         loop {
             let decided = {

@@ -18,8 +18,8 @@
 //!   with zeros in some or all of the tail. A deletion that is cut short is gone on with at the
 //!   next start; the volume is not seen again.
 //! - **Doubt**: where the server fails, nobody knows whether it has decided. Until the next start
-//!   tells, nothing is acknowledged that would be lost then: a volume that may be deleted stops, and
-//!   one that may be cut stays cut.
+//!   tells, nothing is acknowledged that would be lost then: a volume that may be deleted stops,
+//!   and one that may be cut stays cut.
 //! - **Forgetting**: the server forgets a volume only when it has no pairs there, and a pair's
 //!   release is told to the server after its group is durable. So whatever a recovery replays, no
 //!   pair ends as one of a volume that there is not.
