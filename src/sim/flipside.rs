@@ -27,6 +27,7 @@ use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
 use crate::mds::catalog::{Catalog, PoolSpec};
 use crate::mds::server::Server;
+use crate::unit::limits::EPOCH_DATA_MAX;
 use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
 
 pub(super) const POOL: PoolId = PoolId(*b"simulated pool!!");
@@ -284,6 +285,7 @@ impl Engine for Flipside {
             settle_batch: rng.pick(&[1, 2, 8, 100]),
             tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
             discard: rng.chance(400_000),
+            epoch_data_max: rng.pick(&[0, 64 << 10, EPOCH_DATA_MAX]),
             ..Config::default()
         };
         let room = extents - reserve;

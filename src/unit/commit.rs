@@ -143,8 +143,7 @@ impl<E: Env> Inner<E> {
         self.note_step(volume, CommitStep::Hardening, started);
         let mut sequence = None;
         if mutated(Mutant::PublishedBeforeHardened) {
-            self.state.borrow_mut().domains[volume].committed += 1;
-            self.state.borrow().domains[volume].decided.notify_waiters();
+            self.publish(volume, None);
         }
         if !records.is_empty() {
             let id = self.state.borrow().domains[volume].id;
@@ -158,7 +157,11 @@ impl<E: Env> Inner<E> {
                 }
             }
         }
-        self.publish(volume, sequence);
+        if !mutated(Mutant::PublishedBeforeHardened) {
+            self.publish(volume, sequence);
+        } else if let Some(sequence) = sequence {
+            self.journal.publish(sequence);
+        }
         self.counters.commits.increment();
         self.latencies.record(Operation::Commit, self.env.now().since(started));
         if self.config.settle == SettlePolicy::Always {

@@ -24,8 +24,14 @@ pub struct Limits {
 
 impl Limits {
     /// The bounds for a journal whose groups have at most `group_bytes` of records, and a pool that
-    /// keeps `reserve` extents for journaling; `None` where not even one extent's worth fits.
-    pub fn new(geometry: Geometry, group_bytes: usize, reserve: u32) -> Option<Limits> {
+    /// keeps `reserve` extents for journaling, with no more than `epoch_data_max` bytes of data in
+    /// an epoch of more than one request; `None` where not even one extent's worth fits.
+    pub fn new(
+        geometry: Geometry,
+        group_bytes: usize,
+        reserve: u32,
+        epoch_data_max: u64,
+    ) -> Option<Limits> {
         let fits = |len: u64| {
             pairs_touched(len, geometry) <= u64::from(reserve)
                 && write_record_bytes(len, geometry) <= group_bytes as u64
@@ -40,7 +46,7 @@ impl Limits {
             request_bytes,
             zero_bytes: zero_pairs * u64::from(geometry.extent_size()),
             epoch_record_bytes: group_bytes,
-            epoch_data_bytes: EPOCH_DATA_MAX.max(request_bytes),
+            epoch_data_bytes: epoch_data_max.max(request_bytes),
         })
     }
 }
@@ -66,12 +72,18 @@ mod tests {
     #[test]
     fn the_largest_request_fits_reserve_and_group() {
         let geometry = Geometry::new(4096, 1 << 20).unwrap();
-        let limits = Limits::new(geometry, 1 << 20, 40).unwrap();
+        let limits = Limits::new(geometry, 1 << 20, 40, EPOCH_DATA_MAX).unwrap();
         assert_eq!(limits.request_bytes, REQUEST_MAX);
         assert!(limits.zero_bytes > REQUEST_MAX);
-        assert_eq!(Limits::new(geometry, 1 << 20, 5).unwrap().request_bytes, 4 << 20);
-        assert_eq!(Limits::new(geometry, 1 << 20, 2).unwrap().request_bytes, 1 << 20);
-        assert_eq!(Limits::new(geometry, 1 << 20, 1), None);
-        assert!(Limits::new(geometry, 10_000, 40).unwrap().request_bytes < 2 << 20);
+        assert_eq!(
+            Limits::new(geometry, 1 << 20, 5, EPOCH_DATA_MAX).unwrap().request_bytes,
+            4 << 20
+        );
+        assert_eq!(
+            Limits::new(geometry, 1 << 20, 2, EPOCH_DATA_MAX).unwrap().request_bytes,
+            1 << 20
+        );
+        assert_eq!(Limits::new(geometry, 1 << 20, 1, EPOCH_DATA_MAX), None);
+        assert!(Limits::new(geometry, 10_000, 40, EPOCH_DATA_MAX).unwrap().request_bytes < 2 << 20);
     }
 }

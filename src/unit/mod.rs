@@ -85,6 +85,8 @@ use self::recovery::RegionOf;
 pub struct Config {
     /// How long writes stay uncommitted at most; `None`: until something asks.
     pub commit_interval: Option<Duration>,
+    /// The most data that an epoch holds before it is committed unasked, in bytes.
+    pub epoch_data_max: u64,
     /// When journal areas are given back.
     pub settle: SettlePolicy,
     /// How many areas are settled in one metadata transaction.
@@ -101,6 +103,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             commit_interval: Some(Duration::from_secs(5)),
+            epoch_data_max: limits::EPOCH_DATA_MAX,
             settle: SettlePolicy::Pressure,
             settle_batch: 100,
             tell_interval: Duration::from_millis(500),

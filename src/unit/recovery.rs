@@ -343,14 +343,19 @@ async fn assemble<E: Env>(
     state: State,
 ) -> Result<Unit<E>, RecoverError> {
     let geometry = parts.geometry;
-    let limits =
-        Limits::new(geometry, journal.group_bytes_max(), parts.reserve).ok_or_else(|| {
-            RecoverError::TooSmall(format!(
-                "{} extents in reserve and groups of {} bytes",
-                parts.reserve,
-                journal.group_bytes_max()
-            ))
-        })?;
+    let limits = Limits::new(
+        geometry,
+        journal.group_bytes_max(),
+        parts.reserve,
+        parts.config.epoch_data_max,
+    )
+    .ok_or_else(|| {
+        RecoverError::TooSmall(format!(
+            "{} extents in reserve and groups of {} bytes",
+            parts.reserve,
+            journal.group_bytes_max()
+        ))
+    })?;
     let buffers = CopyBuffers::acquire(parts.env.buffers(), geometry.extent_size()).await;
     let devices = parts
         .devices

@@ -12,9 +12,9 @@ use crate::env::Link;
 /// Names a client of the server.
 pub type Peer = usize;
 
-/// The largest datagram, in bytes: what fits UDP over an ordinary network many times over, and is
-/// small enough that larger requests must be split.
-const PAYLOAD_MAX: usize = 8 << 10;
+/// The largest datagram, in bytes: what fits a frame of an ordinary network, so that larger
+/// requests must be split.
+const PAYLOAD_MAX: usize = 1472;
 
 /// A server of datagrams that lives in the simulated machine.
 pub trait Server {
