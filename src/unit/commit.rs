@@ -234,7 +234,8 @@ impl<E: Env> Inner<E> {
                 let ended = flush.await;
                 if mutated(Mutant::FlushRetried) {
                     // The latch is passed over as well, or it would know better.
-                    return Ok(drop(device.disk.disk().flush().await));
+                    let _ = device.disk.disk().flush().await;
+                    return Ok(());
                 }
                 ended.map_err(|error| {
                     let what = format!("flushing {} failed: {error}", self.device_name(number));
