@@ -3,13 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/simulated.rs"]
+mod simulated;
+
 use std::time::Duration;
 
-use flipside::env::sim::{Crash, Faults, Limit, Machine, SimEnv};
+use flipside::env::sim::{Crash, Limit};
 use flipside::format::layout::Geometry;
-use flipside::sim::engine::{Engine as _, Running as _, Volume as _, Zeroing};
+use flipside::sim::engine::{Running as _, Volume as _, Zeroing};
 use flipside::sim::flipside::{Flipside, Serving};
 use flipside::unit::{Config, SettlePolicy, SettleReport};
+use simulated::{formatted, started};
 
 const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 50_000_000 };
 const BLOCK: u64 = 512;
@@ -114,22 +118,6 @@ fn expected_report(areas: u64) -> SettleReport {
     report
 }
 
-fn started(machine: &mut Machine, engine: &Flipside) -> (SimEnv, Serving) {
-    let env = machine.boot(Faults::none());
-    let opened = engine.open(env.clone(), machine.storage());
-    let serving = env.run(LIMIT, opened).expect("recovery ends").expect("recovery succeeds");
-    (env, serving)
-}
-
-fn formatted(engine: &Flipside, seed: u64) -> Machine {
-    let mut machine = Machine::new(seed, &engine.shape());
-    let env = machine.boot(Faults::none());
-    let made = engine.format(env.clone(), machine.storage());
-    env.run(LIMIT, made).expect("formatting ends").expect("formatting succeeds");
-    machine.halt(&env, Crash::Power);
-    machine
-}
-
 /// Goal: 1,000 areas dirtied and settled at a batch of 100 are exactly 10 transactions of the
 /// metadata server, with the mix of swaps and commits, and the copies, that the counts of dirty
 /// and clean blocks demand; and the contents stay what they were. Wherever the flags are.
@@ -141,8 +129,8 @@ fn a_thousand_areas_in_ten_transactions() {
 fn a_thousand_areas(place: Option<usize>) {
     const AREAS: u64 = 1000;
     let engine = engine(AREAS, 100, place);
-    let mut machine = formatted(&engine, 1);
-    let (env, serving) = started(&mut machine, &engine);
+    let mut machine = formatted(&engine, 1, LIMIT);
+    let (env, serving) = started(&mut machine, &engine, LIMIT);
     let handle = serving.clone();
     let (report, before, after) = env
         .run(LIMIT, async move {
@@ -179,8 +167,8 @@ fn crash_everywhere(place: Option<usize>) {
     let mut seen = std::collections::BTreeSet::new();
     loop {
         let engine = engine(AREAS, BATCH, place);
-        let mut machine = formatted(&engine, crash_at);
-        let (env, serving) = started(&mut machine, &engine);
+        let mut machine = formatted(&engine, crash_at, LIMIT);
+        let (env, serving) = started(&mut machine, &engine, LIMIT);
         let handle = serving.clone();
         env.run(LIMIT, async move { dirty(&handle, AREAS).await }).expect("dirtied");
         env.crash_in(Some(crash_at));
@@ -188,7 +176,7 @@ fn crash_everywhere(place: Option<usize>) {
         let settled = env.run(LIMIT, async move { handle.unit().settle(None).await });
         drop(serving);
         machine.halt(&env, Crash::Power);
-        let (env, serving) = started(&mut machine, &engine);
+        let (env, serving) = started(&mut machine, &engine, LIMIT);
         let left = serving.unit().journal_areas();
         assert_eq!(left % BATCH, 0, "a crash at call {crash_at} left {left} areas");
         seen.insert(left);

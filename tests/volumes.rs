@@ -2,18 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/simulated.rs"]
+mod simulated;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use flipside::env::Env;
-use flipside::env::sim::{Crash, Faults, Limit, Machine, SimEnv};
+use flipside::env::sim::{Crash, Faults, Limit};
 use flipside::format::ids::VolumeId;
 use flipside::format::layout::Geometry;
 use flipside::sim::engine::{Engine as _, Refusal, Running as _, Volume as _, Zeroing};
 use flipside::sim::flipside::{Flipside, Served, Serving};
 use flipside::unit::{Config, ManageError, Volume};
+use simulated::{formatted, started};
 
 const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 5_000_000 };
 const BLOCK: u64 = 512;
@@ -77,22 +81,6 @@ fn engine(discard: bool) -> Flipside {
     let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
     let config = Config { commit_interval: None, settle_batch: 3, discard, ..Config::default() };
     Flipside::plain(geometry, EXTENTS, RESERVE, KEPT * EXTENT, config)
-}
-
-fn formatted(engine: &Flipside, seed: u64) -> Machine {
-    let mut machine = Machine::new(seed, &engine.shape());
-    let env = machine.boot(Faults::none());
-    let made = engine.format(env.clone(), machine.storage());
-    env.run(LIMIT, made).expect("formatting ends").expect("formatting succeeds");
-    machine.halt(&env, Crash::Power);
-    machine
-}
-
-fn started(machine: &mut Machine, engine: &Flipside) -> (SimEnv, Serving) {
-    let env = machine.boot(Faults::none());
-    let opened = engine.open(env.clone(), machine.storage());
-    let serving = env.run(LIMIT, opened).expect("recovery ends").expect("recovery succeeds");
-    (env, serving)
 }
 
 /// What a volume holds: each block its own bytes, the same whenever they are written.
@@ -208,8 +196,8 @@ fn crash_everywhere(change: Change, discard: bool) {
     let mut seen = [false; 2];
     loop {
         let engine = engine(discard);
-        let mut machine = formatted(&engine, crash_at);
-        let (env, serving) = started(&mut machine, &engine);
+        let mut machine = formatted(&engine, crash_at, LIMIT);
+        let (env, serving) = started(&mut machine, &engine, LIMIT);
         let handle = serving.clone();
         env.run(LIMIT, async move { prepare(&handle).await }).expect("prepared");
         env.crash_in(Some(crash_at));
@@ -236,7 +224,7 @@ fn crash_everywhere(change: Change, discard: bool) {
             serving.unit().deletions_ended().await;
         });
         machine.halt(&env, Crash::Power);
-        let (env, serving) = started(&mut machine, &engine);
+        let (env, serving) = started(&mut machine, &engine, LIMIT);
         let [before, _] = change.outcomes();
         seen[usize::from(listed(&serving) != before)] = true;
         let done = outcome.get();
@@ -277,8 +265,8 @@ fn discards_change_nothing() {
 #[test]
 fn requests_meet_a_change() {
     let engine = engine(true);
-    let mut machine = formatted(&engine, 5);
-    let (env, serving) = started(&mut machine, &engine);
+    let mut machine = formatted(&engine, 5, LIMIT);
+    let (env, serving) = started(&mut machine, &engine, LIMIT);
     env.run(LIMIT, async move {
         prepare(&serving).await;
         let (unit, id) = (serving.unit().clone(), VolumeId(1));
@@ -327,8 +315,8 @@ fn requests_meet_a_change() {
 fn long_requests_meet_a_change() {
     const PARTS: u64 = 5;
     let engine = engine(false);
-    let mut machine = formatted(&engine, 11);
-    let (env, serving) = started(&mut machine, &engine);
+    let mut machine = formatted(&engine, 11, LIMIT);
+    let (env, serving) = started(&mut machine, &engine, LIMIT);
     let main = env.clone();
     let refusals = env
         .run(LIMIT, async move {
@@ -372,8 +360,8 @@ fn a_store_that_fails_at_a_change_loses_nothing() {
     for change in [Change::Shrink, Change::Delete] {
         for applied in [false, true] {
             let engine = engine(false);
-            let mut machine = formatted(&engine, 21);
-            let (env, serving) = started(&mut machine, &engine);
+            let mut machine = formatted(&engine, 21, LIMIT);
+            let (env, serving) = started(&mut machine, &engine, LIMIT);
             let (handle, failing) = (serving.clone(), engine.clone());
             let durable = env.run(LIMIT, async move {
                 prepare(&handle).await;
@@ -384,7 +372,7 @@ fn a_store_that_fails_at_a_change_loses_nothing() {
             let durable = durable.expect("everything ends");
             drop(serving);
             machine.halt(&env, Crash::Power);
-            let (env, serving) = started(&mut machine, &engine);
+            let (env, serving) = started(&mut machine, &engine, LIMIT);
             env.run(LIMIT, async move {
                 let second = serving.volumes().into_iter().nth(1);
                 for offset in durable {
@@ -416,8 +404,8 @@ async fn write_everywhere(volumes: &[Served]) -> Vec<u64> {
 #[test]
 fn a_long_durable_trim_ends_with_its_volume() {
     let engine = engine(false);
-    let mut machine = formatted(&engine, 31);
-    let (env, serving) = started(&mut machine, &engine);
+    let mut machine = formatted(&engine, 31, LIMIT);
+    let (env, serving) = started(&mut machine, &engine, LIMIT);
     let main = env.clone();
     env.run(LIMIT, async move {
         let unit = serving.unit().clone();
