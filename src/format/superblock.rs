@@ -505,6 +505,28 @@ pub fn check_device(
 }
 
 #[cfg(test)]
+impl Superblock {
+    /// A pool of one device of that size, with its flags on it.
+    pub(crate) fn of_one_device(pool: PoolId, size: u64) -> Self {
+        use super::layout::{DeviceFacts, plan};
+        let layout = plan(Geometry::DEFAULT, &[DeviceFacts { size, sector: 512 }]).unwrap()[0];
+        Self {
+            revision: 1,
+            pool,
+            device_index: 0,
+            unit: UnitId(1),
+            geometry: Geometry::DEFAULT,
+            sector: 512,
+            flags: FlagsPlace::Device,
+            created_s: 0,
+            layout,
+            journal_reserve: 5,
+            devices: vec![PoolDevice { id: [1; 16], extents: layout.extents.count }],
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

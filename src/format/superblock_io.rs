@@ -105,28 +105,13 @@ async fn read_copy<D: Disk>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::ids::{PoolId, UnitId};
-    use super::super::layout::{DeviceFacts, Geometry, plan};
-    use super::super::superblock::{FlagsPlace, PoolDevice};
+    use super::super::ids::PoolId;
     use super::*;
     use crate::env::fake::{FakeDisk, block_on, buffers};
     use crate::uring::buffers::ARENA_BLOCK;
 
     fn superblock(size: u64) -> Superblock {
-        let layout = plan(Geometry::DEFAULT, &[DeviceFacts { size, sector: 512 }]).unwrap()[0];
-        Superblock {
-            revision: 1,
-            pool: PoolId([7; 16]),
-            device_index: 0,
-            unit: UnitId(1),
-            geometry: Geometry::DEFAULT,
-            sector: 512,
-            flags: FlagsPlace::Device,
-            created_s: 0,
-            layout,
-            journal_reserve: 5,
-            devices: vec![PoolDevice { id: [1; 16], extents: layout.extents.count }],
-        }
+        Superblock::of_one_device(PoolId([7; 16]), size)
     }
 
     /// Goal: everything before is durable before the second copy is, and that before the first.

@@ -4,9 +4,6 @@
 use super::*;
 use crate::env::sim::{DiskShape, Faults, Limit, Machine, Shape, SimDisk, SimEnv, SimNvram};
 use crate::format::home::Line;
-use crate::format::ids::UnitId;
-use crate::format::layout::{DeviceFacts, Geometry, plan};
-use crate::format::superblock::PoolDevice;
 use crate::journal::Journal;
 use crate::uring::buffers::ARENA_BLOCK;
 
@@ -23,20 +20,7 @@ struct Pool {
 }
 
 fn superblock() -> Superblock {
-    let layout = plan(Geometry::DEFAULT, &[DeviceFacts { size: SIZE, sector: 512 }]).unwrap()[0];
-    Superblock {
-        revision: 1,
-        pool: POOL,
-        device_index: 0,
-        unit: UnitId(1),
-        geometry: Geometry::DEFAULT,
-        sector: 512,
-        flags: FlagsPlace::Device,
-        created_s: 0,
-        layout,
-        journal_reserve: 5,
-        devices: vec![PoolDevice { id: [1; 16], extents: layout.extents.count }],
-    }
+    Superblock::of_one_device(POOL, SIZE)
 }
 
 fn with_pool<F: Future<Output = ()> + 'static>(work: impl FnOnce(Pool) -> F) {
