@@ -112,6 +112,11 @@ impl ExtentRun {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PoolId(pub [u8; 16]);
 
+/// Names a machine: where two claims come from one host, the exclusive claim of the devices tells
+/// who has them (design section 8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct HostId(pub [u8; 16]);
+
 impl fmt::Display for PoolId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, byte) in self.0.iter().enumerate() {

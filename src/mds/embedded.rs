@@ -72,23 +72,23 @@ fn run(mut server: Server<()>, requests: &Receiver<Vec<u8>>, replies: &Unbounded
 #[cfg(test)]
 mod tests {
     use zerocopy::IntoBytes;
-    use zerocopy::little_endian::U32;
 
     use super::super::raw::RawAttach;
+    use super::super::records::Claim;
     use super::super::testing;
     use super::super::wire::{Header, Kind, Operation, PAYLOAD_MIN, encode, parse};
     use super::*;
+    use crate::format::ids::{Incarnation, PoolId, UnitId};
 
     /// Goal: the thread answers, ends when its requests end, and leaves a store that opens.
     #[test]
     fn answers_and_ends() {
         let (memory, catalog) = testing::create(10, 1);
         let mut embedded = start(Server::new(catalog).unwrap()).unwrap();
-        let attach = RawAttach {
-            unit: U32::new(0),
-            incarnation: U32::new(1),
-            payload_max: U32::new(PAYLOAD_MIN as u32),
-        };
+        let attach = RawAttach::new(
+            &Claim::of(PoolId::default(), UnitId(0), Incarnation(1)),
+            PAYLOAD_MIN as u32,
+        );
         let header = Header {
             kind: Kind::Request,
             operation: Operation::Attach,

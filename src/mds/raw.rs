@@ -26,13 +26,20 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::records::{NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, VolumeInfo};
+use super::records::{Claim, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, VolumeInfo};
 use crate::format::ids::{
-    ExtentId, ExtentRun, Generation, Incarnation, LogicalExtent, PairId, Slot, UnitId, VolumeId,
+    ExtentId, ExtentRun, Generation, HostId, Incarnation, LogicalExtent, PairId, PoolId, Slot,
+    UnitId, VolumeId,
 };
 
 /// Stands for an empty slot; no pool is so large that an extent has this number.
 pub const NO_EXTENT: u32 = u32::MAX;
+
+/// Of who attaches and does not count the starts itself.
+const NO_INCARNATION: u32 = u32::MAX;
+/// Options of who attaches.
+const OPTION_FENCED: u32 = 1;
+const OPTION_READS: u32 = 2;
 
 /// States of a volume's record.
 const STATE_LIVE: u16 = 0;
@@ -87,12 +94,21 @@ raw! {
     }
 }
 raw! {
-    /// Who attaches, and the largest datagram that it takes.
-    RawAttach[12] { unit: U32, incarnation: U32, payload_max: U32, }
+    /// Who attaches to which pool, on which host, for how long, and the largest datagram that it
+    /// takes.
+    RawAttach[52] {
+        pool: [u8; 16],
+        host: [u8; 16],
+        unit: U32,
+        incarnation: U32,
+        payload_max: U32,
+        lease_ms: U32,
+        options: U32,
+    }
 }
 raw! {
-    /// What an attached unit is told of the pool.
-    RawPool[12] { extents: U32, reserve: U32, extent_size: U32, }
+    /// What an attached unit is told of the pool and of its session.
+    RawPool[20] { extents: U32, reserve: U32, extent_size: U32, incarnation: U32, lease_ms: U32, }
 }
 raw! {
     /// Which page of a list.
@@ -278,18 +294,54 @@ impl TryFrom<&RawVolume> for VolumeInfo {
 }
 
 impl RawAttach {
-    /// The unit and its incarnation.
-    pub fn who(&self) -> (UnitId, Incarnation) {
-        (UnitId(self.unit.get()), Incarnation(self.incarnation.get()))
+    /// The record of a claim that takes datagrams of so many bytes.
+    pub fn new(claim: &Claim, payload_max: u32) -> Self {
+        let option = |bit, set| if set { bit } else { 0 };
+        let incarnation = claim.incarnation.map_or(NO_INCARNATION, |incarnation| incarnation.0);
+        RawAttach {
+            pool: claim.pool.0,
+            host: claim.host.0,
+            unit: U32::new(claim.unit.0),
+            incarnation: U32::new(incarnation),
+            payload_max: U32::new(payload_max),
+            lease_ms: U32::new(claim.lease_ms),
+            options: U32::new(
+                option(OPTION_FENCED, claim.fenced) | option(OPTION_READS, claim.reads),
+            ),
+        }
     }
 }
 
-impl From<PoolInfo> for RawPool {
-    fn from(pool: PoolInfo) -> Self {
+impl TryFrom<&RawAttach> for Claim {
+    type Error = Malformed;
+
+    fn try_from(raw: &RawAttach) -> Result<Self, Malformed> {
+        let options = raw.options.get();
+        if options & !(OPTION_FENCED | OPTION_READS) != 0 {
+            return Err(Malformed);
+        }
+        let incarnation = raw.incarnation.get();
+        Ok(Claim {
+            pool: PoolId(raw.pool),
+            host: HostId(raw.host),
+            unit: UnitId(raw.unit.get()),
+            incarnation: (incarnation != NO_INCARNATION).then_some(Incarnation(incarnation)),
+            lease_ms: raw.lease_ms.get(),
+            fenced: options & OPTION_FENCED != 0,
+            reads: options & OPTION_READS != 0,
+        })
+    }
+}
+
+impl RawPool {
+    /// What is told of a pool, to a session of that incarnation with that lease.
+    pub fn new(pool: PoolInfo, incarnation: Incarnation, lease_ms: u32) -> Self {
         RawPool {
             extents: U32::new(pool.extents),
             reserve: U32::new(pool.reserve),
             extent_size: U32::new(pool.extent_size),
+            incarnation: U32::new(incarnation.0),
+            lease_ms: U32::new(lease_ms),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What client and server speak of.
 
 use crate::format::ids::{
-    ExtentId, ExtentRun, Generation, LogicalExtent, PairId, Slot, UnitId, VolumeId,
+    ExtentId, ExtentRun, Generation, HostId, Incarnation, LogicalExtent, PairId, PoolId, Slot,
+    UnitId, VolumeId,
 };
 
 /// The longest name of a volume, in bytes.
@@ -89,6 +90,43 @@ pub struct VolumeInfo {
     /// Its deletion has begun: nobody may use it, and its extents are being given back. Its name
     /// may be another volume's.
     pub deleting: bool,
+}
+
+/// Who attaches to a pool, and how (design section 8, ownership).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The pool.
+    pub pool: PoolId,
+    /// The machine.
+    pub host: HostId,
+    /// The storage unit.
+    pub unit: UnitId,
+    /// Which start of the unit this is; none where the server counts them, as nothing of the unit
+    /// is kept elsewhere.
+    pub incarnation: Option<Incarnation>,
+    /// How long the claim is good without being renewed, in milliseconds; 0: for ever, as the
+    /// devices are one host's.
+    pub lease_ms: u32,
+    /// Whether the writes of an owner on another host can arrive no more: its devices were taken
+    /// from it.
+    pub fenced: bool,
+    /// Whether it only reads, beside the one who writes.
+    pub reads: bool,
+}
+
+impl Claim {
+    /// The claim of a unit whose devices are this one host's.
+    pub fn of(pool: PoolId, unit: UnitId, incarnation: Incarnation) -> Self {
+        Claim {
+            pool,
+            host: HostId::default(),
+            unit,
+            incarnation: Some(incarnation),
+            lease_ms: 0,
+            fenced: false,
+            reads: false,
+        }
+    }
 }
 
 /// What one unit was granted.

@@ -127,6 +127,9 @@ operations! {
     RenameVolume = 10,
     /// Forgets a volume that is being deleted and has no extents any more.
     RemoveVolume = 11,
+    /// A group's records, applied to the lines that the server keeps, as one transaction:
+    /// Harden_Extent_Flags.
+    HardenExtentFlags = 12,
     /// Says that the session lives. A query.
     Renew = 32,
     /// Volumes, paged. A query.
@@ -137,6 +140,15 @@ operations! {
     Layout = 35,
     /// The server's counters. A query.
     Status = 36,
+    /// The lines that the server keeps, paged. A query.
+    Lines = 37,
+    /// The lines that changed since a view, and that the reader has done with earlier ones. A
+    /// query.
+    Changes = 38,
+    /// Makes a pool known, of no session; again, of the same pool, it does nothing.
+    RegisterPool = 39,
+    /// Forgets a pool that nobody is attached to, of no session; again, it does nothing.
+    ForgetPool = 40,
 }
 
 impl Operation {

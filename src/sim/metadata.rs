@@ -128,9 +128,10 @@ mod tests {
     use super::*;
     use crate::env::Env;
     use crate::env::sim::{DiskShape, Faults, Limit, Machine, Rng, Shape, SimEnv};
-    use crate::format::ids::{ExtentId, ExtentRun, Incarnation, UnitId};
+    use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PoolId, UnitId};
     use crate::mds::catalog::{Catalog, PoolSpec};
     use crate::mds::client::Client;
+    use crate::mds::records::Claim;
 
     const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 1_000_000 };
 
@@ -172,7 +173,8 @@ mod tests {
                 let result = env.run(LIMIT, async move {
                     let link = main.link(0);
                     let (unit, incarnation) = (UnitId(1), Incarnation(incarnation));
-                    let client = Client::attach(main.clone(), link, unit, incarnation).await?;
+                    let claim = Claim::of(PoolId::default(), unit, incarnation);
+                    let client = Client::attach(main.clone(), link, claim).await?;
                     for _ in 0..4 {
                         main.sleep(Duration::from_millis(1)).await;
                         client.allocate_journal_space(2).await?;

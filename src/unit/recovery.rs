@@ -37,7 +37,7 @@ use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::{Journal, Opened, replay};
 use crate::mds::client::Client;
-use crate::mds::records::{PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
+use crate::mds::records::{Claim, PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Counters, Latencies, Waiters};
 
@@ -105,13 +105,8 @@ impl<E: Env> Unit<E> {
         let Opened { journal, mut lines, groups } = opened;
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let stale_pages = replay(&mut lines, &groups)?;
-        let client = Client::attach(
-            parts.env.clone(),
-            parts.link.clone(),
-            parts.unit,
-            journal.incarnation(),
-        )
-        .await?;
+        let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
+        let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
         let volumes = client.volumes().await?;
         // Grants first: a store that was made anew must know of them before it is told of pairs.
         let mut pool = all_grants(&client, pairs).await?;

@@ -29,7 +29,7 @@ use flipside::front::nbd::wire::{
     info, option,
 };
 use flipside::mds::raw::{RawAttach, RawPage, RawPair, RawPrimitive, RawVolume};
-use flipside::mds::records::{PairRecord, Primitive};
+use flipside::mds::records::{Claim, PairRecord, Primitive};
 use flipside::mds::session::{Answer, Session};
 use flipside::mds::store::Table;
 use flipside::mds::volume_table::Kept;
@@ -360,11 +360,10 @@ fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 fn conversation() -> Vec<u8> {
-    let attach = RawAttach {
-        unit: 1.into(),
-        incarnation: 1.into(),
-        payload_max: (PAYLOAD_MIN as u32).into(),
-    };
+    let attach = RawAttach::new(
+        &Claim::of(PoolId::default(), UnitId(1), Incarnation(1)),
+        PAYLOAD_MIN as u32,
+    );
     let volume = RawVolume::named(VolumeId(0), "vol0", 64 << 20).unwrap();
     let page = RawPage { volume: 0.into(), count: 10.into(), from: 0.into() };
     let bind = RawPrimitive::from(&Primitive::BindData(pair()));

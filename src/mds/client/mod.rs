@@ -29,7 +29,7 @@ use super::raw::{
     self, Malformed, RawAttach, RawOwned, RawPage, RawPool, RawPrimitive, RawRun, RawVolume,
 };
 use super::records::{
-    Grants, LayoutPage, PairRecord, PoolInfo, Primitive, RETURN_RUNS_MAX, ServerStatus,
+    Claim, Grants, LayoutPage, PairRecord, PoolInfo, Primitive, RETURN_RUNS_MAX, ServerStatus,
     TRANSACT_PRIMITIVES_MAX, VolumeInfo,
 };
 use super::wire::{self, Operation};
@@ -45,11 +45,12 @@ const LAYOUT_PAGE: u32 = 512;
 pub struct Client<E: Env> {
     exchange: Rc<Exchange<E>>,
     pool: PoolInfo,
+    incarnation: Incarnation,
 }
 
 impl<E: Env> Clone for Client<E> {
     fn clone(&self) -> Self {
-        Client { exchange: Rc::clone(&self.exchange), pool: self.pool }
+        Client { exchange: Rc::clone(&self.exchange), ..*self }
     }
 }
 
@@ -75,21 +76,14 @@ impl<E: Env> Client<E> {
     ///
     /// Refused as [`Refusal::StaleIncarnation`], with the last one as detail, where the unit was
     /// attached with this or a higher incarnation.
-    pub async fn attach(
-        env: E,
-        link: E::Link,
-        unit: UnitId,
-        incarnation: Incarnation,
-    ) -> Result<Client<E>, MdsError> {
-        let attach = RawAttach {
-            unit: U32::new(unit.0),
-            incarnation: U32::new(incarnation.0),
-            payload_max: U32::new(link.payload_max().min(wire::PAYLOAD_MAX) as u32),
-        };
+    pub async fn attach(env: E, link: E::Link, claim: Claim) -> Result<Client<E>, MdsError> {
+        let payload_max = link.payload_max().min(wire::PAYLOAD_MAX) as u32;
+        let attach = RawAttach::new(&claim, payload_max);
         let exchange = Exchange::start(&env, link);
         let reply = exchange.call(Operation::Attach, attach.as_bytes()).await?;
         let pool = parsed(Operation::Attach, raw::one::<RawPool>(&reply))?;
-        Ok(Client { exchange, pool: pool.into() })
+        let incarnation = Incarnation(pool.incarnation.get());
+        Ok(Client { exchange, pool: pool.into(), incarnation })
     }
 
     /// Ends the session. Further calls are refused.
@@ -105,6 +99,11 @@ impl<E: Env> Client<E> {
     /// The pool, as told at attach.
     pub fn pool(&self) -> PoolInfo {
         self.pool
+    }
+
+    /// Which start of the unit the session is of, as the server counts.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
     }
 
     /// Every volume, by id; also those that are being deleted.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::env::{Disk, Durability, Nvram, Region};
-use crate::format::ids::Slot;
+use crate::format::ids::{Incarnation, PoolId, Slot};
 use crate::mds::server::Server;
 use crate::mds::testing::{EXTENT_SIZE, Memory, create, pair, serve};
 use crate::uring::buffers::{BufferPool, View};
@@ -234,9 +234,13 @@ fn run<T: 'static>(env: &TestEnv, future: impl Future<Output = T> + 'static) -> 
     panic!("no end");
 }
 
+fn claim() -> Claim {
+    Claim::of(PoolId::default(), UnitId(1), Incarnation(1))
+}
+
 async fn attach(env: TestEnv) -> Client<TestEnv> {
     let link = TestLink(Rc::clone(&env.0));
-    Client::attach(env, link, UnitId(1), Incarnation(1)).await.unwrap()
+    Client::attach(env, link, claim()).await.unwrap()
 }
 
 fn binds(from: u32, count: u32) -> Vec<Primitive> {
@@ -346,7 +350,7 @@ fn a_newer_start() {
     let (_, env) = world(9, 5, 1472);
     drop(run(&env, attach(env.clone())));
     let link = TestLink(Rc::clone(&env.0));
-    let stale = run(&env, Client::attach(env.clone(), link, UnitId(1), Incarnation(1)));
+    let stale = run(&env, Client::attach(env.clone(), link, claim()));
     let expected =
         MdsError::Refused { operation: "Attach", refusal: Refusal::StaleIncarnation, detail: 1 };
     assert_eq!(stale.err(), Some(expected));

@@ -29,7 +29,7 @@ use crate::mds::raw::{
     RawVolume,
 };
 use crate::mds::records::{
-    Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, VolumeInfo,
+    Claim, Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, VolumeInfo,
 };
 use crate::mds::session::{Admitted, Answer, Session};
 use crate::mds::store::StoreError;
@@ -225,8 +225,11 @@ impl<P: Clone> Server<P> {
 
     fn attach(&mut self, id: u64, body: &[u8]) -> Result<Vec<u8>, Fault> {
         let attach: RawAttach = well_formed(raw::one(body))?;
-        let (unit, incarnation) = attach.who();
-        let pool = RawPool::from(self.catalog.pool()).as_bytes().to_vec();
+        let claim = well_formed(Claim::try_from(&attach))?;
+        let (unit, Some(incarnation)) = (claim.unit, claim.incarnation) else {
+            return Err(Fault::Refused(Refusal::Unsupported, 0));
+        };
+        let pool = RawPool::new(self.catalog.pool(), incarnation, 0).as_bytes().to_vec();
         if let Some(known) = self.sessions.get(&id) {
             let same = known.unit() == unit;
             return if same { Ok(pool) } else { Err(Fault::Refused(Refusal::UnknownSession, 0)) };
@@ -321,12 +324,19 @@ impl<P: Clone> Server<P> {
             Operation::RemoveVolume => {
                 catalog.remove_volume(VolumeId(volume(body)?.id.get()))?;
             }
+            Operation::HardenExtentFlags => return Err(Fault::Refused(Refusal::Unsupported, 0)),
             Operation::Attach
             | Operation::Renew
             | Operation::ListVolumes
             | Operation::ListGrants
             | Operation::Layout
-            | Operation::Status => unreachable!("{} is no ordered mutation", operation.name()),
+            | Operation::Status
+            | Operation::Lines
+            | Operation::Changes
+            | Operation::RegisterPool
+            | Operation::ForgetPool => {
+                unreachable!("{} is no ordered mutation", operation.name())
+            }
         }
         Ok(Vec::new())
     }
@@ -379,6 +389,10 @@ impl<P: Clone> Server<P> {
                 };
                 Ok(raw::pack(pairs.into_iter().map(record)))
             }
+            Operation::Lines
+            | Operation::Changes
+            | Operation::RegisterPool
+            | Operation::ForgetPool => Err(Fault::Refused(Refusal::Unsupported, 0)),
             _ => unreachable!("{} is no query", operation.name()),
         }
     }

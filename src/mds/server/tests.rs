@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use redb::StorageBackend;
 
 use super::*;
-use crate::format::ids::Slot;
+use crate::format::ids::{Incarnation, PoolId, Slot};
 use crate::mds::catalog::PoolSpec;
 use crate::mds::records::TRANSACT_PRIMITIVES_MAX;
 use crate::mds::redb_store::RedbStore;
@@ -20,11 +20,10 @@ fn request(operation: Operation, sequence: u64, floor: u64, body: &[u8]) -> Vec<
 }
 
 fn attach(incarnation: u32) -> Vec<u8> {
-    let body = RawAttach {
-        unit: U32::new(1),
-        incarnation: U32::new(incarnation),
-        payload_max: U32::new(PAYLOAD_MAX as u32),
-    };
+    let body = RawAttach::new(
+        &Claim::of(PoolId::default(), UnitId(1), Incarnation(incarnation)),
+        PAYLOAD_MAX as u32,
+    );
     request(Operation::Attach, 0, 0, body.as_bytes()).remove(0)
 }
 

@@ -6,7 +6,7 @@ use flipside::format::page::crc32c;
 use flipside::mds::assembly::{Added, Assembly};
 use flipside::mds::catalog::{Catalog, PoolSpec};
 use flipside::mds::raw::{self, RawAttach, RawOwned, RawPage, RawPool, RawPrimitive, RawVolume};
-use flipside::mds::records::{PairRecord, Primitive, VolumeInfo};
+use flipside::mds::records::{Claim, PairRecord, Primitive, VolumeInfo};
 use flipside::mds::server::Server;
 use flipside::mds::session::{Answer, Session};
 use flipside::mds::volume_table::Kept;
@@ -80,7 +80,7 @@ fn records(body: &[u8]) {
     if let Ok(volume) = raw::one::<RawVolume>(body).and_then(|raw| VolumeInfo::try_from(&raw)) {
         assert_eq!(VolumeInfo::try_from(&RawVolume::from(&volume)), Ok(volume));
     }
-    let _ = raw::one::<RawAttach>(body).map(|raw| raw.who());
+    let _ = raw::one::<RawAttach>(body).map(|raw| Claim::try_from(&raw));
     let _ = raw::one::<RawPool>(body);
     let _ = raw::one::<RawPage>(body);
     if let Ok(mut session) = Session::<()>::from_row(body) {
