@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`records`] | what is spoken of: pairs, primitives, volumes, grants |
 //! | [`wire`] | the datagram: header, parts, the door from bytes to verified types |
+//! | [`auth`] | the proof that a datagram's sender has the key |
 //! | [`raw`] | the packed records of bodies and of the store's rows |
 //! | [`assembly`] | messages put together again from their parts, in bounded memory |
 //! | [`store`], [`redb_store`], [`backend`] | where the rows lie, in transactions |
@@ -26,6 +27,7 @@
 //!   [`crate::env::Env`]; the same datagrams in the same order give the same answers.
 
 pub mod assembly;
+pub mod auth;
 pub mod backend;
 pub mod catalog;
 pub mod client;

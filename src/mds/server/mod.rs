@@ -126,11 +126,17 @@ impl<P: Clone> Server<P> {
         self.failure.as_ref()
     }
 
+    /// How many datagrams were dropped before this server saw them, for lack of the key's proof.
+    pub fn note_unauthenticated(&mut self, count: u64) {
+        self.counters.unauthenticated = count;
+    }
+
     /// The counters.
     pub fn status(&self) -> ServerStatus {
         ServerStatus {
             datagrams: self.counters.datagrams,
             dropped: self.counters.dropped,
+            unauthenticated: self.counters.unauthenticated,
             repeated: self.counters.repeated,
             refused: self.counters.refused,
             sessions: self.sessions.len() as u64,
