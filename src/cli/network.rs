@@ -120,6 +120,7 @@ mod tests {
     /// Goal: a key is read where only its owner can; else one is told what is wrong.
     #[test]
     fn keys_are_secret() {
+        use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
         let read = |contents: &str, mode: u32| {

@@ -63,6 +63,10 @@ pub struct Session<P> {
     next: u64,
     answers: BTreeMap<u64, Answer>,
     pending: BTreeMap<u64, Pending<P>>,
+    /// Where its client was when something new was last heard from it.
+    heard: Option<P>,
+    /// Above all queries of it that were heard.
+    next_query: u64,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -89,7 +93,7 @@ struct RawAnswer {
 }
 const _: () = assert!(size_of::<RawAnswer>() == 24);
 
-impl<P: Clone> Session<P> {
+impl<P: Clone + PartialEq> Session<P> {
     /// A session whose attach (mutation 0) is executed.
     pub fn new(unit: UnitId, payload_max: u32) -> Self {
         Session {
@@ -99,6 +103,8 @@ impl<P: Clone> Session<P> {
             next: 1,
             answers: BTreeMap::new(),
             pending: BTreeMap::new(),
+            heard: None,
+            next_query: 0,
         }
     }
 
@@ -121,6 +127,23 @@ impl<P: Clone> Session<P> {
         self.pending.values().map(bytes).sum()
     }
 
+    /// Notes where the client is: it has said something that was never said before.
+    pub fn hear(&mut self, peer: &P) {
+        self.heard = Some(peer.clone());
+    }
+
+    /// Whether a query is to be answered: it is a new one, or it comes from where the client is.
+    /// What somebody has recorded and sends again from elsewhere is neither; its answer, which may
+    /// be large, would go to whomever it says it comes from.
+    pub fn asks(&mut self, peer: &P, sequence: u64) -> bool {
+        let new = sequence >= self.next_query && sequence < u64::MAX;
+        if new {
+            self.next_query = sequence + 1;
+            self.hear(peer);
+        }
+        new || self.heard.as_ref() == Some(peer)
+    }
+
     /// Takes a mutation's datagram. Where there is no `room` only the next one to be executed is
     /// kept, so that those that wait for it can go on.
     pub fn admit(&mut self, peer: &P, datagram: &Datagram<'_>, room: bool) -> Admitted {
@@ -141,6 +164,7 @@ impl<P: Clone> Session<P> {
         if sequence >= self.next + WINDOW || !(room || sequence == self.next) {
             return Admitted::Dropped;
         }
+        self.hear(peer);
         let pending = self
             .pending
             .entry(sequence)
@@ -244,6 +268,21 @@ impl<P: Clone> Session<P> {
 mod tests {
     use super::super::wire::{Kind, encode, parse};
     use super::*;
+
+    /// Goal: a query is answered once wherever it comes from, and again only to where the client
+    /// is; the client may move, by a query or a mutation that is new.
+    #[test]
+    fn recorded_queries_are_not_answered() {
+        let mut session: Session<u8> = Session::new(UnitId(0), PAYLOAD_MIN as u32);
+        assert!(session.asks(&1, 0) && session.asks(&1, 0) && !session.asks(&2, 0));
+        assert!(session.asks(&1, 5) && session.asks(&1, 3));
+        // It has moved; what it asked from its old place goes nowhere, as nobody is there.
+        assert!(session.asks(&3, 6) && session.asks(&3, 4) && !session.asks(&1, 5));
+        let mutation = request(1, 0, b"new");
+        assert_eq!(session.admit(&4, &parse(&mutation[0]).unwrap(), true), Admitted::Ready);
+        assert!(session.asks(&4, 6) && !session.asks(&3, 6));
+        assert!(session.asks(&1, u64::MAX - 1) && !session.asks(&2, u64::MAX));
+    }
 
     fn request(sequence: u64, floor: u64, body: &[u8]) -> Vec<Vec<u8>> {
         let header = Header {

@@ -42,6 +42,7 @@ use super::bodies::journal::{POOL, stored_parts};
 /// The seeds of a target: a name and the bytes of each.
 pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
     match target {
+        "capture" => vec![("ethernet", capture())],
         "command_line" => text(&[
             "64M",
             "10%",
@@ -442,4 +443,22 @@ fn nvram_identity() -> Vec<u8> {
     let mut bytes = vec![0; 2 * nvram::LEN];
     NvramIdentity { pool: POOL, region: [7; 16], len: 1 << 20 }.store(&mut bytes);
     bytes
+}
+
+/// A capture of an Ethernet with one datagram of the metadata protocol.
+fn capture() -> Vec<u8> {
+    let [(_, datagram), ..] = &datagrams()[..] else { panic!("there are datagrams") };
+    let udp_len = 8 + datagram.len() as u16;
+    let mut frame = [[0; 12].as_slice(), &[8, 0, 0x45]].concat();
+    // An IPv4 header without options, of UDP, and the ports.
+    frame.extend([0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1]);
+    frame.extend([[0x2a, 0x3a], [0x2a, 0x3a], udp_len.to_be_bytes(), [0, 0]].as_flattened());
+    frame.extend(datagram);
+    let mut file = 0xa1b2_c3d4_u32.to_le_bytes().to_vec();
+    file.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
+    for field in [1, 0, frame.len() as u32, frame.len() as u32] {
+        file.extend(field.to_le_bytes());
+    }
+    file.extend(frame);
+    file
 }

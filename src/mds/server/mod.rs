@@ -12,7 +12,12 @@
 //! - **Fail stop**: once the store has failed, everything is refused with that reason.
 //! - **Garbage**: dropped and counted. A refusal is a header without a body, and so never larger
 //!   than what it refuses.
+//! - **Strangers**: who has no session is never sent more bytes than it has sent. What was recorded
+//!   of a session and is sent again changes nothing, and a query of it is answered only to where
+//!   the session's client is.
 
+#[cfg(test)]
+mod stranger_tests;
 #[cfg(test)]
 mod tests;
 
@@ -78,7 +83,7 @@ struct Turn<P> {
     queries: Vec<Query<P>>,
 }
 
-impl<P: Clone> Server<P> {
+impl<P: Clone + PartialEq> Server<P> {
     /// A server of that pool, with the sessions that it has kept.
     pub fn new(catalog: Catalog) -> Result<Self, StoreError> {
         let mut sessions = BTreeMap::new();
@@ -169,10 +174,10 @@ impl<P: Clone> Server<P> {
         };
         let payload_max = session.payload_max();
         if !header.operation.is_ordered() {
-            let (unit, body) = (session.unit(), datagram.body.to_vec());
-            if datagram.parts != 1 {
+            if datagram.parts != 1 || !session.asks(&peer, header.sequence) {
                 return false;
             }
+            let (unit, body) = (session.unit(), datagram.body.to_vec());
             turn.queries.push(Query { peer, header, unit, payload_max, body });
             return true;
         }

@@ -26,6 +26,7 @@ pub type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name, which is that of its file in `targets/` and of its corpus.
 pub const TARGETS: &[(&str, Body)] = &[
+    ("capture", outside::capture),
     ("command_line", outside::command_line),
     ("configuration", outside::configuration),
     ("control", outside::control),

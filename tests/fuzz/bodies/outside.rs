@@ -13,6 +13,8 @@ use flipside::format::probe::{HEAD_LEN, Image, TAIL_LEN};
 use flipside::format::superblock::{self, LEN, Superblock};
 use flipside::front::control::Request;
 use flipside::front::listen::Address;
+use flipside::mds::wire;
+use flipside::observe::pcap::Capture;
 
 use super::cursor::Cursor;
 
@@ -86,6 +88,18 @@ pub fn foreign(data: &[u8]) -> bool {
     }
     assert!(found.is_empty() || !image.is_blank(), "{found:?} on a blank device");
     !found.is_empty()
+}
+
+/// A network capture. Whether there was a datagram of the metadata protocol.
+pub fn capture(data: &[u8]) -> bool {
+    let Ok(mut capture) = Capture::open(data) else { return false };
+    let mut found = false;
+    for captured in &mut capture {
+        assert!(captured.bytes.len() <= data.len());
+        found |= wire::claimed(captured.bytes).is_some();
+    }
+    assert!(capture.fragments() + capture.passed_over() <= data.len() as u64);
+    found
 }
 
 /// Every kind of value on the command line; sizes survive their being shown.
