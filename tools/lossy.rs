@@ -110,7 +110,7 @@ impl Weather {
         // All are drawn for each, so that one setting does not change what another one does.
         let (lost, twice) = (draws.happens(self.loss), draws.happens(self.repeat));
         let late = draws.happens(self.reorder);
-        let span = *self.delay.end() - *self.delay.start();
+        let span = self.delay.end().saturating_sub(*self.delay.start());
         let mut copy = |late: bool| {
             let extra = if late { REORDER_DELAY + *self.delay.end() } else { Duration::ZERO };
             *self.delay.start() + span.mul_f64(draws.unit()) + extra

@@ -20,7 +20,7 @@ mod inspect;
 mod log;
 mod mds;
 mod metadata;
-mod network;
+pub mod network;
 mod nvram;
 mod offline;
 mod operator;

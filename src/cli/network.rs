@@ -10,8 +10,10 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, ensure};
 
 use super::values::ValueError;
+use crate::env::os::{OsLink, Seal};
 use crate::mds::auth::Key;
 use crate::mds::wire::{PAYLOAD_MIN, PAYLOAD_UDP_MAX};
+use crate::uring::Ring;
 
 /// More than any key file has, in bytes.
 const KEY_FILE_LEN_MAX: u64 = 1000;
@@ -73,6 +75,32 @@ impl KeyArgs {
     pub fn read(&self) -> Result<Option<Key>> {
         let path = self.key_file.as_deref();
         path.map(|path| read_key(path).with_context(|| path.display().to_string())).transpose()
+    }
+}
+
+/// Which metadata server is talked to over the network, and how.
+#[derive(clap::Args, Clone, Debug)]
+pub struct MdsArgs {
+    /// The metadata server
+    #[arg(long, value_name = "HOST:PORT")]
+    pub mds: Option<HostPort>,
+    /// The largest datagram to and from the metadata server, in bytes; more than 1472 needs jumbo
+    /// frames all the way, or the loopback
+    #[arg(long, value_name = "BYTES", default_value = "1472")]
+    pub datagram_size: DatagramSize,
+    /// The key.
+    #[command(flatten)]
+    pub key: KeyArgs,
+}
+
+impl MdsArgs {
+    /// The link to the server, where one was named. Whether anybody is there shows when it is asked.
+    pub fn link(&self, ring: &Ring) -> Result<Option<OsLink>> {
+        let Some(mds) = &self.mds else { return Ok(None) };
+        let seal = self.key.read()?.map(|key| Box::new(key) as Box<dyn Seal>);
+        let server = mds.resolve()?;
+        let link = OsLink::udp(ring, server, self.datagram_size.0, seal);
+        link.map(Some).with_context(|| format!("the metadata server at {server}"))
     }
 }
 

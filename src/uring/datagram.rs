@@ -284,6 +284,7 @@ impl Buffers {
     }
 
     /// Tells the kernel that a buffer is empty.
+    #[expect(clippy::cast_ptr_alignment, reason = "a mapping starts with a page")]
     fn give(&self, id: u16) {
         let entries = self.ring.as_ptr().cast::<BufRingEntry>().cast_mut();
         let index = usize::from(self.tail.get() & (self.count - 1));

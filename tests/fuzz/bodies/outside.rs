@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::sync::OnceLock;
 
 use clap::Command;
+use flipside::cli::network::{DatagramSize, HostPort};
 use flipside::cli::values::{
     CommitInterval, Mode, Name, Percent, Size, SlowIo, VolumeSpec, WarnFull,
 };
@@ -117,6 +118,10 @@ pub fn command_line(data: &[u8]) -> bool {
     if let Ok(SlowIo(Some(time))) = text.parse() {
         assert!(!time.is_zero());
     }
+    if let Ok(DatagramSize(size)) = text.parse() {
+        assert!((wire::PAYLOAD_MIN..=wire::PAYLOAD_UDP_MAX).contains(&size));
+    }
+    let _ = text.parse::<HostPort>();
     if let Ok(Mode(mode)) = text.parse() {
         assert!(mode <= 0o777);
     }
