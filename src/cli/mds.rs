@@ -97,7 +97,7 @@ async fn serve(port: Port, mut server: Server<SocketAddr>, signals: Signals) -> 
             }
         };
         server.note_unauthenticated(port.unauthenticated());
-        port.answer(server.handle(turn));
+        port.answer(server.handle(env.now(), turn));
         if let Some(error) = server.failure()
             && !failed
         {

@@ -10,6 +10,9 @@
 //! `floor` is what the client tells with each request; an answer below it is known to have arrived.
 //! `next` and the kept answers are a row of the store, written in the same transaction as what the
 //! mutation did: so a server that starts again answers from the record, too.
+//!
+//! When the session was last heard of is in memory alone: a server that starts again counts every
+//! lease from its own start.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +21,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::assembly::{Added, Assembly};
 use super::error::Refusal;
-use super::raw;
+use super::ownership;
+use super::raw::{self, RawAttach};
+use super::records::Claim;
 use super::store::StoreError;
 use super::wire::{Datagram, Header, Operation, PAYLOAD_MAX, PAYLOAD_MIN, WINDOW};
+use crate::env::Moment;
 use crate::format::ids::UnitId;
 
 /// An answer to a mutation.
@@ -57,14 +63,18 @@ pub enum Admitted {
 /// A session. `P` is where answers go.
 #[derive(Debug)]
 pub struct Session<P> {
-    unit: UnitId,
+    claim: Claim,
     payload_max: u32,
     floor: u64,
     next: u64,
+    /// When this server first and last heard of it; its own start, of a session that was kept.
+    since: Moment,
+    heard: Moment,
+    requests: u64,
     answers: BTreeMap<u64, Answer>,
     pending: BTreeMap<u64, Pending<P>>,
     /// Where its client was when something new was last heard from it.
-    heard: Option<P>,
+    place: Option<P>,
     /// Above all queries of it that were heard.
     next_query: u64,
 }
@@ -72,14 +82,13 @@ pub struct Session<P> {
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawSession {
-    unit: U32,
-    payload_max: U32,
+    attach: RawAttach,
     floor: U64,
     next: U64,
 }
-const _: () = assert!(size_of::<RawSession>() == 24);
-/// No session comes so far: a stored number beyond is damage, and would overflow.
-const NEXT_MAX: u64 = u64::MAX / 2;
+const _: () = assert!(size_of::<RawSession>() == 72);
+/// No session's mutations come so far: a stored number beyond is damage, and would overflow.
+pub const NEXT_MAX: u64 = u64::MAX / 2;
 
 /// One kept answer; its body follows.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -94,23 +103,62 @@ struct RawAnswer {
 const _: () = assert!(size_of::<RawAnswer>() == 24);
 
 impl<P: Clone + PartialEq> Session<P> {
-    /// A session whose attach (mutation 0) is executed.
-    pub fn new(unit: UnitId, payload_max: u32) -> Self {
+    /// A session of that granted claim, whose attach was the mutation of that number.
+    pub fn new(claim: Claim, payload_max: u32, sequence: u64) -> Self {
         Session {
-            unit,
+            claim,
             payload_max,
             floor: 0,
-            next: 1,
+            next: sequence + 1,
+            since: Moment::default(),
+            heard: Moment::default(),
+            requests: 0,
             answers: BTreeMap::new(),
             pending: BTreeMap::new(),
-            heard: None,
+            place: None,
             next_query: 0,
         }
     }
 
+    /// What was granted; of a writer, with its incarnation.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
     /// Whose session it is.
     pub fn unit(&self) -> UnitId {
-        self.unit
+        self.claim.unit
+    }
+
+    /// The session begins for this server, which is when its lease is counted from.
+    pub fn begin(&mut self, now: Moment) {
+        (self.since, self.heard) = (now, now);
+    }
+
+    /// A request of it is executed now: its lease is counted from here.
+    pub fn hear(&mut self, now: Moment) {
+        self.heard = now;
+        self.requests += 1;
+    }
+
+    /// What is left of its lease, in milliseconds: see [`ownership::left_ms`].
+    pub fn left_ms(&self, now: Moment) -> u64 {
+        ownership::left_ms(self.claim.lease_ms, self.heard, now)
+    }
+
+    /// Since when this server knows it.
+    pub fn since(&self) -> Moment {
+        self.since
+    }
+
+    /// How many of its requests this server has executed.
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Whether that mutation is the one that is to be executed next.
+    pub fn is_next(&self, sequence: u64) -> bool {
+        sequence == self.next
     }
 
     /// The largest datagram that the client takes.
@@ -127,11 +175,6 @@ impl<P: Clone + PartialEq> Session<P> {
         self.pending.values().map(bytes).sum()
     }
 
-    /// Notes where the client is: it has said something that was never said before.
-    pub fn hear(&mut self, peer: &P) {
-        self.heard = Some(peer.clone());
-    }
-
     /// Whether a query is to be answered: it is a new one, or it comes from where the client is.
     /// What somebody has recorded and sends again from elsewhere is neither; its answer, which may
     /// be large, would go to whomever it says it comes from.
@@ -139,9 +182,9 @@ impl<P: Clone + PartialEq> Session<P> {
         let new = sequence >= self.next_query && sequence < u64::MAX;
         if new {
             self.next_query = sequence + 1;
-            self.hear(peer);
+            self.place = Some(peer.clone());
         }
-        new || self.heard.as_ref() == Some(peer)
+        new || self.place.as_ref() == Some(peer)
     }
 
     /// Takes a mutation's datagram. Where there is no `room` only the next one to be executed is
@@ -164,7 +207,7 @@ impl<P: Clone + PartialEq> Session<P> {
         if sequence >= self.next + WINDOW || !(room || sequence == self.next) {
             return Admitted::Dropped;
         }
-        self.hear(peer);
+        self.place = Some(peer.clone());
         let pending = self
             .pending
             .entry(sequence)
@@ -206,8 +249,7 @@ impl<P: Clone + PartialEq> Session<P> {
     /// What the store keeps of the session.
     pub fn row(&self) -> Vec<u8> {
         let head = RawSession {
-            unit: U32::new(self.unit.0),
-            payload_max: U32::new(self.payload_max),
+            attach: RawAttach::new(&self.claim, self.payload_max),
             floor: U64::new(self.floor),
             next: U64::new(self.next),
         };
@@ -237,12 +279,14 @@ impl<P: Clone + PartialEq> Session<P> {
 
     fn parse_row(row: &[u8]) -> Option<Self> {
         let (head, mut rest) = raw::first::<RawSession>(row).ok()?;
-        let mut session = Session::new(UnitId(head.unit.get()), head.payload_max.get());
+        let claim = Claim::try_from(&head.attach).ok()?;
+        let mut session = Session::new(claim, head.attach.payload_max.get(), 0);
         session.floor = head.floor.get();
         session.next = head.next.get();
         let sound = (PAYLOAD_MIN..=PAYLOAD_MAX).contains(&session.payload_max())
             && session.floor <= session.next
-            && session.next <= NEXT_MAX;
+            && session.next <= NEXT_MAX
+            && claim.incarnation.is_some() != claim.reads;
         if !sound {
             return None;
         }
@@ -268,12 +312,22 @@ impl<P: Clone + PartialEq> Session<P> {
 mod tests {
     use super::super::wire::{Kind, encode, parse};
     use super::*;
+    use crate::format::ids::{Incarnation, PoolId};
+
+    fn new(payload_max: u32) -> Session<()> {
+        of(payload_max)
+    }
+
+    fn of<P: Clone + PartialEq>(payload_max: u32) -> Session<P> {
+        let claim = Claim::of(PoolId([1; 16]), UnitId(3), Incarnation(8));
+        Session::new(claim, payload_max, 0)
+    }
 
     /// Goal: a query is answered once wherever it comes from, and again only to where the client
     /// is; the client may move, by a query or a mutation that is new.
     #[test]
     fn recorded_queries_are_not_answered() {
-        let mut session: Session<u8> = Session::new(UnitId(0), PAYLOAD_MIN as u32);
+        let mut session: Session<u8> = of(PAYLOAD_MIN as u32);
         assert!(session.asks(&1, 0) && session.asks(&1, 0) && !session.asks(&2, 0));
         assert!(session.asks(&1, 5) && session.asks(&1, 3));
         // It has moved; what it asked from its old place goes nowhere, as nobody is there.
@@ -306,7 +360,7 @@ mod tests {
     /// Goal: mutations that come out of order run in order, each once, and repeats are answered.
     #[test]
     fn order_and_repeats() {
-        let mut session = Session::new(UnitId(3), 1472);
+        let mut session = new(1472);
         assert_eq!(admit(&mut session, &request(2, 1, b"b")[0]), Admitted::Kept);
         assert!(session.take_ready().is_none());
         assert_eq!(admit(&mut session, &request(1, 1, b"a")[0]), Admitted::Ready);
@@ -328,7 +382,7 @@ mod tests {
     /// the next.
     #[test]
     fn bounds() {
-        let mut session = Session::new(UnitId(3), 1472);
+        let mut session = new(1472);
         assert_eq!(admit(&mut session, &request(1 + WINDOW, 0, b"x")[0]), Admitted::Dropped);
         assert_eq!(admit(&mut session, &request(2, 2, b"x")[0]), Admitted::Dropped);
         let (second, first) = (request(2, 1, b"x"), request(1, 1, b"x"));
@@ -340,13 +394,13 @@ mod tests {
     /// Goal: the row brings back what is needed to answer and to go on.
     #[test]
     fn rows_round_trip() {
-        let mut session: Session<()> = Session::new(UnitId(3), 1472);
+        let mut session = new(1472);
         session.executed(answer(b"a"));
         let outcome = Err((Refusal::NotGranted, 9));
         session.executed(Answer { operation: Operation::ReturnExtents, outcome });
         let again: Session<()> = Session::from_row(&session.row()).unwrap();
         assert_eq!(again.answers, session.answers);
-        assert_eq!((again.floor, again.next, again.unit), (0, 3, UnitId(3)));
+        assert_eq!((again.floor, again.next, again.claim), (0, 3, session.claim));
         assert!(Session::<()>::from_row(&session.row()[..30]).is_err());
     }
 
@@ -355,7 +409,7 @@ mod tests {
     #[test]
     fn rows_have_bounds() {
         let row = |payload_max, floor, next| {
-            let mut session: Session<()> = Session::new(UnitId(3), payload_max);
+            let mut session = new(payload_max);
             (session.floor, session.next) = (floor, next);
             session.answers.insert(5, answer(b"a"));
             Session::<()>::from_row(&session.row()).is_ok()
@@ -371,7 +425,7 @@ mod tests {
     /// Goal: a request of many parts is whole when all are there, and answered at its first part.
     #[test]
     fn parts() {
-        let mut session = Session::new(UnitId(3), 1472);
+        let mut session = new(1472);
         let parts = request(1, 1, &[5; 3000]);
         assert_eq!(admit(&mut session, &parts[2]), Admitted::Kept);
         assert_eq!(admit(&mut session, &parts[0]), Admitted::Kept);

@@ -25,12 +25,12 @@ fn attach(session: u64, incarnation: u32) -> Vec<u8> {
 }
 
 fn sent(server: &mut Server<u8>, from: u8, bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
-    server.handle([(from, bytes.to_vec())])
+    server.handle(Moment(1), [(from, bytes.to_vec())])
 }
 
 fn server() -> (crate::mds::testing::Memory, Server<u8>) {
     let (memory, catalog) = create(1000, 0);
-    (memory, Server::new(catalog).unwrap())
+    (memory, Server::new(Pools::single(catalog)).unwrap())
 }
 
 /// All that a server keeps, as far as it can be asked for it.
