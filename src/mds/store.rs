@@ -32,11 +32,13 @@ pub enum Table {
     Sessions,
     /// One row: which state of the volume table this is ([`super::mirrored`]).
     Mirror,
+    /// One row: how far the log is applied ([`super::log`]).
+    Log,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 9] = [
+    pub const ALL: [Table; 10] = [
         Table::Pool,
         Table::Volumes,
         Table::Units,
@@ -46,6 +48,7 @@ impl Table {
         Table::Layout,
         Table::Sessions,
         Table::Mirror,
+        Table::Log,
     ];
 
     /// Its name in the store.
@@ -60,6 +63,7 @@ impl Table {
             Table::Layout => "layout",
             Table::Sessions => "sessions",
             Table::Mirror => "mirror",
+            Table::Log => "log",
         }
     }
 }
