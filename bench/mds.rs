@@ -12,6 +12,8 @@
 //! - *paced*: requests are due at a fixed rate, whether the server is ready or not, and latency
 //!   counts from when a request was due.
 //!
+//! Each session goes round and round over the pairs of its unit, which have all been made before.
+//!
 //! Three stores take the same load: our log before redb, redb alone, and none but the device: as
 //! many bytes as the log wrote for a turn, appended durably and nothing else.
 
@@ -42,8 +44,10 @@ use serde::Serialize;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
-/// Pairs of each unit.
-const PAIRS: u32 = 1024;
+/// Pairs of all units.
+const PAIRS: u32 = 64 << 10;
+/// Primitives of a request while pairs are made.
+const SETUP_BATCH: u32 = 256;
 const EXTENT_SIZE: u32 = 1 << 20;
 const BATCHES: [u32; 4] = [1, 16, 64, 512];
 /// Sessions, and how many requests each has on its way.
@@ -100,7 +104,8 @@ struct Client {
     waiting: VecDeque<Instant>,
     /// Its extents, two for each pair.
     extents: Vec<ExtentId>,
-    first_pair: u32,
+    /// Its pairs: how many, and the next one's number.
+    pairs: u32,
     next_pair: u32,
     generation: u32,
 }
@@ -120,16 +125,16 @@ impl Client {
     }
 
     /// Pairs, one after the other, each with the next generation when all have had this one.
-    fn pairs(&mut self, count: u32) -> Vec<PairRecord> {
+    fn next_pairs(&mut self, count: u32) -> Vec<PairRecord> {
         let pairs = (0..count).map(|_| {
             let pair = self.next_pair;
             let (slot, generation) = (pair as usize * 2, self.generation);
-            self.next_pair = (pair + 1) % PAIRS;
+            self.next_pair = (pair + 1) % self.pairs;
             self.generation += u32::from(self.next_pair == 0);
             PairRecord {
                 volume: VolumeId(0),
-                logical: LogicalExtent(self.first_pair + pair),
-                pair: PairId(self.first_pair + pair),
+                logical: LogicalExtent(self.extents[slot].0 / 2),
+                pair: PairId(pair),
                 generation: Generation(generation),
                 slots: [Some(self.extents[slot]), Some(self.extents[slot + 1])],
                 data_slot: if generation.is_multiple_of(2) { Slot::Zero } else { Slot::One },
@@ -139,7 +144,7 @@ impl Client {
     }
 
     fn transact(&mut self, batch: u32) -> Vec<((), Vec<u8>)> {
-        let pairs = self.pairs(batch).into_iter();
+        let pairs = self.next_pairs(batch).into_iter();
         let body = raw::pack(pairs.map(|pair| {
             RawPrimitive::from(&match pair.generation {
                 Generation(1) => Primitive::AssociateDataJournal(pair),
@@ -158,7 +163,7 @@ struct Bench {
 
 impl Bench {
     fn new(store: Box<dyn Store>, sessions: u32) -> Bench {
-        let extents = sessions * PAIRS * 2;
+        let extents = 2 * PAIRS;
         let devices = vec![ExtentRun { start: ExtentId(0), count: extents }];
         let spec = PoolSpec { extent_size: EXTENT_SIZE, devices, reserve: 0 };
         let mut catalog = Catalog::create(store, &spec).expect("a new store");
@@ -167,12 +172,12 @@ impl Bench {
         let server = Server::new(catalog).expect("a new server");
         let mut bench = Bench { server, clients: Vec::new() };
         for number in 0..sessions {
-            bench.attach(number);
+            bench.attach(number, PAIRS / sessions);
         }
         bench
     }
 
-    fn attach(&mut self, number: u32) {
+    fn attach(&mut self, number: u32, pairs: u32) {
         let claim = Claim::of(PoolId::default(), UnitId(number), Incarnation(1));
         let mut client = Client {
             session: u64::from(number) + 1,
@@ -180,23 +185,23 @@ impl Bench {
             floor: 0,
             waiting: VecDeque::new(),
             extents: Vec::new(),
-            first_pair: number * PAIRS,
+            pairs,
             next_pair: 0,
             generation: 1,
         };
         let attach = RawAttach::new(&claim, PAYLOAD_MAX as u32);
         let request = client.request(Operation::Attach, attach.as_bytes());
         self.server.handle(request);
-        let wanted = U32::new(PAIRS * 2);
+        let wanted = U32::new(pairs * 2);
         let request = client.request(Operation::AllocateDataExtents, wanted.as_bytes());
         let replies = self.server.handle(request);
         let reply = wire::parse(&replies[0].1).expect("a reply");
         let runs = raw::runs(reply.body).expect("runs");
         client.extents = runs.into_iter().flat_map(|run| run.iter()).collect();
-        assert_eq!(client.extents.len() as u32, PAIRS * 2, "all that was asked for");
+        assert_eq!(client.extents.len() as u32, pairs * 2, "all that was asked for");
         client.floor = client.sequence;
         while client.generation == 1 {
-            let request = client.transact(PAIRS / 4);
+            let request = client.transact(SETUP_BATCH);
             let replies = self.server.handle(request);
             check(&replies[0].1);
             client.floor = client.sequence;
@@ -272,6 +277,11 @@ fn cpu_time() -> Duration {
         .sum()
 }
 
+/// Of microseconds, up to a minute.
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("sound bounds")
+}
+
 /// What a case is.
 #[derive(Clone, Copy)]
 struct Case {
@@ -297,7 +307,7 @@ fn measured(options: &Options, case: Case) -> Outcome {
         }
     };
     let mut bench = Bench::new(store, sessions);
-    let mut times = Histogram::new(3).expect("three digits");
+    let mut times = histogram();
     let before = (bench.server.status(), cpu_time(), Instant::now());
     let length = Duration::from_secs(options.seconds);
     let (mut done, mut sent) = (0, 0);
@@ -343,7 +353,7 @@ fn device(options: &Options, of: &Outcome) -> Outcome {
     let mut place = FilePlace::open(&path, lock).expect("the file");
     let bytes = of.bytes_per_primitive * of.primitives_per_commit;
     let blocks = vec![7; (bytes as usize).next_multiple_of(BLOCK)];
-    let mut times: Histogram<u64> = Histogram::new(3).expect("three digits");
+    let mut times = histogram();
     let (start, cpu) = (Instant::now(), cpu_time());
     let mut at = 0;
     while start.elapsed() < Duration::from_secs(options.seconds) {
