@@ -24,14 +24,16 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use flipside::env::Moment;
 use flipside::format::ids::{
     ExtentId, ExtentRun, Generation, Incarnation, LogicalExtent, PairId, PoolId, Slot, UnitId,
     VolumeId,
 };
-use flipside::mds::catalog::{Catalog, PoolSpec};
+use flipside::mds::catalog::PoolSpec;
 use flipside::mds::hosted;
 use flipside::mds::log::format::BLOCK;
 use flipside::mds::log::place::{FilePlace, LogPlace};
+use flipside::mds::pools::Pools;
 use flipside::mds::raw::{self, RawAttach, RawPrimitive};
 use flipside::mds::records::{Claim, PairRecord, Primitive};
 use flipside::mds::redb_store::RedbStore;
@@ -159,26 +161,43 @@ impl Client {
 struct Bench {
     server: Server<()>,
     clients: Vec<Client>,
+    start: Instant,
+}
+
+/// The pool of a session: each is a target of its own.
+fn pool(number: u32) -> PoolId {
+    let mut id = [0; 16];
+    id[..4].copy_from_slice(&(number + 1).to_le_bytes());
+    PoolId(id)
 }
 
 impl Bench {
     fn new(store: Box<dyn Store>, sessions: u32) -> Bench {
-        let extents = 2 * PAIRS;
-        let devices = vec![ExtentRun { start: ExtentId(0), count: extents }];
-        let spec = PoolSpec { extent_size: EXTENT_SIZE, devices, reserve: 0 };
-        let mut catalog = Catalog::create(store, &spec).expect("a new store");
-        let size = u64::from(extents) * u64::from(EXTENT_SIZE);
-        catalog.create_volume("bench", size).expect("a new volume");
-        let server = Server::new(catalog).expect("a new server");
-        let mut bench = Bench { server, clients: Vec::new() };
+        let mut pools = Pools::hosted(store).expect("a new store");
+        let extents = 2 * PAIRS / sessions;
+        for number in 0..sessions {
+            let devices = vec![ExtentRun { start: ExtentId(0), count: extents }];
+            let spec = PoolSpec { extent_size: EXTENT_SIZE, devices, reserve: 0 };
+            pools.register(pool(number), spec).expect("a new pool");
+            let catalog = pools.catalog_mut(pool(number)).expect("it was registered");
+            let size = u64::from(extents) * u64::from(EXTENT_SIZE);
+            catalog.create_volume("bench", size).expect("a new volume");
+        }
+        pools.commit().expect("new pools");
+        let server = Server::new(pools).expect("a new server");
+        let mut bench = Bench { server, clients: Vec::new(), start: Instant::now() };
         for number in 0..sessions {
             bench.attach(number, PAIRS / sessions);
         }
         bench
     }
 
+    fn handle(&mut self, datagrams: Vec<((), Vec<u8>)>) -> Vec<((), Vec<u8>)> {
+        self.server.handle(Moment(self.start.elapsed().as_nanos() as u64), datagrams)
+    }
+
     fn attach(&mut self, number: u32, pairs: u32) {
-        let claim = Claim::of(PoolId::default(), UnitId(number), Incarnation(1));
+        let claim = Claim::of(pool(number), UnitId(0), Incarnation(1));
         let mut client = Client {
             session: u64::from(number) + 1,
             sequence: 0,
@@ -191,10 +210,10 @@ impl Bench {
         };
         let attach = RawAttach::new(&claim, PAYLOAD_MAX as u32);
         let request = client.request(Operation::Attach, attach.as_bytes());
-        self.server.handle(request);
+        self.handle(request);
         let wanted = U32::new(pairs * 2);
         let request = client.request(Operation::AllocateDataExtents, wanted.as_bytes());
-        let replies = self.server.handle(request);
+        let replies = self.handle(request);
         let reply = wire::parse(&replies[0].1).expect("a reply");
         let runs = raw::runs(reply.body).expect("runs");
         client.extents = runs.into_iter().flat_map(|run| run.iter()).collect();
@@ -202,7 +221,7 @@ impl Bench {
         client.floor = client.sequence;
         while client.generation == 1 {
             let request = client.transact(SETUP_BATCH);
-            let replies = self.server.handle(request);
+            let replies = self.handle(request);
             check(&replies[0].1);
             client.floor = client.sequence;
         }
@@ -211,7 +230,7 @@ impl Bench {
 
     /// One turn: the server gets all of it; the time of each answer is counted.
     fn turn(&mut self, datagrams: Vec<((), Vec<u8>)>, times: &mut Histogram<u64>) -> u64 {
-        let replies = self.server.handle(datagrams);
+        let replies = self.handle(datagrams);
         let now = Instant::now();
         for ((), reply) in &replies {
             let session = check(reply);

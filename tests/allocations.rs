@@ -22,6 +22,7 @@ use flipside::format::layout::{DeviceExtents, Geometry};
 use flipside::journal::Journal;
 use flipside::mds::catalog::{Catalog, PoolSpec};
 use flipside::mds::embedded;
+use flipside::mds::pools::Pools;
 use flipside::mds::server::Server;
 use flipside::sim::metadata::Tables;
 use flipside::unit::{Config, Member, Unit, UnitParts, Volume};
@@ -85,7 +86,7 @@ async fn serve(env: &OsEnv, path: &std::path::Path) -> Unit<OsEnv> {
     let mut catalog = Catalog::create(store, &spec).unwrap();
     catalog.create_volume("vol0", VOLUME).unwrap();
     catalog.commit().unwrap();
-    let server = embedded::start(Server::new(catalog).unwrap()).unwrap();
+    let server = embedded::start(Server::new(Pools::single(catalog)).unwrap()).unwrap();
     let extents = DeviceExtents { offset: REGION, first: ExtentId(0), count: EXTENTS };
     let parts = UnitParts {
         env: env.clone(),

@@ -36,6 +36,7 @@ use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
 use crate::mds::opening::MetadataPlace;
+use crate::mds::pools::Pools;
 use crate::mds::{embedded, server, wire};
 use crate::observe::{Latencies, SlowWatch};
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
@@ -225,7 +226,7 @@ pub(super) fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinH
     if let Some(damage) = opened.rebuilt {
         error!(%damage, "the metadata store was damaged; a new one was made from its second copy");
     }
-    let embedded = embedded::start(server::Server::new(opened.catalog)?)?;
+    let embedded = embedded::start(server::Server::new(Pools::single(opened.catalog))?)?;
     let link = OsLink::new(wire::PAYLOAD_MAX, embedded.requests, embedded.replies);
     Ok((link, embedded.thread))
 }

@@ -11,10 +11,12 @@ use std::io;
 use std::iter;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::server::Server;
+use crate::env::Moment;
 
 /// The most datagrams of one turn.
 const TURN_DATAGRAMS_MAX: usize = 4096;
@@ -51,11 +53,13 @@ pub fn start_with(
 }
 
 fn run(mut server: Server<()>, requests: &Receiver<Vec<u8>>, replies: &UnboundedSender<Vec<u8>>) {
+    let started = Instant::now();
     let mut failed = false;
     while let Ok(first) = requests.recv() {
         let waiting = iter::once(first).chain(requests.try_iter());
         let batch: Vec<_> = waiting.take(TURN_DATAGRAMS_MAX).map(|bytes| ((), bytes)).collect();
-        for ((), reply) in server.handle(batch) {
+        let now = Moment(started.elapsed().as_nanos() as u64);
+        for ((), reply) in server.handle(now, batch) {
             if replies.send(reply).is_err() {
                 return;
             }
@@ -73,6 +77,7 @@ fn run(mut server: Server<()>, requests: &Receiver<Vec<u8>>, replies: &Unbounded
 mod tests {
     use zerocopy::IntoBytes;
 
+    use super::super::pools::Pools;
     use super::super::raw::RawAttach;
     use super::super::records::Claim;
     use super::super::testing;
@@ -84,7 +89,7 @@ mod tests {
     #[test]
     fn answers_and_ends() {
         let (memory, catalog) = testing::create(10, 1);
-        let mut embedded = start(Server::new(catalog).unwrap()).unwrap();
+        let mut embedded = start(Server::new(Pools::single(catalog)).unwrap()).unwrap();
         let attach = RawAttach::new(
             &Claim::of(PoolId::default(), UnitId(0), Incarnation(1)),
             PAYLOAD_MIN as u32,

@@ -60,13 +60,28 @@ refusals! {
     StoreFailed = 13: "the metadata store failed",
     /// The store's space is used up: the server serves no more until it has more.
     StoreFull = 14: "the metadata store is full",
+    /// No such pool: it was not registered, or forgotten.
+    UnknownPool = 20: "the pool is not registered there: register it with flipside format --mds",
+    /// The pool is registered as one of other extents.
+    PoolExists = 21: "the pool is registered there with other devices or extents",
+    /// A session is attached to the pool.
+    PoolAttached = 22: "the pool is attached: stop the target that serves it",
+    /// The unit is attached on another host; the detail holds what is left of its lease, in
+    /// milliseconds: all ones where it has none.
+    OwnedElsewhere = 23: "the pool is attached to another host: stop the target there, or take its \
+        devices from it and say --fenced",
+    /// The pool cannot be attached to only read, as its flags are not at the server.
+    FlagsElsewhere = 24: "the pool's flags are not at the metadata server: only one with \
+        --flags mds can be attached to read",
+    /// The session was attached to read, and this is not reading.
+    ReadsOnly = 25: "the session may only read",
 }
 
 /// The error of a client's call.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum MdsError {
     /// The server refused it; nothing was done.
-    #[error("the metadata server refused {operation}: {refusal} ({detail})")]
+    #[error("the metadata server refused {operation}: {refusal}{}", remark(*refusal, *detail))]
     Refused {
         /// What was asked.
         operation: &'static str,
@@ -94,9 +109,35 @@ pub enum MdsError {
     },
 }
 
+/// What the detail of a refusal says, for its message.
+fn remark(refusal: Refusal, detail: u64) -> String {
+    match (refusal, detail) {
+        (Refusal::OwnedElsewhere, u64::MAX) => " (it has no lease)".to_owned(),
+        (Refusal::OwnedElsewhere, 0) => " (its lease has ended)".to_owned(),
+        (Refusal::OwnedElsewhere, ms) => format!(" (its lease ends in {ms} ms)"),
+        (Refusal::StaleIncarnation, last) => format!(" (the last was {last})"),
+        (Refusal::TooLarge, limit) => format!(" ({limit})"),
+        (Refusal::Malformed | Refusal::NotGranted | Refusal::ExtentInUse, index) => {
+            format!(" (record {index})")
+        }
+        (_, 0) => String::new(),
+        (_, detail) => format!(" ({detail})"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: a refused owner is told how its rival's lease stands and what to do.
+    #[test]
+    fn refusals_say_what_to_do() {
+        let (operation, refusal) = ("Attach", Refusal::OwnedElsewhere);
+        let told = |detail| MdsError::Refused { operation, refusal, detail }.to_string();
+        assert!(told(0).contains("--fenced") && told(0).ends_with("(its lease has ended)"));
+        assert!(told(u64::MAX).ends_with("(it has no lease)"));
+        assert!(told(70).ends_with("(its lease ends in 70 ms)"));
+    }
 
     /// Goal: every refusal survives its code, and none is taken for success.
     #[test]

@@ -12,6 +12,9 @@
 //! | [`opening`] | making and opening all of it, and a new store where the old one is damaged |
 //! | [`hosted`] | the directory of a server of its own |
 //! | [`examine`], [`overlay`] | looking at it without changing it |
+//! | [`pools`], [`shared_store`] | the pools of a server: one, or many in one store |
+//! | [`ownership`] | who may attach to a pool |
+//! | [`overview`] | what a server tells of itself without a session |
 //! | [`client`], [`rtt`] | asking at least once, in a window, with adaptive timeouts |
 //!
 //! # Contracts
@@ -39,6 +42,9 @@ pub mod log;
 pub mod mirrored;
 pub mod opening;
 pub mod overlay;
+pub mod overview;
+pub mod ownership;
+pub mod pools;
 pub mod raw;
 pub mod records;
 pub mod redb_store;
@@ -46,6 +52,7 @@ pub mod rtt;
 pub mod runs;
 pub mod server;
 pub mod session;
+pub mod shared_store;
 pub mod store;
 #[cfg(test)]
 mod testing;

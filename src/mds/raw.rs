@@ -14,6 +14,9 @@
 //! | ListVolumes | one [`RawPage`], from an id | [`RawVolume`]s |
 //! | ListGrants | one [`RawPage`], from an extent | U64: quota; [`RawRun`]s |
 //! | Layout | one [`RawPage`] of a volume, from a logical extent | [`RawOwned`]s |
+//! | RegisterPool | one [`RawPoolSpec`]; [`RawRun`]s: the extents of each device | empty |
+//! | ForgetPool | one [`RawForget`] | empty |
+//! | Overview | see [`super::overview`] | |
 //! | Status | empty | U64s in the order of [`super::records::ServerStatus`] |
 //!
 //! A page ends the list when it has fewer records than were asked for; the next begins after the
@@ -26,6 +29,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::catalog::PoolSpec;
 use super::records::{Claim, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, VolumeInfo};
 use crate::format::ids::{
     ExtentId, ExtentRun, Generation, HostId, Incarnation, LogicalExtent, PairId, PoolId, Slot,
@@ -40,6 +44,8 @@ const NO_INCARNATION: u32 = u32::MAX;
 /// Options of who attaches.
 const OPTION_FENCED: u32 = 1;
 const OPTION_READS: u32 = 2;
+/// Option of who forgets a pool.
+const OPTION_FORCE: u32 = 1;
 
 /// States of a volume's record.
 const STATE_LIVE: u16 = 0;
@@ -95,8 +101,8 @@ raw! {
 }
 raw! {
     /// Who attaches to which pool, on which host, for how long, and the largest datagram that it
-    /// takes.
-    RawAttach[52] {
+    /// takes; and after which start, where the server counts them.
+    RawAttach[56] {
         pool: [u8; 16],
         host: [u8; 16],
         unit: U32,
@@ -104,11 +110,20 @@ raw! {
         payload_max: U32,
         lease_ms: U32,
         options: U32,
+        after: U32,
     }
 }
 raw! {
     /// What an attached unit is told of the pool and of its session.
     RawPool[20] { extents: U32, reserve: U32, extent_size: U32, incarnation: U32, lease_ms: U32, }
+}
+raw! {
+    /// What a pool is made of, before the extents of its devices.
+    RawPoolSpec[24] { pool: [u8; 16], extent_size: U32, reserve: U32, }
+}
+raw! {
+    /// Which pool is forgotten, and whether also one that is attached.
+    RawForget[20] { pool: [u8; 16], options: U32, }
 }
 raw! {
     /// Which page of a list.
@@ -308,6 +323,7 @@ impl RawAttach {
             options: U32::new(
                 option(OPTION_FENCED, claim.fenced) | option(OPTION_READS, claim.reads),
             ),
+            after: U32::ZERO,
         }
     }
 }
@@ -330,6 +346,45 @@ impl TryFrom<&RawAttach> for Claim {
             fenced: options & OPTION_FENCED != 0,
             reads: options & OPTION_READS != 0,
         })
+    }
+}
+
+/// The body that registers a pool.
+pub fn pool_spec_body(pool: PoolId, spec: &PoolSpec) -> Vec<u8> {
+    let head = RawPoolSpec {
+        pool: pool.0,
+        extent_size: U32::new(spec.extent_size),
+        reserve: U32::new(spec.reserve),
+    };
+    let mut body = head.as_bytes().to_vec();
+    body.extend(pack(spec.devices.iter().map(|run| RawRun::from(*run))));
+    body
+}
+
+/// The pool that a body registers, and what it is made of, which can be.
+pub fn pool_spec(body: &[u8]) -> Result<(PoolId, PoolSpec), Malformed> {
+    let (head, rest) = first::<RawPoolSpec>(body)?;
+    let spec = PoolSpec {
+        extent_size: head.extent_size.get(),
+        devices: runs(rest)?,
+        reserve: head.reserve.get(),
+    };
+    if spec.is_sound() { Ok((PoolId(head.pool), spec)) } else { Err(Malformed) }
+}
+
+impl RawForget {
+    /// Forgets a pool; also one that is attached where it is to be by `force`.
+    pub fn new(pool: PoolId, force: bool) -> Self {
+        RawForget { pool: pool.0, options: U32::new(if force { OPTION_FORCE } else { 0 }) }
+    }
+
+    /// The pool, and whether also one that is attached is forgotten.
+    pub fn parts(&self) -> Result<(PoolId, bool), Malformed> {
+        match self.options.get() {
+            0 => Ok((PoolId(self.pool), false)),
+            OPTION_FORCE => Ok((PoolId(self.pool), true)),
+            _ => Err(Malformed),
+        }
     }
 }
 

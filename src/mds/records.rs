@@ -102,7 +102,7 @@ pub struct Claim {
     /// The storage unit.
     pub unit: UnitId,
     /// Which start of the unit this is; none where the server counts them, as nothing of the unit
-    /// is kept elsewhere.
+    /// is kept elsewhere, and of a reader.
     pub incarnation: Option<Incarnation>,
     /// How long the claim is good without being renewed, in milliseconds; 0: for ever, as the
     /// devices are one host's.
@@ -172,6 +172,12 @@ macro_rules! counters {
             /// The counters in the order of their declaration, as they are sent.
             pub fn words(&self) -> [u64; Self::COUNT] {
                 [$(self.$field),+]
+            }
+
+            /// Both together.
+            #[must_use]
+            pub fn plus(&self, other: &Self) -> Self {
+                Self { $($field: self.$field + other.$field),+ }
             }
 
             /// The counters from what was sent.

@@ -10,6 +10,9 @@
 //! `floor` is what the client tells with each request; an answer below it is known to have arrived.
 //! `next` and the kept answers are a row of the store, written in the same transaction as what the
 //! mutation did: so a server that starts again answers from the record, too.
+//!
+//! When the session was last heard of is in memory alone: a server that starts again counts every
+//! lease from its own start.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +21,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::assembly::{Added, Assembly};
 use super::error::Refusal;
-use super::raw;
+use super::ownership;
+use super::raw::{self, RawAttach};
+use super::records::Claim;
 use super::store::StoreError;
 use super::wire::{Datagram, Header, Operation, PAYLOAD_MAX, PAYLOAD_MIN, WINDOW};
+use crate::env::Moment;
 use crate::format::ids::UnitId;
 
 /// An answer to a mutation.
@@ -57,10 +63,14 @@ pub enum Admitted {
 /// A session. `P` is where answers go.
 #[derive(Debug)]
 pub struct Session<P> {
-    unit: UnitId,
+    claim: Claim,
     payload_max: u32,
     floor: u64,
     next: u64,
+    /// When this server first and last heard of it; its own start, of a session that was kept.
+    since: Moment,
+    heard: Moment,
+    requests: u64,
     answers: BTreeMap<u64, Answer>,
     pending: BTreeMap<u64, Pending<P>>,
 }
@@ -68,14 +78,13 @@ pub struct Session<P> {
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawSession {
-    unit: U32,
-    payload_max: U32,
+    attach: RawAttach,
     floor: U64,
     next: U64,
 }
-const _: () = assert!(size_of::<RawSession>() == 24);
-/// No session comes so far: a stored number beyond is damage, and would overflow.
-const NEXT_MAX: u64 = u64::MAX / 2;
+const _: () = assert!(size_of::<RawSession>() == 72);
+/// No session's mutations come so far: a stored number beyond is damage, and would overflow.
+pub const NEXT_MAX: u64 = u64::MAX / 2;
 
 /// One kept answer; its body follows.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -90,21 +99,60 @@ struct RawAnswer {
 const _: () = assert!(size_of::<RawAnswer>() == 24);
 
 impl<P: Clone> Session<P> {
-    /// A session whose attach (mutation 0) is executed.
-    pub fn new(unit: UnitId, payload_max: u32) -> Self {
+    /// A session of that granted claim, whose attach was the mutation of that number.
+    pub fn new(claim: Claim, payload_max: u32, sequence: u64) -> Self {
         Session {
-            unit,
+            claim,
             payload_max,
             floor: 0,
-            next: 1,
+            next: sequence + 1,
+            since: Moment::default(),
+            heard: Moment::default(),
+            requests: 0,
             answers: BTreeMap::new(),
             pending: BTreeMap::new(),
         }
     }
 
+    /// What was granted; of a writer, with its incarnation.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
     /// Whose session it is.
     pub fn unit(&self) -> UnitId {
-        self.unit
+        self.claim.unit
+    }
+
+    /// The session begins for this server, which is when its lease is counted from.
+    pub fn begin(&mut self, now: Moment) {
+        (self.since, self.heard) = (now, now);
+    }
+
+    /// A request of it is executed now: its lease is counted from here.
+    pub fn hear(&mut self, now: Moment) {
+        self.heard = now;
+        self.requests += 1;
+    }
+
+    /// What is left of its lease, in milliseconds: see [`ownership::left_ms`].
+    pub fn left_ms(&self, now: Moment) -> u64 {
+        ownership::left_ms(self.claim.lease_ms, self.heard, now)
+    }
+
+    /// Since when this server knows it.
+    pub fn since(&self) -> Moment {
+        self.since
+    }
+
+    /// How many of its requests this server has executed.
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Whether that mutation is the one that is to be executed next.
+    pub fn is_next(&self, sequence: u64) -> bool {
+        sequence == self.next
     }
 
     /// The largest datagram that the client takes.
@@ -182,8 +230,7 @@ impl<P: Clone> Session<P> {
     /// What the store keeps of the session.
     pub fn row(&self) -> Vec<u8> {
         let head = RawSession {
-            unit: U32::new(self.unit.0),
-            payload_max: U32::new(self.payload_max),
+            attach: RawAttach::new(&self.claim, self.payload_max),
             floor: U64::new(self.floor),
             next: U64::new(self.next),
         };
@@ -213,12 +260,14 @@ impl<P: Clone> Session<P> {
 
     fn parse_row(row: &[u8]) -> Option<Self> {
         let (head, mut rest) = raw::first::<RawSession>(row).ok()?;
-        let mut session = Session::new(UnitId(head.unit.get()), head.payload_max.get());
+        let claim = Claim::try_from(&head.attach).ok()?;
+        let mut session = Session::new(claim, head.attach.payload_max.get(), 0);
         session.floor = head.floor.get();
         session.next = head.next.get();
         let sound = (PAYLOAD_MIN..=PAYLOAD_MAX).contains(&session.payload_max())
             && session.floor <= session.next
-            && session.next <= NEXT_MAX;
+            && session.next <= NEXT_MAX
+            && claim.incarnation.is_some() != claim.reads;
         if !sound {
             return None;
         }
@@ -244,6 +293,12 @@ impl<P: Clone> Session<P> {
 mod tests {
     use super::super::wire::{Kind, encode, parse};
     use super::*;
+    use crate::format::ids::{Incarnation, PoolId};
+
+    fn new(payload_max: u32) -> Session<()> {
+        let claim = Claim::of(PoolId([1; 16]), UnitId(3), Incarnation(8));
+        Session::new(claim, payload_max, 0)
+    }
 
     fn request(sequence: u64, floor: u64, body: &[u8]) -> Vec<Vec<u8>> {
         let header = Header {
@@ -267,7 +322,7 @@ mod tests {
     /// Goal: mutations that come out of order run in order, each once, and repeats are answered.
     #[test]
     fn order_and_repeats() {
-        let mut session = Session::new(UnitId(3), 1472);
+        let mut session = new(1472);
         assert_eq!(admit(&mut session, &request(2, 1, b"b")[0]), Admitted::Kept);
         assert!(session.take_ready().is_none());
         assert_eq!(admit(&mut session, &request(1, 1, b"a")[0]), Admitted::Ready);
@@ -289,7 +344,7 @@ mod tests {
     /// the next.
     #[test]
     fn bounds() {
-        let mut session = Session::new(UnitId(3), 1472);
+        let mut session = new(1472);
         assert_eq!(admit(&mut session, &request(1 + WINDOW, 0, b"x")[0]), Admitted::Dropped);
         assert_eq!(admit(&mut session, &request(2, 2, b"x")[0]), Admitted::Dropped);
         let (second, first) = (request(2, 1, b"x"), request(1, 1, b"x"));
@@ -301,13 +356,13 @@ mod tests {
     /// Goal: the row brings back what is needed to answer and to go on.
     #[test]
     fn rows_round_trip() {
-        let mut session: Session<()> = Session::new(UnitId(3), 1472);
+        let mut session = new(1472);
         session.executed(answer(b"a"));
         let outcome = Err((Refusal::NotGranted, 9));
         session.executed(Answer { operation: Operation::ReturnExtents, outcome });
         let again: Session<()> = Session::from_row(&session.row()).unwrap();
         assert_eq!(again.answers, session.answers);
-        assert_eq!((again.floor, again.next, again.unit), (0, 3, UnitId(3)));
+        assert_eq!((again.floor, again.next, again.claim), (0, 3, session.claim));
         assert!(Session::<()>::from_row(&session.row()[..30]).is_err());
     }
 
@@ -316,7 +371,7 @@ mod tests {
     #[test]
     fn rows_have_bounds() {
         let row = |payload_max, floor, next| {
-            let mut session: Session<()> = Session::new(UnitId(3), payload_max);
+            let mut session = new(payload_max);
             (session.floor, session.next) = (floor, next);
             session.answers.insert(5, answer(b"a"));
             Session::<()>::from_row(&session.row()).is_ok()
@@ -332,7 +387,7 @@ mod tests {
     /// Goal: a request of many parts is whole when all are there, and answered at its first part.
     #[test]
     fn parts() {
-        let mut session = Session::new(UnitId(3), 1472);
+        let mut session = new(1472);
         let parts = request(1, 1, &[5; 3000]);
         assert_eq!(admit(&mut session, &parts[2]), Admitted::Kept);
         assert_eq!(admit(&mut session, &parts[0]), Admitted::Kept);

@@ -32,13 +32,15 @@ pub enum Table {
     Sessions,
     /// One row: which state of the volume table this is ([`super::mirrored`]).
     Mirror,
+    /// Pool → its number and what it is made of, where there are many ([`super::pools`]).
+    Pools,
     /// One row: how far the log is applied ([`super::log`]).
     Log,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 10] = [
+    pub const ALL: [Table; 11] = [
         Table::Pool,
         Table::Volumes,
         Table::Units,
@@ -48,6 +50,7 @@ impl Table {
         Table::Layout,
         Table::Sessions,
         Table::Mirror,
+        Table::Pools,
         Table::Log,
     ];
 
@@ -63,6 +66,7 @@ impl Table {
             Table::Layout => "layout",
             Table::Sessions => "sessions",
             Table::Mirror => "mirror",
+            Table::Pools => "pools",
             Table::Log => "log",
         }
     }

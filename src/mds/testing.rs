@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use redb::StorageBackend;
 
 use super::catalog::{Catalog, PoolSpec};
+use super::pools::Pools;
 use super::records::PairRecord;
 use super::redb_store::RedbStore;
 use super::server::Server;
@@ -68,7 +69,7 @@ pub fn open(memory: &Memory) -> Catalog {
 
 /// A server of the pool that those bytes hold.
 pub fn serve<P: Clone>(memory: &Memory) -> Server<P> {
-    Server::new(open(memory)).unwrap()
+    Server::new(Pools::single(open(memory))).unwrap()
 }
 
 /// Pair `pair` of volume 0 at the logical extent of the same number.

@@ -25,8 +25,8 @@
 //! pieces. The session comes before the sequence as it chooses the key.
 //!
 //! Mutations ([`Operation::is_ordered`]) and queries have a space of sequence numbers each:
-//! mutations are executed in order and without gaps, from 0 (the attach); queries in any order and
-//! perhaps twice.
+//! mutations are executed in order and without gaps, from the one that attached; queries in any
+//! order and perhaps twice.
 //!
 //! The body of each operation is told with its records in [`super::raw`].
 //!
@@ -105,7 +105,7 @@ macro_rules! operations {
 }
 
 operations! {
-    /// Begins a session of a unit's incarnation; always mutation 0.
+    /// Begins a session, with which mutation it may be.
     Attach = 1,
     /// Ends the session.
     Detach = 2,
@@ -149,12 +149,20 @@ operations! {
     RegisterPool = 39,
     /// Forgets a pool that nobody is attached to, of no session; again, it does nothing.
     ForgetPool = 40,
+    /// What the server tells of itself, paged, of no session.
+    Overview = 41,
 }
 
 impl Operation {
     /// Whether it is a mutation: executed in order of the session's sequence numbers, once.
     pub fn is_ordered(self) -> bool {
         (self as u16) < 32
+    }
+
+    /// Whether it needs no session that the server knows.
+    pub fn is_sessionless(self) -> bool {
+        use Operation::{Attach, ForgetPool, Overview, RegisterPool};
+        matches!(self, Attach | RegisterPool | ForgetPool | Overview)
     }
 }
 

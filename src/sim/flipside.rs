@@ -26,6 +26,7 @@ use crate::format::layout::{Geometry, REGION_ALIGN};
 use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
 use crate::mds::catalog::{Catalog, PoolSpec};
+use crate::mds::pools::Pools;
 use crate::mds::server::Server;
 use crate::unit::limits::EPOCH_DATA_MAX;
 use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
@@ -213,7 +214,7 @@ impl Flipside {
         env.claim().await;
         let store = self.tables.open(env.call_counter(), env.random().is_multiple_of(2));
         let catalog = Catalog::open(Box::new(store)).map_err(|error| error.to_string())?;
-        let server = Server::new(catalog).map_err(|error| error.to_string())?;
+        let server = Server::new(Pools::single(catalog)).map_err(|error| error.to_string())?;
         env.serve(Box::new(server));
         if env.random() % 1_000_000 < u64::from(self.moves_ppm) {
             let to = self.places.any(env.random());

@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::env::Moment;
 use crate::env::sim::calls::{Calls, Fate};
 use crate::env::sim::{Peer, Server};
 use crate::mds::server;
 use crate::mds::store::{Changes, Row, Store, StoreError, Table};
 
 impl Server for server::Server<Peer> {
-    fn turn(&mut self, arrived: Vec<(Peer, Vec<u8>)>) -> Vec<(Peer, Vec<u8>)> {
-        self.handle(arrived)
+    fn turn(&mut self, now: Moment, arrived: Vec<(Peer, Vec<u8>)>) -> Vec<(Peer, Vec<u8>)> {
+        self.handle(now, arrived)
     }
 }
 
@@ -131,6 +132,7 @@ mod tests {
     use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PoolId, UnitId};
     use crate::mds::catalog::{Catalog, PoolSpec};
     use crate::mds::client::Client;
+    use crate::mds::pools::Pools;
     use crate::mds::records::Claim;
 
     const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 1_000_000 };
@@ -138,7 +140,7 @@ mod tests {
     fn serve(env: &SimEnv, tables: &Tables) {
         let store = tables.open(env.call_counter(), env.random().is_multiple_of(2));
         let catalog = Catalog::open(Box::new(store)).unwrap();
-        env.serve(Box::new(server::Server::new(catalog).unwrap()));
+        env.serve(Box::new(server::Server::new(Pools::single(catalog)).unwrap()));
     }
 
     /// Goal: the client gets everything done over a bad network, and what was answered survives

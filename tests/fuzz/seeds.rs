@@ -362,7 +362,8 @@ fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
     let transact = RawPrimitive::from(&Primitive::BindData(pair()));
     let owned = [&1_u32.to_le_bytes(), RawPair::from(&pair()).as_bytes()].concat();
     let volume = RawVolume::named(VolumeId(2), "vol0", 1 << 30).unwrap();
-    let mut session: Session<()> = Session::new(UnitId(3), 1472);
+    let claim = Claim::of(POOL, UnitId(3), Incarnation(1));
+    let mut session: Session<()> = Session::new(claim, 1472, 0);
     session.executed(Answer { operation: Operation::Transact, outcome: Ok(vec![1, 2, 3]) });
     let request = |operation, body: &[u8]| one(&header(Kind::Request, operation), body);
     let reply = |operation, body: &[u8]| one(&header(Kind::Reply(Ok(())), operation), body);
@@ -432,7 +433,7 @@ fn volume_table() -> Vec<u8> {
 fn dump() -> Vec<u8> {
     let superblock = Superblock::parse(&superblock(1)[..LEN]).unwrap();
     let extents = superblock.pool_extents() as usize;
-    let numbers = [1, extents as u32, superblock.journal_reserve, 1 << 20, extents as u32, 1];
+    let numbers = [2, extents as u32, superblock.journal_reserve, 1 << 20, extents as u32, 1];
     let pool_row = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
     let volume = RawVolume::named(VolumeId(0), "vol", 8 << 20).unwrap();
     let rows = [

@@ -7,7 +7,7 @@ use std::task::Poll;
 use super::Shell;
 use super::calls::Fate;
 use super::network::Towards;
-use crate::env::Link;
+use crate::env::{Link, Moment};
 
 /// Names a client of the server.
 pub type Peer = usize;
@@ -18,8 +18,8 @@ const PAYLOAD_MAX: usize = 1472;
 
 /// A server of datagrams that lives in the simulated machine.
 pub trait Server {
-    /// Handles all that has arrived since the last turn, and answers.
-    fn turn(&mut self, arrived: Vec<(Peer, Vec<u8>)>) -> Vec<(Peer, Vec<u8>)>;
+    /// Handles all that has arrived by `now` since the last turn, and answers.
+    fn turn(&mut self, now: Moment, arrived: Vec<(Peer, Vec<u8>)>) -> Vec<(Peer, Vec<u8>)>;
 }
 
 /// A client's end of the channel. Cheap to clone: a handle.

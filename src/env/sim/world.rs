@@ -237,7 +237,7 @@ impl World {
         let arrived = std::mem::take(&mut self.waiting);
         self.note("server", 0, arrived.len() as u64);
         let Some(mut server) = self.server.take() else { return };
-        let answers = server.turn(arrived);
+        let answers = server.turn(Moment(self.now), arrived);
         self.server = Some(server);
         if self.calls.crashed() {
             return;

@@ -23,12 +23,14 @@ use std::collections::BTreeMap;
 
 use self::rows::{PoolRow, UnitRow};
 use super::error::Refusal;
+use super::overview::PoolSeen;
+use super::ownership::{self, Start};
 use super::raw::{self, NO_EXTENT, RawVolume};
 use super::records::{PairRecord, PoolInfo, ServerStatus, VolumeInfo};
 use super::runs::RunSet;
 use super::store::{self, Changes, Store, StoreError, Table};
 use super::volume_table::KeptRows;
-use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, UnitId, VolumeId};
+use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, PoolId, UnitId, VolumeId};
 
 /// Rows read at a time when the store is opened.
 const LOAD_ROWS: usize = 4096;
@@ -45,9 +47,21 @@ pub struct PoolSpec {
 }
 
 impl PoolSpec {
+    /// Whether there can be such a pool.
+    pub fn is_sound(&self) -> bool {
+        let all = RunSet::from_stored(self.devices.iter().copied());
+        let fits = |all: RunSet| u64::from(self.reserve) <= all.total() && all.total() > 0;
+        all.is_some_and(fits) && self.extent_size > 0 && self.end() < u64::from(NO_EXTENT)
+    }
+
+    /// One more than its highest extent.
+    pub fn end(&self) -> u64 {
+        self.devices.iter().map(|run| u64::from(run.end().0)).max().unwrap_or(0)
+    }
+
     /// The pool, one more than its highest extent, and all of its extents.
     fn facts(&self) -> (PoolInfo, u32, RunSet) {
-        let end = self.devices.iter().map(|run| run.end().0).max().unwrap_or(0);
+        let end = self.end() as u32;
         assert!(end < NO_EXTENT, "a pool of too many extents");
         let runs = RunSet::from_stored(self.devices.iter().copied());
         let mut all = RunSet::default();
@@ -103,6 +117,15 @@ struct Unit {
     session: u64,
     data_quota: u64,
     granted: RunSet,
+    /// The last start keeps its flags here.
+    flags_here: bool,
+}
+
+impl Unit {
+    /// Whether there was ever a session of it.
+    fn was_attached(&self) -> bool {
+        self.session != 0 || self.incarnation != Incarnation::default()
+    }
 }
 
 /// What a catalog holds of one unit.
@@ -144,18 +167,26 @@ pub struct Catalog {
     free: RunSet,
     /// Who holds each extent, by its number.
     holders: Vec<Option<(UnitId, PairId)>>,
+    /// How many extents are held.
+    bound: u64,
     counters: ServerStatus,
 }
 
 impl Catalog {
     /// The metadata of a new pool, made in an empty store and durable.
     pub fn create(store: Box<dyn Store>, pool: &PoolSpec) -> Result<Catalog, StoreError> {
+        let mut catalog = Catalog::make(store, pool);
+        catalog.commit()?;
+        Ok(catalog)
+    }
+
+    /// The metadata of a new pool, which is not in its empty store before the next commit.
+    pub fn make(store: Box<dyn Store>, pool: &PoolSpec) -> Catalog {
         let (info, end, free) = pool.facts();
         let mut catalog = Catalog::empty(store, info, end);
         catalog.free = free;
         catalog.put_pool();
-        catalog.commit()?;
-        Ok(catalog)
+        catalog
     }
 
     /// The metadata that a store holds.
@@ -188,6 +219,7 @@ impl Catalog {
             units: BTreeMap::new(),
             free: RunSet::default(),
             holders: vec![None; extents_end as usize],
+            bound: 0,
             counters: ServerStatus::default(),
         }
     }
@@ -226,6 +258,12 @@ impl Catalog {
         Ok(())
     }
 
+    /// All changes since the last time, for who commits them in place of the catalog.
+    pub fn take_changes(&mut self) -> Changes {
+        self.put_runs();
+        std::mem::take(&mut self.changes)
+    }
+
     /// What was done since the catalog was opened, and what it holds; the server adds its own.
     pub fn counters(&self) -> ServerStatus {
         ServerStatus {
@@ -238,31 +276,47 @@ impl Catalog {
         }
     }
 
-    /// Begins a session: gives the one of the unit's earlier start, which has ended with that.
+    /// The pool of that name, as it is shown.
+    pub fn seen(&self, pool: PoolId) -> PoolSeen {
+        let free = self.free.total() as u32;
+        PoolSeen {
+            pool,
+            extent_size: self.info.extent_size,
+            volumes: self.volumes.len() as u32,
+            extents: self.info.extents,
+            reserve: self.info.reserve,
+            free,
+            granted: self.info.extents - free,
+            bound: self.bound as u32,
+            flags_here: self.flags_here(),
+            transactions: self.counters.transactions,
+        }
+    }
+
+    /// Begins a session of a start of a unit: tells which start it is, and the session of an
+    /// earlier one, which has ended with that.
     pub fn attach(
         &mut self,
         unit: UnitId,
-        incarnation: Incarnation,
+        asked: Start,
         session: u64,
-    ) -> Result<Option<u64>, Fault> {
+    ) -> Result<(Incarnation, Option<u64>), Fault> {
+        let last = self.units.get(&unit).filter(|known| known.was_attached());
+        let incarnation = ownership::start(last.map(|known| known.incarnation), asked);
+        let incarnation = incarnation.map_err(|(refusal, last)| Fault::Refused(refusal, last))?;
         let known = self.units.entry(unit).or_default();
-        if known.session != 0 || known.incarnation != Incarnation::default() {
-            let last = known.incarnation;
-            if incarnation <= last {
-                return Err(Fault::Refused(Refusal::StaleIncarnation, u64::from(last.0)));
-            }
-        }
         let earlier = (known.session != 0).then_some(known.session);
         known.incarnation = incarnation;
         known.session = session;
+        known.flags_here = matches!(asked, Start::After(_));
         self.put_unit(unit);
         if let Some(earlier) = earlier {
             self.put_session(earlier, None);
         }
-        Ok(earlier)
+        Ok((incarnation, earlier))
     }
 
-    /// Ends a unit's session.
+    /// Ends a session, which may be a unit's.
     pub fn detach(&mut self, unit: UnitId, session: u64) {
         if let Some(known) = self.units.get_mut(&unit)
             && known.session == session
@@ -271,6 +325,22 @@ impl Catalog {
             self.put_unit(unit);
         }
         self.put_session(session, None);
+    }
+
+    /// The session that is attached as a unit.
+    pub fn attached(&self, unit: UnitId) -> Option<u64> {
+        self.units.get(&unit).map(|known| known.session).filter(|session| *session != 0)
+    }
+
+    /// How many sessions are attached as units.
+    pub fn attached_count(&self) -> usize {
+        self.units.values().filter(|known| known.session != 0).count()
+    }
+
+    /// Whether the pool's flags are kept here: whoever attached last to write keeps none.
+    pub fn flags_here(&self) -> bool {
+        let mut attached = self.units.values().filter(|known| known.was_attached()).peekable();
+        attached.peek().is_some() && attached.all(|known| known.flags_here)
     }
 
     /// Keeps what a session has executed, or forgets it.
@@ -331,7 +401,8 @@ impl Catalog {
 
     fn put_unit(&mut self, unit: UnitId) {
         let known = self.units.entry(unit).or_default();
-        let row = UnitRow::new(known.incarnation, known.session, known.data_quota);
+        let (session, quota) = (known.session, known.data_quota);
+        let row = UnitRow::new(known.incarnation, session, quota, known.flags_here);
         self.changes.insert((Table::Units, store::key(&[unit.0])), Some(rows::bytes(&row)));
     }
 

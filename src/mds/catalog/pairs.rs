@@ -28,6 +28,7 @@ impl Catalog {
     pub fn transact(&mut self, unit: UnitId, batch: &[Primitive]) -> Result<(), Fault> {
         let (staged, counted) = self.stage(unit, batch)?;
         let (freed, claimed) = self.check_extents(unit, &staged)?;
+        self.bound = self.bound - freed.len() as u64 + claimed.len() as u64;
         for extent in freed {
             self.holders[extent.0 as usize] = None;
         }
@@ -189,6 +190,7 @@ impl Catalog {
             }
             Ok(())
         })?;
+        self.bound = holders.iter().flatten().count() as u64;
         self.holders = holders;
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::mds::records::PoolInfo;
 use crate::mds::store::StoreError;
 
 /// Version of the rows' layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The pool: the one row of its table.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -31,9 +31,11 @@ pub(super) struct UnitRow {
     pub(super) session: U64,
     pub(super) data_quota: U64,
     incarnation: U32,
-    reserved: U32,
+    options: U32,
 }
 const _: () = assert!(size_of::<UnitRow>() == 24);
+/// The unit's last start keeps its flags here.
+const OPTION_FLAGS_HERE: u32 = 1;
 
 impl PoolRow {
     pub(super) fn new(info: PoolInfo, extents_end: u32, next_volume: u32) -> Self {
@@ -61,13 +63,22 @@ impl PoolRow {
 }
 
 impl UnitRow {
-    pub(super) fn new(incarnation: Incarnation, session: u64, data_quota: u64) -> Self {
+    pub(super) fn new(
+        incarnation: Incarnation,
+        session: u64,
+        data_quota: u64,
+        flags_here: bool,
+    ) -> Self {
         UnitRow {
             session: U64::new(session),
             data_quota: U64::new(data_quota),
             incarnation: U32::new(incarnation.0),
-            reserved: U32::ZERO,
+            options: U32::new(if flags_here { OPTION_FLAGS_HERE } else { 0 }),
         }
+    }
+
+    pub(super) fn flags_here(&self) -> bool {
+        self.options.get() & OPTION_FLAGS_HERE != 0
     }
 
     pub(super) fn incarnation(&self) -> Incarnation {

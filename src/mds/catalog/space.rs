@@ -114,6 +114,7 @@ impl Catalog {
                 session: row.session.get(),
                 data_quota: row.data_quota.get(),
                 granted: RunSet::from_stored(runs).ok_or_else(overlap)?,
+                flags_here: row.flags_here(),
             };
             units.insert(UnitId(unit), known);
             Ok(())

@@ -218,9 +218,10 @@ fn layout_pages() {
 #[test]
 fn incarnations() {
     let (memory, mut catalog) = create(10, 1);
-    assert_eq!(catalog.attach(UNIT, Incarnation(4), 77), Ok(None));
+    let is = |incarnation| Start::Is(Incarnation(incarnation));
+    assert_eq!(catalog.attach(UNIT, is(4), 77), Ok((Incarnation(4), None)));
     for stale in [3, 4] {
-        let result = catalog.attach(UNIT, Incarnation(stale), 78).map(drop);
+        let result = catalog.attach(UNIT, is(stale), 78).map(drop);
         assert_eq!(refusal(result), (Refusal::StaleIncarnation, 4));
     }
     catalog.put_session(77, Some(b"row".to_vec()));
@@ -228,7 +229,10 @@ fn incarnations() {
     drop(catalog);
     let mut catalog = open(&memory);
     assert_eq!(catalog.sessions().unwrap(), [(77, b"row".to_vec())]);
-    assert_eq!(catalog.attach(UNIT, Incarnation(5), 79), Ok(Some(77)));
+    assert!(!catalog.flags_here());
+    let next = Start::After(Incarnation(4));
+    assert_eq!(catalog.attach(UNIT, next, 79), Ok((Incarnation(5), Some(77))));
+    assert!(catalog.flags_here());
     catalog.commit().unwrap();
     assert_eq!(catalog.sessions().unwrap(), []);
 }

@@ -1,4 +1,5 @@
-//! The client of the metadata server, as a storage unit uses it.
+//! The client of the metadata server, as a storage unit uses it; and [`pools`], for who needs no
+//! session.
 //!
 //! # Contracts
 //!
@@ -14,6 +15,7 @@
 //! - **Garbage**: datagrams that are not an awaited answer are counted and dropped.
 
 mod exchange;
+pub mod pools;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +48,7 @@ pub struct Client<E: Env> {
     exchange: Rc<Exchange<E>>,
     pool: PoolInfo,
     incarnation: Incarnation,
+    lease: Duration,
 }
 
 impl<E: Env> Clone for Client<E> {
@@ -75,15 +78,28 @@ impl<E: Env> Client<E> {
     /// Begins a session of this start of the unit; ends any of an earlier start.
     ///
     /// Refused as [`Refusal::StaleIncarnation`], with the last one as detail, where the unit was
-    /// attached with this or a higher incarnation.
+    /// attached with this or a higher incarnation. Of a claim without one the server counts, and is
+    /// asked again with the last start that it told: so a claim that arrives late, or is replayed,
+    /// is not taken for a new one.
     pub async fn attach(env: E, link: E::Link, claim: Claim) -> Result<Client<E>, MdsError> {
         let payload_max = link.payload_max().min(wire::PAYLOAD_MAX) as u32;
-        let attach = RawAttach::new(&claim, payload_max);
+        let mut attach = RawAttach::new(&claim, payload_max);
         let exchange = Exchange::start(&env, link);
-        let reply = exchange.call(Operation::Attach, attach.as_bytes()).await?;
+        let counted_there = claim.incarnation.is_none();
+        let reply = loop {
+            match exchange.call(Operation::Attach, attach.as_bytes()).await {
+                Err(MdsError::Refused { refusal: Refusal::StaleIncarnation, detail, .. })
+                    if counted_there && detail != u64::from(attach.after.get()) =>
+                {
+                    attach.after = U32::new(detail as u32);
+                }
+                answered => break answered?,
+            }
+        };
         let pool = parsed(Operation::Attach, raw::one::<RawPool>(&reply))?;
         let incarnation = Incarnation(pool.incarnation.get());
-        Ok(Client { exchange, pool: pool.into(), incarnation })
+        let lease = Duration::from_millis(pool.lease_ms.get().into());
+        Ok(Client { exchange, pool: pool.into(), incarnation, lease })
     }
 
     /// Ends the session. Further calls are refused.
@@ -104,6 +120,11 @@ impl<E: Env> Client<E> {
     /// Which start of the unit the session is of, as the server counts.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
+    }
+
+    /// For how long each renewal is good, as the server granted it; zero: for ever.
+    pub fn lease(&self) -> Duration {
+        self.lease
     }
 
     /// Every volume, by id; also those that are being deleted.

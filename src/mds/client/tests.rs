@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use super::*;
 use crate::env::{Disk, Durability, Nvram, Region};
 use crate::format::ids::{Incarnation, PoolId, Slot};
+use crate::mds::pools::Pools;
 use crate::mds::server::Server;
 use crate::mds::testing::{EXTENT_SIZE, Memory, create, pair, serve};
 use crate::uring::buffers::{BufferPool, View};
@@ -152,7 +153,8 @@ impl World {
             }
         }
         let mut server = self.server.borrow_mut();
-        let replies = server.as_mut().map(|server| server.handle(requests)).unwrap_or_default();
+        let replies =
+            server.as_mut().map(|server| server.handle(Moment(now), requests)).unwrap_or_default();
         for ((), reply) in replies {
             self.transmit(|| Arrival::AtClient(reply.clone()));
         }
@@ -209,7 +211,7 @@ fn world(seed: u64, loss_percent: u64, payload_max: usize) -> (Memory, TestEnv) 
         tasks: RefCell::default(),
         network: RefCell::default(),
         arrived: RefCell::default(),
-        server: RefCell::new(Some(Server::new(catalog).unwrap())),
+        server: RefCell::new(Some(Server::new(Pools::single(catalog)).unwrap())),
         loss_percent: Cell::new(loss_percent),
         payload_max,
         pool: BufferPool::new(4 << 20, 2 << 20).unwrap(),

@@ -8,11 +8,15 @@
 //!
 //! - **Order of effects**: no answer to a mutation leaves before its transaction is durable.
 //! - **Bounds**: parts and waiting requests take at most [`BUFFERED_BYTES_MAX`] and one message a
-//!   session; sessions are at most [`SESSIONS_MAX`].
+//!   session; sessions are at most [`Pools::sessions_max`].
+//! - **Leases** are counted from the last request of a session that was executed; by a server that
+//!   starts again, from its first turn. A reader is forgotten at the end of its lease. A writer
+//!   stays attached: what is its own is not given to others before its journal was replayed.
 //! - **Fail stop**: once the store has failed, everything is refused with that reason.
 //! - **Garbage**: dropped and counted. A refusal is a header without a body, and so never larger
 //!   than what it refuses.
 
+mod attach;
 #[cfg(test)]
 mod tests;
 
@@ -21,25 +25,25 @@ use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
+use crate::env::Moment;
 use crate::format::ids::{ExtentRun, LogicalExtent, UnitId, VolumeId};
-use crate::mds::catalog::{Catalog, Fault, space::Use};
+use crate::mds::catalog::{Fault, space::Use};
 use crate::mds::error::Refusal;
+use crate::mds::overview::{RawPoolSeen, RawSessionSeen, Section};
+use crate::mds::pools::Pools;
 use crate::mds::raw::{
-    self, Malformed, RawAttach, RawOwned, RawPage, RawPair, RawPool, RawPrimitive, RawRun,
-    RawVolume,
+    self, Malformed, RawOwned, RawPage, RawPair, RawPrimitive, RawRun, RawVolume,
 };
 use crate::mds::records::{
     Claim, Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, VolumeInfo,
 };
 use crate::mds::session::{Admitted, Answer, Session};
 use crate::mds::store::StoreError;
-use crate::mds::wire::{self, Datagram, Header, Kind, Operation, PAYLOAD_MAX, PAYLOAD_MIN};
+use crate::mds::wire::{self, Datagram, HEADER_BYTES, Header, Kind, Operation, PAYLOAD_MIN};
 use crate::mutants::{Mutant, mutated};
 
 /// Memory for parts and requests that wait for their turn, over all sessions, in bytes.
 pub const BUFFERED_BYTES_MAX: usize = 64 << 20;
-/// The most sessions at a time.
-pub const SESSIONS_MAX: usize = 256;
 /// The largest body of a page, in bytes.
 const PAGE_BYTES_MAX: usize = 32 << 10;
 
@@ -47,8 +51,11 @@ const _: () = assert!(PAGE_BYTES_MAX < wire::MESSAGE_BYTES_MAX);
 
 /// The server. `P` is where a datagram came from and its answer goes.
 pub struct Server<P> {
-    catalog: Catalog,
+    pools: Pools,
     sessions: BTreeMap<u64, Session<P>>,
+    /// When the turn under way began; none before the first.
+    now: Moment,
+    started: bool,
     counters: ServerStatus,
     failure: Option<StoreError>,
 }
@@ -67,7 +74,8 @@ type Outcome = Result<Vec<u8>, (Refusal, u64)>;
 struct Query<P> {
     peer: P,
     header: Header,
-    unit: UnitId,
+    /// Whose it is; nobody's where no session is needed.
+    claim: Option<Claim>,
     payload_max: usize,
     body: Vec<u8>,
 }
@@ -79,17 +87,37 @@ struct Turn<P> {
 }
 
 impl<P: Clone> Server<P> {
-    /// A server of that pool, with the sessions that it has kept.
-    pub fn new(catalog: Catalog) -> Result<Self, StoreError> {
+    /// A server of those pools, with the sessions that they have kept.
+    pub fn new(pools: Pools) -> Result<Self, StoreError> {
         let mut sessions = BTreeMap::new();
-        for (id, row) in catalog.sessions()? {
-            sessions.insert(id, Session::from_row(&row)?);
+        for (pool, catalog) in pools.iter() {
+            let mut writers = 0;
+            for (id, row) in catalog.sessions()? {
+                let session = Session::from_row(&row)?;
+                let claim = session.claim();
+                let of_pool = pools.is_single() || claim.pool == pool;
+                let attached = claim.reads || catalog.attached(claim.unit) == Some(id);
+                writers += usize::from(!claim.reads);
+                if !of_pool || !attached || sessions.insert(id, session).is_some() {
+                    return Err(StoreError::Damaged("a session of no unit".to_owned()));
+                }
+            }
+            if writers != catalog.attached_count() {
+                return Err(StoreError::Damaged("a unit's session is lost".to_owned()));
+            }
         }
-        Ok(Server { catalog, sessions, counters: ServerStatus::default(), failure: None })
+        let (now, counters) = (Moment::default(), ServerStatus::default());
+        Ok(Server { pools, sessions, now, started: false, counters, failure: None })
     }
 
-    /// Takes all that has arrived, and gives all answers: one turn, one store transaction.
-    pub fn handle(&mut self, batch: impl IntoIterator<Item = (P, Vec<u8>)>) -> Vec<(P, Vec<u8>)> {
+    /// Takes all that has arrived by `now`, and gives all answers: one turn, one store transaction.
+    /// The moments of turns are of one clock and in order.
+    pub fn handle(
+        &mut self,
+        now: Moment,
+        batch: impl IntoIterator<Item = (P, Vec<u8>)>,
+    ) -> Vec<(P, Vec<u8>)> {
+        self.begin_turn(now);
         let mut turn = Turn { replies: Vec::new(), queries: Vec::new() };
         for (peer, bytes) in batch {
             self.counters.datagrams += 1;
@@ -102,10 +130,10 @@ impl<P: Clone> Server<P> {
             self.counters.dropped += u64::from(!taken);
         }
         if self.failure.is_none() {
-            self.failure = self.catalog.commit().err();
+            self.failure = self.pools.commit().err();
         }
         for query in std::mem::take(&mut turn.queries) {
-            let outcome = self.query(query.header.operation, query.unit, &query.body);
+            let outcome = self.query(query.header.operation, query.claim.as_ref(), &query.body);
             let Query { peer, header, payload_max, .. } = query;
             turn.replies.push(Reply { peer, header, payload_max, outcome });
         }
@@ -121,20 +149,36 @@ impl<P: Clone> Server<P> {
         datagrams
     }
 
+    /// Leases are looked at, and readers without one forgotten.
+    fn begin_turn(&mut self, now: Moment) {
+        self.now = self.now.max(now);
+        if !self.started {
+            self.started = true;
+            self.sessions.values_mut().for_each(|session| session.begin(now));
+        }
+        if self.failure.is_none() {
+            self.forget_readers(|_, session| session.left_ms(now) == 0);
+        }
+    }
+
     /// Why the server serves no more, if it does not.
     pub fn failure(&self) -> Option<&StoreError> {
         self.failure.as_ref()
     }
 
-    /// The counters.
+    /// The counters, of all pools together.
     pub fn status(&self) -> ServerStatus {
+        self.with_own(self.pools.totals())
+    }
+
+    fn with_own(&self, counters: ServerStatus) -> ServerStatus {
         ServerStatus {
             datagrams: self.counters.datagrams,
             dropped: self.counters.dropped,
             repeated: self.counters.repeated,
             refused: self.counters.refused,
             sessions: self.sessions.len() as u64,
-            ..self.catalog.counters()
+            ..counters
         }
     }
 
@@ -149,8 +193,11 @@ impl<P: Clone> Server<P> {
         if header.session == 0 {
             return false;
         }
-        if header.operation == Operation::Attach {
-            return self.take_attach(turn, peer, datagram);
+        if header.operation == Operation::Overview {
+            return turn.ask_overview(peer, datagram);
+        }
+        if header.operation.is_sessionless() {
+            return self.take_sessionless(turn, peer, datagram);
         }
         let Some(session) = self.sessions.get_mut(&header.session) else {
             // A session that is detached already is what a repeated detach wants.
@@ -163,17 +210,22 @@ impl<P: Clone> Server<P> {
         };
         let payload_max = session.payload_max();
         if !header.operation.is_ordered() {
-            let (unit, body) = (session.unit(), datagram.body.to_vec());
             if datagram.parts != 1 {
                 return false;
             }
-            turn.queries.push(Query { peer, header, unit, payload_max, body });
+            session.hear(self.now);
+            let (claim, body) = (Some(*session.claim()), datagram.body.to_vec());
+            turn.queries.push(Query { peer, header, claim, payload_max, body });
             return true;
         }
-        let buffered: usize = self.sessions.values().map(Session::buffered).sum();
-        let room = buffered + datagram.body.len() <= BUFFERED_BYTES_MAX;
+        // The next one is kept in any case, and is the usual one.
+        let room = session.is_next(header.sequence) || self.has_room(datagram.body.len());
         let session = self.sessions.get_mut(&header.session).expect("looked up above");
-        match session.admit(&peer, datagram, room) {
+        let admitted = session.admit(&peer, datagram, room);
+        if admitted != Admitted::Dropped {
+            session.hear(self.now);
+        }
+        match admitted {
             Admitted::Kept => true,
             Admitted::Dropped => false,
             Admitted::Ready => {
@@ -181,8 +233,8 @@ impl<P: Clone> Server<P> {
                 true
             }
             Admitted::Repeated(_) if Self::executes_again(header.operation, datagram.parts) => {
-                let unit = self.sessions[&header.session].unit();
-                let again = self.mutate(header.operation, unit, header.session, datagram.body);
+                let claim = *session.claim();
+                let again = self.mutate(header.operation, &claim, header.session, datagram.body);
                 if let Ok(body) = again {
                     turn.reply(peer, header, payload_max, Ok(body));
                 }
@@ -198,6 +250,12 @@ impl<P: Clone> Server<P> {
         }
     }
 
+    /// Whether there is room for so many bytes that wait.
+    fn has_room(&self, bytes: usize) -> bool {
+        let buffered: usize = self.sessions.values().map(Session::buffered).sum();
+        buffered + bytes <= BUFFERED_BYTES_MAX
+    }
+
     /// Whether a repeated request is executed again, which is a mutant's doing.
     fn executes_again(operation: Operation, parts: u16) -> bool {
         let absolute = operation == Operation::Transact;
@@ -206,60 +264,14 @@ impl<P: Clone> Server<P> {
                 || mutated(Mutant::GenerationUnchecked) && absolute)
     }
 
-    fn take_attach(&mut self, turn: &mut Turn<P>, peer: P, datagram: &Datagram<'_>) -> bool {
-        let header = datagram.header;
-        if header.sequence != 0 || datagram.parts != 1 {
-            return false;
-        }
-        let outcome = match self.attach(header.session, datagram.body) {
-            Ok(body) => Ok(body),
-            Err(Fault::Refused(refusal, detail)) => Err((refusal, detail)),
-            Err(Fault::Store(error)) => {
-                self.failure = Some(error);
-                Ok(Vec::new())
-            }
-        };
-        turn.reply(peer, header, PAYLOAD_MIN, outcome);
-        true
-    }
-
-    fn attach(&mut self, id: u64, body: &[u8]) -> Result<Vec<u8>, Fault> {
-        let attach: RawAttach = well_formed(raw::one(body))?;
-        let claim = well_formed(Claim::try_from(&attach))?;
-        let (unit, Some(incarnation)) = (claim.unit, claim.incarnation) else {
-            return Err(Fault::Refused(Refusal::Unsupported, 0));
-        };
-        let pool = RawPool::new(self.catalog.pool(), incarnation, 0).as_bytes().to_vec();
-        if let Some(known) = self.sessions.get(&id) {
-            let same = known.unit() == unit;
-            return if same { Ok(pool) } else { Err(Fault::Refused(Refusal::UnknownSession, 0)) };
-        }
-        let payload_max = attach.payload_max.get();
-        if !(PAYLOAD_MIN as u32..=PAYLOAD_MAX as u32).contains(&payload_max) {
-            return Err(Fault::Refused(Refusal::OutOfRange, u64::from(payload_max)));
-        }
-        let replaces = self.sessions.values().any(|session| session.unit() == unit);
-        if self.sessions.len() >= SESSIONS_MAX && !replaces {
-            return Err(Fault::Refused(Refusal::TooLarge, SESSIONS_MAX as u64));
-        }
-        let earlier = self.catalog.attach(unit, incarnation, id)?;
-        if let Some(earlier) = earlier {
-            self.sessions.remove(&earlier);
-        }
-        let session = Session::new(unit, payload_max);
-        self.catalog.put_session(id, Some(session.row()));
-        self.sessions.insert(id, session);
-        Ok(pool)
-    }
-
     /// Executes the mutations of a session whose turn it is, as far as they are there.
     fn run_ready(&mut self, turn: &mut Turn<P>, id: u64) {
         while let Some(session) = self.sessions.get_mut(&id) {
             let Some((peer, header, body)) = session.take_ready() else {
                 return;
             };
-            let (unit, payload_max) = (session.unit(), session.payload_max());
-            let outcome = match self.mutate(header.operation, unit, id, &body) {
+            let (claim, payload_max) = (*session.claim(), session.payload_max());
+            let outcome = match self.mutate(header.operation, &claim, id, &body) {
                 Ok(body) => Ok(body),
                 Err(Fault::Refused(refusal, detail)) => Err((refusal, detail)),
                 Err(Fault::Store(error)) => {
@@ -270,7 +282,8 @@ impl<P: Clone> Server<P> {
             };
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.executed(Answer { operation: header.operation, outcome: outcome.clone() });
-                self.catalog.put_session(id, Some(session.row()));
+                let row = session.row();
+                self.put_session(claim.pool, id, Some(row));
             }
             turn.reply(peer, header, payload_max, outcome);
         }
@@ -279,11 +292,16 @@ impl<P: Clone> Server<P> {
     fn mutate(
         &mut self,
         operation: Operation,
-        unit: UnitId,
+        claim: &Claim,
         session: u64,
         body: &[u8],
     ) -> Result<Vec<u8>, Fault> {
-        let catalog = &mut self.catalog;
+        let unit = claim.unit;
+        let catalog = self.pools.catalog_mut(claim.pool);
+        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        if claim.reads && operation != Operation::Detach {
+            return Err(Fault::Refused(Refusal::ReadsOnly, 0));
+        }
         match operation {
             Operation::Detach => {
                 catalog.detach(unit, session);
@@ -334,15 +352,19 @@ impl<P: Clone> Server<P> {
             | Operation::Lines
             | Operation::Changes
             | Operation::RegisterPool
-            | Operation::ForgetPool => {
+            | Operation::ForgetPool
+            | Operation::Overview => {
                 unreachable!("{} is no ordered mutation", operation.name())
             }
         }
         Ok(Vec::new())
     }
 
-    fn query(&mut self, operation: Operation, unit: UnitId, body: &[u8]) -> Outcome {
-        let result = self.answer_query(operation, unit, body);
+    fn query(&mut self, operation: Operation, claim: Option<&Claim>, body: &[u8]) -> Outcome {
+        let result = match claim {
+            Some(claim) => self.answer_query(operation, claim, body),
+            None => self.answer_overview(body),
+        };
         result.map_err(|fault| match fault {
             Fault::Refused(refusal, detail) => (refusal, detail),
             Fault::Store(error) => {
@@ -356,22 +378,28 @@ impl<P: Clone> Server<P> {
     fn answer_query(
         &self,
         operation: Operation,
-        unit: UnitId,
+        claim: &Claim,
         body: &[u8],
     ) -> Result<Vec<u8>, Fault> {
+        let catalog = self.pools.catalog(claim.pool);
+        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
         let page = || well_formed(raw::one::<RawPage>(body));
         match operation {
             Operation::Renew => Ok(Vec::new()),
-            Operation::Status => Ok(raw::pack(self.status().words().map(U64::new))),
+            Operation::Status => {
+                let counters = self.with_own(self.pools.counters(claim.pool));
+                Ok(raw::pack(counters.words().map(U64::new)))
+            }
             Operation::ListVolumes => {
                 let page = page()?;
-                let volumes = self.catalog.list_volumes(page.from.get(), limit::<RawVolume>(&page));
+                let volumes = catalog.list_volumes(page.from.get(), limit::<RawVolume>(&page));
                 Ok(raw::pack(volumes.into_iter().map(RawVolume::from)))
             }
+            Operation::ListGrants if claim.reads => Err(Fault::Refused(Refusal::ReadsOnly, 0)),
             Operation::ListGrants => {
                 let page = page()?;
                 let limit = limit::<RawRun>(&page);
-                let (quota, runs) = self.catalog.grants(unit, page.from.get(), limit);
+                let (quota, runs) = catalog.grants(claim.unit, page.from.get(), limit);
                 let mut reply = U64::new(quota).as_bytes().to_vec();
                 reply.extend(raw::pack(runs.into_iter().map(RawRun::from)));
                 Ok(reply)
@@ -382,23 +410,51 @@ impl<P: Clone> Server<P> {
                 let from = u32::try_from(page.from.get());
                 let from = from.map_err(|_| Fault::Refused(Refusal::OutOfRange, 0))?;
                 let limit = limit::<RawOwned>(&page);
-                let pairs = self.catalog.layout(volume, LogicalExtent(from), limit)?;
+                let pairs = catalog.layout(volume, LogicalExtent(from), limit)?;
                 let record = |(unit, pair): (UnitId, _)| RawOwned {
                     unit: U32::new(unit.0),
                     pair: RawPair::from(&pair),
                 };
                 Ok(raw::pack(pairs.into_iter().map(record)))
             }
-            Operation::Lines
-            | Operation::Changes
-            | Operation::RegisterPool
-            | Operation::ForgetPool => Err(Fault::Refused(Refusal::Unsupported, 0)),
-            _ => unreachable!("{} is no query", operation.name()),
+            Operation::Lines | Operation::Changes => Err(Fault::Refused(Refusal::Unsupported, 0)),
+            _ => unreachable!("{} is no query of a session", operation.name()),
         }
+    }
+
+    /// What is told of the server: no more bytes than it was asked with.
+    fn answer_overview(&self, body: &[u8]) -> Result<Vec<u8>, Fault> {
+        let room = body.len().min(PAGE_BYTES_MAX);
+        let reply = match well_formed(Section::parse(body))? {
+            Section::Counters => raw::pack(self.status().words().map(U64::new)),
+            Section::Pools(from) => {
+                let seen = self.pools_seen(from, room / size_of::<RawPoolSeen>());
+                raw::pack(seen.iter().map(RawPoolSeen::from))
+            }
+            Section::Sessions(from) => {
+                let seen = self.sessions_seen(from, room / size_of::<RawSessionSeen>());
+                raw::pack(seen.iter().map(RawSessionSeen::from))
+            }
+        };
+        // Room for not one record would read as the end of the list.
+        if reply.len() > room || room < size_of::<RawSessionSeen>() {
+            return Err(Fault::Refused(Refusal::TooLarge, room as u64));
+        }
+        Ok(reply)
     }
 }
 
 impl<P> Turn<P> {
+    /// Takes a question that needs no session; its answer is no larger than it.
+    fn ask_overview(&mut self, peer: P, datagram: &Datagram<'_>) -> bool {
+        let (header, body) = (datagram.header, datagram.body.to_vec());
+        let payload_max = (HEADER_BYTES + body.len()).max(PAYLOAD_MIN);
+        if datagram.parts == 1 {
+            self.queries.push(Query { peer, header, claim: None, payload_max, body });
+        }
+        datagram.parts == 1
+    }
+
     fn reply(&mut self, peer: P, header: Header, payload_max: usize, outcome: Outcome) {
         self.replies.push(Reply { peer, header, payload_max, outcome });
     }

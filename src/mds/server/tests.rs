@@ -5,11 +5,12 @@ use redb::StorageBackend;
 
 use super::*;
 use crate::format::ids::{Incarnation, PoolId, Slot};
-use crate::mds::catalog::PoolSpec;
+use crate::mds::catalog::{Catalog, PoolSpec};
+use crate::mds::raw::RawAttach;
 use crate::mds::records::TRANSACT_PRIMITIVES_MAX;
 use crate::mds::redb_store::RedbStore;
 use crate::mds::testing::{EXTENT_SIZE, Memory, create, pair, serve};
-use crate::mds::wire::{HEADER_BYTES, encode, parse};
+use crate::mds::wire::{PAYLOAD_MAX, encode, parse};
 
 const SESSION: u64 = 99;
 
@@ -28,7 +29,7 @@ fn attach(incarnation: u32) -> Vec<u8> {
 }
 
 fn send(server: &mut Server<()>, datagrams: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    let replies = server.handle(datagrams.into_iter().map(|bytes| ((), bytes)));
+    let replies = server.handle(Moment(1), datagrams.into_iter().map(|bytes| ((), bytes)));
     replies.into_iter().map(|((), bytes)| bytes).collect()
 }
 
@@ -54,7 +55,7 @@ fn attached(extents: u32) -> (Memory, Server<()>) {
     let (memory, mut catalog) = create(extents, 0);
     catalog.create_volume("vol0", u64::from(extents) * u64::from(EXTENT_SIZE)).unwrap();
     catalog.commit().unwrap();
-    let mut server = Server::new(catalog).unwrap();
+    let mut server = Server::new(Pools::single(catalog)).unwrap();
     assert_eq!(send(&mut server, vec![attach(1)]).len(), 1);
     (memory, server)
 }
@@ -223,7 +224,7 @@ fn a_full_store() {
     let spec = PoolSpec { extent_size: EXTENT_SIZE, devices: vec![run], reserve: 0 };
     let mut catalog = Catalog::create(store, &spec).unwrap();
     catalog.create_volume("v", 60_000 * u64::from(EXTENT_SIZE)).unwrap();
-    let mut server = Server::new(catalog).unwrap();
+    let mut server = Server::new(Pools::single(catalog)).unwrap();
     send(&mut server, vec![attach(1)]);
     ask(&mut server, Operation::AllocateDataExtents, 1, U32::new(60_000).as_bytes()).unwrap();
     let mut done = 0;
@@ -240,7 +241,8 @@ fn a_full_store() {
     assert_eq!(ask(&mut server, Operation::Status, 0, &[]), Err((Refusal::StoreFull, 0)));
     let again: Server<()> = serve(&memory.snapshot());
     let last = LogicalExtent(done * 1000 - 1);
-    let page = again.catalog.layout(VolumeId(0), last, 10).unwrap();
+    let catalog = again.pools.catalog(PoolId::default()).unwrap();
+    let page = catalog.layout(VolumeId(0), last, 10).unwrap();
     assert_eq!(page.len(), 1);
 }
 

@@ -1,12 +1,17 @@
 //! The metadata protocol: datagrams, the records in them, and a server that gets them.
 
 use flipside::check::dump::Dump;
-use flipside::format::ids::{ExtentId, ExtentRun};
+use flipside::env::Moment;
+use flipside::format::ids::{ExtentId, ExtentRun, PoolId};
 use flipside::format::page::crc32c;
 use flipside::mds::assembly::{Added, Assembly};
 use flipside::mds::catalog::{Catalog, PoolSpec};
 use flipside::mds::log::format::{BLOCK, Identity, RecordBuffer, replay};
-use flipside::mds::raw::{self, RawAttach, RawOwned, RawPage, RawPool, RawPrimitive, RawVolume};
+use flipside::mds::overview::Section;
+use flipside::mds::pools::Pools;
+use flipside::mds::raw::{
+    self, RawAttach, RawForget, RawOwned, RawPage, RawPool, RawPrimitive, RawVolume,
+};
 use flipside::mds::records::{Claim, PairRecord, Primitive, VolumeInfo};
 use flipside::mds::server::Server;
 use flipside::mds::session::{Answer, Session};
@@ -28,6 +33,8 @@ const COVERED: usize = 56;
 const SESSION: u64 = 7;
 /// The operation byte from which on a message is sent as a datagram of its own making.
 const RAW_FROM: u64 = 200;
+/// From one turn of the server to the next, in nanoseconds.
+const TURN_NS: u64 = 1_000_000_000;
 
 /// One datagram, as it is and with its checksums made good, and the records in its body, whichever
 /// operation they may be of.
@@ -84,6 +91,13 @@ fn records(body: &[u8]) {
     }
     let _ = raw::one::<RawAttach>(body).map(|raw| Claim::try_from(&raw));
     let _ = raw::one::<RawPool>(body);
+    let _ = raw::one::<RawForget>(body).map(|raw| raw.parts());
+    if let Ok((pool, spec)) = raw::pool_spec(body) {
+        assert_eq!(raw::pool_spec(&raw::pool_spec_body(pool, &spec)), Ok((pool, spec)));
+    }
+    if let Ok(section) = Section::parse(body) {
+        assert_eq!(section.body(body.len()), body);
+    }
     let _ = raw::one::<RawPage>(body);
     if let Ok(mut session) = Session::<()>::from_row(body) {
         assert!(Session::<()>::from_row(&session.row()).is_ok());
@@ -92,9 +106,9 @@ fn records(body: &[u8]) {
     }
 }
 
-/// A conversation with a server that has an empty pool: each message a byte for its operation and
-/// its body, sent in the session's order; or a datagram with its checksums made good. Whether any
-/// mutation was done.
+/// A conversation with a server that has an empty pool, its only one or one of several: each
+/// message a byte for its operation and its body, sent in the session's order; or a datagram with
+/// its checksums made good. Whether any mutation was done.
 pub fn server(data: &[u8]) -> bool {
     let spec = PoolSpec {
         extent_size: 1 << 20,
@@ -102,16 +116,25 @@ pub fn server(data: &[u8]) -> bool {
         reserve: 4,
     };
     let catalog = Catalog::create(Box::new(Rows::default()), &spec).expect("memory does not fail");
-    let mut server = Server::new(catalog).expect("memory does not fail");
+    let single = converse(Pools::single(catalog), data);
+    let mut hosted = Pools::hosted(Box::new(Rows::default())).expect("memory does not fail");
+    hosted.register(PoolId::default(), spec).expect("it is the first");
+    converse(hosted, data) || single
+}
+
+fn converse(pools: Pools, data: &[u8]) -> bool {
+    let mut server = Server::new(pools).expect("memory does not fail");
     let (mut sequence, mut done) = (0, false);
     let mut cursor = Cursor(data);
+    let mut now = 0;
     while !cursor.is_empty() {
+        now += TURN_NS;
         let choice = cursor.number(1);
         let body = cursor.piece();
         if choice >= RAW_FROM {
             let mut bytes = body.to_vec();
             seal(&mut bytes);
-            server.handle([((), bytes)]);
+            server.handle(Moment(now), [((), bytes)]);
             continue;
         }
         let operation = Operation::ALL[choice as usize % Operation::ALL.len()];
@@ -124,7 +147,13 @@ pub fn server(data: &[u8]) -> bool {
             detail: if ordered { sequence } else { 0 },
         };
         let datagrams = wire::encode(&header, body, wire::PAYLOAD_MIN);
-        let replies = server.handle(datagrams.into_iter().map(|datagram| ((), datagram)));
+        let asked: usize = datagrams.iter().map(Vec::len).sum();
+        let arrived = datagrams.into_iter().map(|datagram| ((), datagram));
+        let replies = server.handle(Moment(now), arrived);
+        if operation.is_sessionless() {
+            let told: usize = replies.iter().map(|((), reply)| reply.len()).sum();
+            assert!(told <= asked, "{operation:?}: {told} bytes for {asked}");
+        }
         let answers = replies.iter().map(|((), reply)| wire::parse(reply).map(|r| r.header.kind));
         let went_well = answers.into_iter().any(|kind| kind == Ok(Kind::Reply(Ok(()))));
         done |= ordered && went_well;

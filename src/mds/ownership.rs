@@ -1,0 +1,195 @@
+//! Who may attach to a pool, as which start, and for how long: the rules, as plain functions
+//! (design section 8, ownership).
+//!
+//! | attached as the unit | who claims to write | |
+//! | --- | --- | --- |
+//! | nobody | anybody | granted |
+//! | a start on the same host | a later start | granted: who holds the devices there is alone |
+//! | a start on another host | says that it is fenced | granted |
+//! | a start on another host | any other | refused, however long its lease has ended |
+//!
+//! A lease that has ended grants nothing: what the owner sent to its devices may still arrive. The
+//! lease is for the owner, who stops at its end, and for readers, who are forgotten after it.
+//!
+//! # Contract
+//!
+//! **Once**: no claim is granted twice, however late or often its datagram arrives. A start that
+//! the server counts is therefore told by the one before it ([`Start::After`]): a claim that is
+//! repeated after it was granted names one that is not the last any more.
+
+use super::error::Refusal;
+use super::records::Claim;
+use crate::env::Moment;
+use crate::format::ids::{HostId, Incarnation};
+
+/// What is left of a claim without a lease, in milliseconds: more than of any lease.
+pub const ENDLESS: u64 = u64::MAX;
+/// The longest lease of a reader, in milliseconds: for so long a dead one holds extents back.
+pub const READER_LEASE_MS_MAX: u32 = 60_000;
+
+/// Who is attached as a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// Its host.
+    pub host: HostId,
+    /// What is left of its lease, as [`left_ms`] gives it.
+    pub left_ms: u64,
+}
+
+/// Which start of its unit a claim is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Start {
+    /// This one: the unit counts its starts where it keeps its flags.
+    Is(Incarnation),
+    /// The one after this, which must be the last: the server counts, as it keeps the flags.
+    After(Incarnation),
+}
+
+/// Whether a claim to write is granted while that `owner` is attached as the same unit.
+pub fn may_write(owner: Option<Owner>, claim: &Claim) -> Result<(), (Refusal, u64)> {
+    match owner {
+        Some(owner) if owner.host != claim.host && !claim.fenced => {
+            Err((Refusal::OwnedElsewhere, owner.left_ms))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a claim to read is granted, by whether the pool's flags are at the server.
+pub fn may_read(flags_here: bool, claim: &Claim) -> Result<(), (Refusal, u64)> {
+    if !flags_here {
+        return Err((Refusal::FlagsElsewhere, 0));
+    }
+    // One without would hold extents back for ever.
+    if claim.lease_ms == 0 { Err((Refusal::OutOfRange, 0)) } else { Ok(()) }
+}
+
+/// The start that is granted; refused with the last one where it is none after the last.
+pub fn start(last: Option<Incarnation>, asked: Start) -> Result<Incarnation, (Refusal, u64)> {
+    let stale = |last: Incarnation| Err((Refusal::StaleIncarnation, u64::from(last.0)));
+    match (last, asked) {
+        (Some(last), Start::Is(asked)) if asked <= last => stale(last),
+        (_, Start::Is(asked)) => Ok(asked),
+        (last, Start::After(before)) => {
+            let last = last.unwrap_or_default();
+            // The highest number stands for none on the wire.
+            match last.0.checked_add(1).filter(|next| *next < u32::MAX) {
+                Some(next) if before == last => Ok(Incarnation(next)),
+                Some(_) => stale(last),
+                None => Err((Refusal::TooLarge, u64::from(last.0))),
+            }
+        }
+    }
+}
+
+/// The lease that a claim is granted, in milliseconds; 0: none.
+pub fn lease_ms(claim: &Claim) -> u32 {
+    if claim.reads { claim.lease_ms.min(READER_LEASE_MS_MAX) } else { claim.lease_ms }
+}
+
+/// What is left at `now` of a lease of `lease_ms` that was last heard of at `heard`, in
+/// milliseconds and rounded up: 0 where it has ended, [`ENDLESS`] where there is none.
+pub fn left_ms(lease_ms: u32, heard: Moment, now: Moment) -> u64 {
+    if lease_ms == 0 {
+        return ENDLESS;
+    }
+    let lease_ns = u128::from(lease_ms) * 1_000_000;
+    let left_ns = lease_ns.saturating_sub(now.since(heard).as_nanos());
+    left_ns.div_ceil(1_000_000) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::ids::{PoolId, UnitId};
+
+    const HOSTS: [HostId; 3] = [HostId([0; 16]), HostId([1; 16]), HostId([2; 16])];
+    const LEFT: [u64; 4] = [0, 1, 5000, ENDLESS];
+
+    fn claim(host: HostId, fenced: bool, lease_ms: u32) -> Claim {
+        let claim = Claim::of(PoolId([7; 16]), UnitId(1), Incarnation(3));
+        Claim { host, fenced, lease_ms, ..claim }
+    }
+
+    /// Goal: over all owners and claims: another host's pool is taken with its devices fenced, and
+    /// in no other way; the refusal tells what is left of the lease.
+    #[test]
+    fn writers() {
+        let mut cases = 0;
+        for (of, by) in HOSTS.iter().flat_map(|of| HOSTS.iter().map(move |by| (*of, *by))) {
+            for (left_ms, fenced) in LEFT.iter().flat_map(|l| [(*l, false), (*l, true)]) {
+                for lease_ms in [0, 1, 1000] {
+                    let claim = claim(by, fenced, lease_ms);
+                    assert_eq!(may_write(None, &claim), Ok(()));
+                    let verdict = may_write(Some(Owner { host: of, left_ms }), &claim);
+                    let refused = Err((Refusal::OwnedElsewhere, left_ms));
+                    assert_eq!(verdict, if of == by || fenced { Ok(()) } else { refused });
+                    cases += 1;
+                }
+            }
+        }
+        assert_eq!(cases, 9 * 8 * 3);
+    }
+
+    /// Goal: readers are let in where the flags are here and for a time; a long lease is cut.
+    #[test]
+    fn readers() {
+        for (flags_here, asked) in
+            [true, false].iter().flat_map(|h| [0, 1, u32::MAX].map(|l| (h, l)))
+        {
+            let claim = Claim { reads: true, ..claim(HOSTS[0], false, asked) };
+            let expected = match (flags_here, asked) {
+                (false, _) => Err((Refusal::FlagsElsewhere, 0)),
+                (true, 0) => Err((Refusal::OutOfRange, 0)),
+                (true, _) => Ok(()),
+            };
+            assert_eq!(may_read(*flags_here, &claim), expected);
+            assert_eq!(lease_ms(&claim), asked.min(READER_LEASE_MS_MAX));
+            assert_eq!(lease_ms(&Claim { reads: false, ..claim }), asked);
+        }
+    }
+
+    /// Goal: over all small numbers and the highest: what is granted is later than the last start,
+    /// and no claim that was granted is granted again.
+    #[test]
+    fn starts() {
+        let numbers = [0, 1, 2, 3, u32::MAX - 2, u32::MAX - 1].map(Incarnation);
+        let lasts = numbers.iter().map(|n| Some(*n)).chain([None]);
+        for last in lasts {
+            let asked = numbers.iter().flat_map(|n| [Start::Is(*n), Start::After(*n)]);
+            for asked in asked {
+                match start(last, asked) {
+                    Ok(granted) => {
+                        assert!(last.is_none_or(|last| granted > last), "{last:?} {asked:?}");
+                        assert!(granted.0 < u32::MAX);
+                        let again = start(Some(granted), asked);
+                        assert!(again.is_err(), "{last:?} {asked:?} twice");
+                    }
+                    Err((Refusal::TooLarge, _)) => {
+                        assert_eq!(last, Some(Incarnation(u32::MAX - 1)));
+                    }
+                    Err((refusal, detail)) => {
+                        assert_eq!(refusal, Refusal::StaleIncarnation);
+                        assert_eq!(detail, u64::from(last.unwrap_or_default().0));
+                    }
+                }
+            }
+            // Who asks after the last is the one who gets on.
+            let last_number = last.unwrap_or_default();
+            let next = start(last, Start::After(last_number));
+            assert_eq!(next.is_ok(), last_number.0 < u32::MAX - 1);
+        }
+    }
+
+    /// Goal: a lease counts down from when it was heard of, and has ended not a moment too early.
+    #[test]
+    fn leases() {
+        let ms = |ms: u64| Moment(ms * 1_000_000);
+        assert_eq!(left_ms(0, ms(0), ms(u64::from(u32::MAX))), ENDLESS);
+        for (now, left) in [(100, 50), (149, 1), (150, 0), (1000, 0), (50, 50)] {
+            assert_eq!(left_ms(50, ms(100), ms(now)), left, "{now}");
+        }
+        assert_eq!(left_ms(50, ms(100), Moment(149_999_999)), 1);
+        assert_eq!(left_ms(u32::MAX, ms(0), ms(0)), u64::from(u32::MAX));
+    }
+}

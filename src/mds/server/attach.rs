@@ -1,0 +1,190 @@
+//! Who may ask: sessions are attached, pools are registered and forgotten.
+//!
+//! All of these are asked for without a session that the server knows, and are executed at once, in
+//! the turn's transaction.
+
+use zerocopy::IntoBytes;
+
+use super::{Server, Turn, well_formed};
+use crate::format::ids::{Incarnation, PoolId};
+use crate::mds::catalog::Fault;
+use crate::mds::error::Refusal;
+use crate::mds::overview::{PoolSeen, SessionSeen};
+use crate::mds::ownership::{self, Owner, Start};
+use crate::mds::raw::{self, RawAttach, RawForget, RawPool};
+use crate::mds::records::Claim;
+use crate::mds::session::{NEXT_MAX, Session};
+use crate::mds::wire::{Datagram, Operation, PAYLOAD_MAX, PAYLOAD_MIN};
+
+fn refuse<T>((refusal, detail): (Refusal, u64)) -> Result<T, Fault> {
+    Err(Fault::Refused(refusal, detail))
+}
+
+impl<P: Clone> Server<P> {
+    /// Takes one request that needs no session; false where it is dropped.
+    pub(super) fn take_sessionless(
+        &mut self,
+        turn: &mut Turn<P>,
+        peer: P,
+        datagram: &Datagram<'_>,
+    ) -> bool {
+        let header = datagram.header;
+        if header.sequence >= NEXT_MAX || datagram.parts != 1 {
+            return false;
+        }
+        let result = match header.operation {
+            Operation::Attach => self.attach(header.session, header.sequence, datagram.body),
+            Operation::RegisterPool => self.register(datagram.body),
+            Operation::ForgetPool => self.forget(datagram.body),
+            other => unreachable!("{} needs a session", other.name()),
+        };
+        let outcome = match result {
+            Ok(body) => Ok(body),
+            Err(Fault::Refused(refusal, detail)) => Err((refusal, detail)),
+            Err(Fault::Store(error)) => {
+                self.failure = Some(error);
+                Ok(Vec::new())
+            }
+        };
+        turn.reply(peer, header, PAYLOAD_MIN, outcome);
+        true
+    }
+
+    fn attach(&mut self, id: u64, sequence: u64, body: &[u8]) -> Result<Vec<u8>, Fault> {
+        let attach: RawAttach = well_formed(raw::one(body))?;
+        let claim = well_formed(Claim::try_from(&attach))?;
+        if let Some(known) = self.sessions.get(&id) {
+            let known = *known.claim();
+            let same =
+                (known.pool, known.unit, known.reads) == (claim.pool, claim.unit, claim.reads);
+            return if same {
+                self.pool_told(&known)
+            } else {
+                refuse((Refusal::UnknownSession, 0))
+            };
+        }
+        let payload_max = attach.payload_max.get();
+        if !(PAYLOAD_MIN as u32..=PAYLOAD_MAX as u32).contains(&payload_max) {
+            return refuse((Refusal::OutOfRange, u64::from(payload_max)));
+        }
+        let claim = Claim { lease_ms: ownership::lease_ms(&claim), ..claim };
+        let granted = if claim.reads {
+            self.attach_reader(claim)?
+        } else {
+            self.attach_writer(id, claim, Incarnation(attach.after.get()))?
+        };
+        let mut session = Session::new(granted, payload_max, sequence);
+        session.begin(self.now);
+        self.put_session(granted.pool, id, Some(session.row()));
+        self.sessions.insert(id, session);
+        self.pool_told(&granted)
+    }
+
+    fn attach_reader(&mut self, claim: Claim) -> Result<Claim, Fault> {
+        let catalog = self.pools.catalog(claim.pool);
+        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        ownership::may_read(catalog.flags_here(), &claim).or_else(refuse)?;
+        self.check_room()?;
+        Ok(Claim { incarnation: None, ..claim })
+    }
+
+    fn attach_writer(&mut self, id: u64, claim: Claim, after: Incarnation) -> Result<Claim, Fault> {
+        let catalog = self.pools.catalog(claim.pool);
+        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        let attached = catalog.attached(claim.unit);
+        let owner = attached.and_then(|session| self.sessions.get(&session)).map(|session| Owner {
+            host: session.claim().host,
+            left_ms: session.left_ms(self.now),
+        });
+        ownership::may_write(owner, &claim).or_else(refuse)?;
+        if owner.is_none() {
+            self.check_room()?;
+        }
+        let asked = claim.incarnation.map_or(Start::After(after), Start::Is);
+        let catalog = self.pools.catalog_mut(claim.pool).expect("looked up above");
+        let (incarnation, earlier) = catalog.attach(claim.unit, asked, id)?;
+        let flags_here = catalog.flags_here();
+        if let Some(earlier) = earlier {
+            self.sessions.remove(&earlier);
+        }
+        if !flags_here {
+            // What readers knew of the flags is not kept up any more.
+            self.forget_readers(|of, _| of.pool == claim.pool);
+        }
+        Ok(Claim { incarnation: Some(incarnation), ..claim })
+    }
+
+    /// Forgets sessions of readers; what they ask from now on is refused.
+    pub(super) fn forget_readers(&mut self, which: impl Fn(&Claim, &Session<P>) -> bool) {
+        let sessions = self.sessions.iter().map(|(id, session)| (*id, session.claim(), session));
+        let chosen = sessions.filter(|(_, claim, session)| claim.reads && which(claim, session));
+        let chosen: Vec<(u64, PoolId)> = chosen.map(|(id, claim, _)| (id, claim.pool)).collect();
+        for (id, pool) in chosen {
+            self.sessions.remove(&id);
+            self.put_session(pool, id, None);
+        }
+    }
+
+    /// Keeps what a session has executed, or forgets it.
+    pub(super) fn put_session(&mut self, pool: PoolId, id: u64, row: Option<Vec<u8>>) {
+        if let Some(catalog) = self.pools.catalog_mut(pool) {
+            catalog.put_session(id, row);
+        }
+    }
+
+    fn check_room(&self) -> Result<(), Fault> {
+        let most = self.pools.sessions_max();
+        if self.sessions.len() < most { Ok(()) } else { refuse((Refusal::TooLarge, most as u64)) }
+    }
+
+    /// What is told of its pool to who attached with that granted claim.
+    fn pool_told(&self, claim: &Claim) -> Result<Vec<u8>, Fault> {
+        let catalog = self.pools.catalog(claim.pool);
+        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        let incarnation = claim.incarnation.unwrap_or_default();
+        let pool = RawPool::new(catalog.pool(), incarnation, claim.lease_ms);
+        Ok(pool.as_bytes().to_vec())
+    }
+
+    fn register(&mut self, body: &[u8]) -> Result<Vec<u8>, Fault> {
+        let (pool, spec) = well_formed(raw::pool_spec(body))?;
+        self.pools.register(pool, spec)?;
+        Ok(Vec::new())
+    }
+
+    fn forget(&mut self, body: &[u8]) -> Result<Vec<u8>, Fault> {
+        let (pool, force) = well_formed(raw::one::<RawForget>(body).and_then(|raw| raw.parts()))?;
+        let attached = self.sessions.values().any(|session| session.claim().pool == pool);
+        if attached && !force {
+            return refuse((Refusal::PoolAttached, 0));
+        }
+        self.pools.forget(pool)?;
+        self.sessions.retain(|_, session| session.claim().pool != pool);
+        Ok(Vec::new())
+    }
+
+    /// Up to `limit` pools from a name on, as they are shown.
+    pub(super) fn pools_seen(&self, from: PoolId, limit: usize) -> Vec<PoolSeen> {
+        let pools = self.pools.iter().skip_while(|(pool, _)| *pool < from).take(limit);
+        pools.map(|(pool, catalog)| catalog.seen(pool)).collect()
+    }
+
+    /// Up to `limit` sessions after the first `skip`, as they are shown.
+    pub(super) fn sessions_seen(&self, skip: u64, limit: usize) -> Vec<SessionSeen> {
+        let seen = |session: &Session<P>| {
+            let claim = session.claim();
+            SessionSeen {
+                pool: claim.pool,
+                host: claim.host,
+                unit: claim.unit,
+                incarnation: claim.incarnation.unwrap_or_default(),
+                reads: claim.reads,
+                lease_ms: claim.lease_ms,
+                age_ms: self.now.since(session.since()).as_millis() as u64,
+                left_ms: session.left_ms(self.now),
+                requests: session.requests(),
+            }
+        };
+        self.sessions.values().skip(skip as usize).take(limit).map(seen).collect()
+    }
+}
