@@ -8,8 +8,10 @@
 //! | [`raw`] | the packed records of bodies and of the store's rows |
 //! | [`assembly`] | messages put together again from their parts, in bounded memory |
 //! | [`store`], [`redb_store`], [`backend`] | where the rows lie, in transactions |
+//! | [`log`] | a log before a store, for commits by the thousand |
 //! | [`volume_table`], [`mirrored`] | a second copy of the volumes, outside of the store |
 //! | [`opening`] | making and opening all of it, and a new store where the old one is damaged |
+//! | [`hosted`] | the directory of a server of its own |
 //! | [`examine`], [`overlay`] | looking at it without changing it |
 //! | [`pools`], [`shared_store`] | the pools of a server: one, or many in one store |
 //! | [`ownership`] | who may attach to a pool |
@@ -37,6 +39,8 @@ pub mod client;
 pub mod embedded;
 pub mod error;
 pub mod examine;
+pub mod hosted;
+pub mod log;
 pub mod mirrored;
 pub mod opening;
 pub mod overlay;

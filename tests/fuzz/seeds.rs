@@ -28,16 +28,18 @@ use flipside::front::nbd::wire::{
     self, ExtendedRequestHeader, OptionHeader, RequestHeader, StatusFilter, command, command_flags,
     info, option,
 };
+use flipside::mds::log::format::RecordBuffer;
 use flipside::mds::raw::{RawAttach, RawPage, RawPair, RawPrimitive, RawVolume};
 use flipside::mds::records::{Claim, PairRecord, Primitive};
 use flipside::mds::session::{Answer, Session};
-use flipside::mds::store::Table;
+use flipside::mds::store::{Changes, Table};
 use flipside::mds::volume_table::Kept;
 use flipside::mds::wire::{Header, Kind, Operation, PAYLOAD_MIN, encode};
 use zerocopy::IntoBytes;
 
 use super::bodies::cursor::put_piece;
 use super::bodies::journal::{POOL, stored_parts};
+use super::bodies::metadata::{LOG, LOG_TAIL};
 
 /// The seeds of a target: a name and the bytes of each.
 pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
@@ -69,6 +71,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "foreign" => devices(),
         "group" => groups(),
         "home" => vec![("lines", home())],
+        "metadata_log" => vec![("three_records", metadata_log())],
         "metadata_server" => vec![("conversation", conversation())],
         "nbd_handshake" => handshakes(),
         "nbd_request" => vec![("one_of_each", requests()), ("extended", extended_requests())],
@@ -86,6 +89,22 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
 fn text(texts: &[&'static str]) -> Vec<(&'static str, Vec<u8>)> {
     const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
     NAMES.into_iter().zip(texts.iter().map(|text| text.as_bytes().to_vec())).collect()
+}
+
+fn metadata_log() -> Vec<u8> {
+    let (epoch, before) = LOG_TAIL;
+    let pair = |number: u8, value: Option<Vec<u8>>| ((Table::Pairs, vec![number]), value);
+    let commits = [
+        Changes::from([pair(1, Some(vec![7; 28])), ((Table::Layout, vec![2; 16]), Some(vec![]))]),
+        Changes::from([pair(2, Some(vec![8; 5000])), pair(1, None)]),
+        Changes::from([pair(3, Some(vec![9]))]),
+    ];
+    let mut record = RecordBuffer::default();
+    let sealed = commits.iter().zip(before + 1..).map(|(changes, sequence)| {
+        record.fill(changes);
+        record.seal(LOG, epoch, sequence).to_vec()
+    });
+    sealed.collect::<Vec<_>>().concat()
 }
 
 fn nbd_option(option: u32, data: &[u8]) -> Vec<u8> {

@@ -35,6 +35,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("foreign", outside::foreign),
     ("group", journal::group),
     ("home", journal::home),
+    ("metadata_log", metadata::log),
     ("metadata_server", metadata::server),
     ("nbd_handshake", nbd::handshake),
     ("nbd_request", nbd::request),
