@@ -16,14 +16,14 @@ use futures_util::future::{Either, select};
 use tracing::{error, info, warn};
 
 use super::network::{HostPort, KeyArgs};
+use crate::env::Moment;
 use crate::env::os::notify::notify;
 use crate::env::os::{Signals, notify_ready};
 use crate::front::metadata::Port;
-use crate::mds::catalog::Catalog;
-use crate::mds::redb_store::RedbStore;
+use crate::mds::hosted;
+use crate::mds::pools::Pools;
 use crate::mds::server::Server;
 use crate::uring::{Ring, RingOptions};
-use redb::backends::FileBackend;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,7 +43,7 @@ pub struct Args {
     /// Where to listen for targets; port 0 is any that is free
     #[arg(long, value_name = "HOST:PORT")]
     listen: HostPort,
-    /// The file that keeps everything, made where there is none
+    /// The directory that keeps everything, of its own; made where there is none
     #[arg(long, value_name = "PATH")]
     store: PathBuf,
     #[command(flatten)]
@@ -66,20 +66,24 @@ pub fn run(args: &Args) -> Result<()> {
     let signals = Signals::new(&ring)?;
     let port = Port::bind(&ring, address, key).with_context(|| format!("{address}"))?;
     let server = open(&args.store)?;
-    let served = ring.block_on(serve(port, server, signals));
+    let served = ring.block_on(serve(ring.clone(), port, server, signals));
     ring.shutdown();
     served
 }
 
 /// The server of what the store holds.
 fn open(path: &Path) -> Result<Server<SocketAddr>> {
-    let name = || path.display().to_string();
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).with_context(name)?;
-    let store = RedbStore::open(FileBackend::new(file)?).with_context(name)?;
-    Ok(Server::new(Catalog::open(Box::new(store)).with_context(name)?)?)
+    let store = hosted::open(path)?;
+    let pools = Pools::hosted(store).with_context(|| path.display().to_string())?;
+    Server::new(pools).with_context(|| path.display().to_string())
 }
 
-async fn serve(port: Port, mut server: Server<SocketAddr>, signals: Signals) -> Result<()> {
+async fn serve(
+    ring: Ring,
+    port: Port,
+    mut server: Server<SocketAddr>,
+    signals: Signals,
+) -> Result<()> {
     say_ready(port.at());
     let mut failed = false;
     let mut stopping = Box::pin(signals.next());
@@ -97,7 +101,7 @@ async fn serve(port: Port, mut server: Server<SocketAddr>, signals: Signals) -> 
             }
         };
         server.note_unauthenticated(port.unauthenticated());
-        port.answer(server.handle(env.now(), turn));
+        port.answer(server.handle(Moment(ring.now_ns()), turn));
         if let Some(error) = server.failure()
             && !failed
         {
