@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::format::ids::{Incarnation, PoolId};
+use crate::mds::pools::Pools;
+use crate::mds::raw::RawAttach;
 use crate::mds::testing::{create, serve};
 use crate::mds::wire::{HEADER_BYTES, encode};
 
