@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
+#[allow(dead_code, reason = "it is a program of its own, with its own tests")]
+#[path = "../tools/lossy.rs"]
+mod lossy;
 mod support;
 
 use std::fs::{self, Permissions};
@@ -12,6 +15,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use flipside::env::os::{OsEnv, OsLink, Seal};
 use flipside::format::ids::{ExtentId, ExtentRun, Incarnation, PoolId, UnitId};
@@ -23,6 +29,7 @@ use flipside::mds::records::Claim;
 use flipside::mds::wire::PAYLOAD_DEFAULT;
 use flipside::uring::buffers::{ARENA_BLOCK, BufferPool};
 use flipside::uring::{Ring, RingOptions};
+use lossy::{Proxy, Weather};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::programs::directory;
@@ -130,6 +137,50 @@ fn a_server_over_udp() {
         client.detach().await.unwrap();
         server
     });
+    assert_eq!(server.signal(Signal::SIGTERM), Some(0));
+}
+
+/// Goal: over a network that loses, repeats, reorders and delays much, everything is done, once,
+/// requests of several datagrams included.
+#[test]
+fn a_bad_network() {
+    let directory = directory();
+    let server = Server::start(directory.path(), &["--listen", "127.0.0.1:0"]);
+    let delay = Duration::ZERO..=Duration::from_millis(5);
+    let weather = Weather { loss: 0.1, repeat: 0.1, reorder: 0.1, delay };
+    let mut proxy = Proxy::new("127.0.0.1:0", &server.at.to_string(), weather, 7).unwrap();
+    let at = proxy.front.local_addr().unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&ended);
+    let passing = std::thread::spawn(move || {
+        while !seen.load(Ordering::Relaxed) {
+            if !proxy.step().unwrap() {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    });
+    as_client(move |env| async move {
+        // The body of a pool of so many devices is several datagrams.
+        let run = |device: u32| ExtentRun { start: ExtentId(device * 100), count: 100 };
+        let spec =
+            PoolSpec { extent_size: 1 << 20, devices: (0..60).map(run).collect(), reserve: 10 };
+        register(&env, link(&env, at, None), POOL, &spec).await.unwrap();
+        let claim = Claim::of(POOL, UnitId(0), Incarnation(1));
+        let client = Client::attach(env.clone(), link(&env, at, None), claim).await.unwrap();
+        let mut granted = 0;
+        for number in 0..50 {
+            client.create_volume(&format!("vol{number}"), 1 << 20).await.unwrap();
+            let runs = client.allocate_journal_space(10).await.unwrap();
+            granted += runs.iter().map(|run| run.count).sum::<u32>();
+        }
+        assert_eq!((granted, client.volumes().await.unwrap().len()), (500, 50));
+        assert!(client.status().repeated > 0, "nothing was lost");
+        let seen = overview(&env, link(&env, at, None)).await.unwrap();
+        assert_eq!((seen.pools[0].granted, seen.pools[0].volumes), (500, 50));
+        client.detach().await.unwrap();
+    });
+    ended.store(true, Ordering::Relaxed);
+    passing.join().unwrap();
     assert_eq!(server.signal(Signal::SIGTERM), Some(0));
 }
 

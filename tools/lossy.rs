@@ -43,19 +43,19 @@ struct Args {
 
 /// How bad it is.
 #[derive(clap::Args, Clone, Debug)]
-struct Weather {
+pub struct Weather {
     /// How many datagrams never arrive
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
-    loss: f64,
+    pub loss: f64,
     /// How many arrive twice
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
-    repeat: f64,
+    pub repeat: f64,
     /// How many are overtaken by later ones
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
-    reorder: f64,
+    pub reorder: f64,
     /// How long each takes
     #[arg(long, value_name = "TIME..TIME", default_value = "0..0", value_parser = delays)]
-    delay: RangeInclusive<Duration>,
+    pub delay: RangeInclusive<Duration>,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -145,8 +145,10 @@ struct Counts {
     repeated: u64,
 }
 
-struct Proxy {
-    front: UdpSocket,
+/// The proxy, which does nothing but in its steps.
+pub struct Proxy {
+    /// Where clients come to.
+    pub front: UdpSocket,
     server: SocketAddr,
     weather: Weather,
     draws: Draws,
@@ -156,7 +158,8 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn new(listen: &str, to: &str, weather: Weather, seed: u64) -> Result<Self> {
+    /// A proxy that listens at one address and passes on to the other.
+    pub fn new(listen: &str, to: &str, weather: Weather, seed: u64) -> Result<Self> {
         let front = UdpSocket::bind(listen).with_context(|| listen.to_owned())?;
         front.set_nonblocking(true)?;
         let server = to.to_socket_addrs().with_context(|| to.to_owned())?.next();
@@ -172,7 +175,7 @@ impl Proxy {
     }
 
     /// Takes what is there and passes on what is due; says whether there was anything.
-    fn step(&mut self) -> Result<bool> {
+    pub fn step(&mut self) -> Result<bool> {
         let mut bytes = vec![0; DATAGRAM_BYTES_MAX];
         let now = Instant::now();
         let mut busy = false;

@@ -88,13 +88,13 @@ pub struct MdsArgs {
     /// frames all the way, or the loopback
     #[arg(long, value_name = "BYTES", default_value = "1472")]
     pub datagram_size: DatagramSize,
-    /// The key.
+    #[allow(missing_docs, reason = "a doc comment would become help text")]
     #[command(flatten)]
     pub key: KeyArgs,
 }
 
 impl MdsArgs {
-    /// The link to the server, where one was named. Whether anybody is there shows when it is asked.
+    /// The link to the server, where one was named. Nothing is sent yet.
     pub fn link(&self, ring: &Ring) -> Result<Option<OsLink>> {
         let Some(mds) = &self.mds else { return Ok(None) };
         let seal = self.key.read()?.map(|key| Box::new(key) as Box<dyn Seal>);

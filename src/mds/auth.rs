@@ -112,7 +112,8 @@ mod tests {
         /// wherever it is, or with another key, it does not open.
         #[test]
         fn only_what_was_sealed_opens(
-            keys: [[u8; 32]; 2], session: u64, body in proptest::collection::vec(any::<u8>(), 0..1000),
+            keys: [[u8; 32]; 2], session: u64,
+            body in proptest::collection::vec(any::<u8>(), 0..1000),
             bit: prop::sample::Index,
         ) {
             prop_assume!(keys[0] != keys[1]);
