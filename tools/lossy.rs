@@ -4,7 +4,7 @@
 //! `lossy --listen A --to B` prints `ready udp://A`, and passes on what comes. Each address that
 //! asks is given a socket of its own towards the server, so that the server sees as many peers as
 //! there are. One thread, nothing but the standard library; what it draws follows from the seed
-//! and from the order of the datagrams alone.
+//! and from the order of the datagrams alone. Its own tests run in `tests/metadata_process.rs`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

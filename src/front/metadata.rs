@@ -11,6 +11,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use crate::env::os::Seal as _;
 use crate::mds::auth::Key;
@@ -21,6 +22,10 @@ use crate::uring::{DatagramOptions, Datagrams, Ring};
 pub const TURN_DATAGRAMS_MAX: usize = 4096;
 /// How many datagrams the ring takes while a turn is worked on; the socket keeps some more.
 const BUFFERS: u16 = 512;
+
+/// How long a port may be in use by a server that was killed, and how often it is looked at.
+const IN_USE_TIME_MAX: Duration = Duration::from_secs(3);
+const IN_USE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A datagram with the address that it came from or goes to.
 pub type Addressed = (SocketAddr, Vec<u8>);
@@ -34,9 +39,21 @@ pub struct Port {
 }
 
 impl Port {
-    /// Binds the address; port 0 is any that is free.
+    /// Binds the address; port 0 is any that is free. Waits for a while where it is in use: the
+    /// kernel takes a killed server's ring down, and closes its socket, after its end.
     pub fn bind(ring: &Ring, address: SocketAddr, key: Option<Key>) -> io::Result<Self> {
-        let socket = UdpSocket::bind(address)?;
+        let mut waited = Duration::ZERO;
+        let socket = loop {
+            match UdpSocket::bind(address) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && waited < IN_USE_TIME_MAX =>
+                {
+                    std::thread::sleep(IN_USE_PAUSE);
+                    waited += IN_USE_PAUSE;
+                }
+                bound => break bound?,
+            }
+        };
         let at = socket.local_addr()?;
         let options = DatagramOptions { payload_max: PAYLOAD_UDP_MAX, buffers: BUFFERS };
         let datagrams = ring.datagrams(socket, options)?;
