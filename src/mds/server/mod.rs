@@ -18,6 +18,8 @@
 
 mod attach;
 #[cfg(test)]
+mod pools_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
