@@ -55,7 +55,7 @@ pub trait Env: Clone + 'static {
     /// Runs a task on this unit's executor until it ends.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
-    /// The monotonic clock.
+    /// The monotonic clock, which goes on while the machine sleeps.
     fn now(&self) -> Moment;
 
     /// Returns when at least `duration` has passed.

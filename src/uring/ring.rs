@@ -142,7 +142,7 @@ impl Ring {
         Sleep::new(&self.0, duration)
     }
 
-    /// Nanoseconds of the clock that [`Ring::sleep`] goes by: CLOCK_MONOTONIC.
+    /// Nanoseconds of the clock that [`Ring::sleep`] goes by: CLOCK_BOOTTIME, which never goes back.
     pub fn now_ns(&self) -> u64 {
         super::timer::now_ns()
     }

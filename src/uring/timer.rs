@@ -14,9 +14,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::ring::Core;
 
-/// Nanoseconds of CLOCK_MONOTONIC.
+/// Nanoseconds of CLOCK_BOOTTIME: it goes on while the machine sleeps, as the leases of others do.
 pub(super) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has a monotonic clock");
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has this clock");
     now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()
 }
 

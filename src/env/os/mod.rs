@@ -4,6 +4,7 @@
 //! | file | what is in it |
 //! | --- | --- |
 //! | [`disk`], `probe`, [`open_error`] | disks: claiming, asking what they are, using them |
+//! | [`reservation`] | keeping other hosts' writes out of a shared disk |
 //! | [`nvram`] | what stands in for persistent memory |
 //! | [`link`] | the channel to a metadata server on another thread |
 //! | [`signals`], [`notify`] | the ends of a service: being stopped, saying that it is ready |
@@ -16,6 +17,7 @@ pub mod notify;
 pub mod nvram;
 pub mod open_error;
 mod probe;
+pub mod reservation;
 pub mod signals;
 
 use std::future::Future;
