@@ -15,8 +15,8 @@ use flipside::format::group::{Group, GroupState, Link, TransactionId};
 use flipside::format::header::{HEADER_MAGIC, RegionHeader};
 use flipside::format::home::{HOME_PAGE, Line};
 use flipside::format::ids::{
-    ExtentId, Generation, Incarnation, LogicalExtent, PairId, PoolId, Sequence, Slot, UnitId,
-    VolumeId,
+    ExtentId, ExtentRun, Generation, Incarnation, LogicalExtent, PairId, PoolId, Sequence, Slot,
+    UnitId, VolumeId,
 };
 use flipside::format::layout::{DeviceFacts, Geometry, plan};
 use flipside::format::nvram::{self, NvramIdentity};

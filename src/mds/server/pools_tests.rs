@@ -300,7 +300,7 @@ fn overviews_have_the_size_of_their_question() {
             let asked = body.len();
             match rig.ask((Operation::Overview, 5, 0, body)) {
                 Ok(reply) => {
-                    assert!(!reply.is_empty() && reply.len() <= asked, "{section:?} {len}")
+                    assert!(!reply.is_empty() && reply.len() <= asked, "{section:?} {len}");
                 }
                 Err(refusal) => assert_eq!(refusal, (Refusal::TooLarge, asked as u64)),
             }
