@@ -23,7 +23,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
 .PHONY: help setup build test soak sim sim-exhaustive mutants nbd-tester demo serve bench fuzz
-.PHONY: coverage install uninstall clean
+.PHONY: bench-mds coverage install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ serve: build ## serve a formatted disk: make serve DEV=/dev/sdX
 
 bench: setup build ## Flipside beside qemu-nbd on one RAM-backed device; writes bench/results/
 	python3 bench/compare.py
+
+bench-mds: setup ## durable metadata primitives a second: log, redb alone, device alone; DIR=
+	$(CARGO) bench --bench mds -- $(if $(DIR),--dir $(DIR)) $(ARGS)
 
 coverage: ## lines of journal/, unit/ and format/ that tests execute (installs cargo-tarpaulin)
 	@tools/coverage.sh

@@ -18,7 +18,9 @@ mod flags;
 mod format;
 mod inspect;
 mod log;
+mod mds;
 mod metadata;
+pub mod network;
 mod nvram;
 mod offline;
 mod operator;
@@ -31,6 +33,7 @@ mod status;
 pub mod values;
 mod volume;
 mod volumes;
+mod wire_dump;
 mod zero;
 
 use std::ffi::OsString;
@@ -88,6 +91,10 @@ enum Command {
     Volume(volume::Args),
     /// Show or change where a pool's flags and journal are kept
     Flags(flags::Args),
+    /// Serve the metadata of pools to their targets until told to stop
+    Mds(mds::Args),
+    /// Show the metadata protocol in a network capture
+    WireDump(wire_dump::Args),
     /// Print what a shell needs to complete command lines
     Completions(documents::CompletionsArgs),
     /// Write the manual's pages into a directory
@@ -109,6 +116,8 @@ pub fn main() -> ExitCode {
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
         Command::Flags(args) => flags::run(args),
+        Command::Mds(args) => mds::run(&args),
+        Command::WireDump(args) => wire_dump::run(&args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),
         Command::Man(args) => documents::write_man_pages(&args, Cli::command()),
     };

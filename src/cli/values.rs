@@ -34,6 +34,12 @@ pub enum ValueError {
     /// Not a name for a volume.
     #[error("a name has 1 to 128 bytes, no spaces, '/' or '=', and does not begin with '-'")]
     Name,
+    /// Not a host and a port.
+    #[error("an address is HOST:PORT, as in 10.0.0.1:10810 or [::1]:10810")]
+    HostPort,
+    /// Not the size of a datagram.
+    #[error("the size of a datagram is a number of bytes from 1200 to 65507")]
+    DatagramSize,
     /// Not a mode of a file.
     #[error("a mode is octal, as in 660, and at most 777")]
     Mode,

@@ -1,8 +1,9 @@
-//! What clients talk to: NBD, and the control socket.
+//! What clients talk to: NBD, the control socket, and the port of a metadata server.
 
 pub mod control;
 pub mod export;
 pub mod listen;
+pub mod metadata;
 pub mod nbd;
 mod volume;
 

@@ -4,11 +4,14 @@
 //! | --- | --- |
 //! | [`records`] | what is spoken of: pairs, primitives, volumes, grants |
 //! | [`wire`] | the datagram: header, parts, the door from bytes to verified types |
+//! | [`auth`] | the proof that a datagram's sender has the key |
 //! | [`raw`] | the packed records of bodies and of the store's rows |
 //! | [`assembly`] | messages put together again from their parts, in bounded memory |
 //! | [`store`], [`redb_store`], [`backend`] | where the rows lie, in transactions |
+//! | [`log`] | a log before a store, for commits by the thousand |
 //! | [`volume_table`], [`mirrored`] | a second copy of the volumes, outside of the store |
 //! | [`opening`] | making and opening all of it, and a new store where the old one is damaged |
+//! | [`hosted`] | the directory of a server of its own |
 //! | [`examine`], [`overlay`] | looking at it without changing it |
 //! | [`pools`], [`shared_store`] | the pools of a server: one, or many in one store |
 //! | [`ownership`] | who may attach to a pool |
@@ -29,12 +32,15 @@
 //!   [`crate::env::Env`]; the same datagrams in the same order give the same answers.
 
 pub mod assembly;
+pub mod auth;
 pub mod backend;
 pub mod catalog;
 pub mod client;
 pub mod embedded;
 pub mod error;
 pub mod examine;
+pub mod hosted;
+pub mod log;
 pub mod mirrored;
 pub mod opening;
 pub mod overlay;

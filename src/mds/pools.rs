@@ -202,7 +202,8 @@ impl Pools {
     pub fn check_strays(&self) -> Result<(), StoreError> {
         let Kind::Hosted(hosted) = &self.0 else { return Ok(()) };
         let known: BTreeSet<u32> = hosted.pools.values().map(|known| known.number).collect();
-        for table in Table::ALL.into_iter().filter(|table| *table != Table::Pools) {
+        let of_no_pool = [Table::Pools, Table::Log];
+        for table in Table::ALL.into_iter().filter(|table| !of_no_pool.contains(table)) {
             let mut from = Vec::new();
             // From each pool's last row on to the first row after it: a read a pool.
             while let Some((key, _)) = hosted.store.range(table, &from, 1)?.first() {

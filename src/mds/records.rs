@@ -222,6 +222,8 @@ counters! {
         datagrams,
         /// Datagrams dropped: garbage, out of the window, or for lack of memory.
         dropped,
+        /// Datagrams dropped because they did not carry the proof of the key.
+        unauthenticated,
         /// Requests that had been executed already and were answered from the record.
         repeated,
         /// Sessions attached.

@@ -21,9 +21,10 @@ use super::wire::crc32c;
 /// Memory for the store's pages, in bytes.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// A store in a redb database.
+/// A store in a redb database. Cheap to clone: a handle.
+#[derive(Clone)]
 pub struct RedbStore {
-    database: Database,
+    database: Arc<Database>,
     written: Arc<AtomicU64>,
 }
 
@@ -35,12 +36,17 @@ impl RedbStore {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         let database = builder.create_with_backend(watched).map_err(failed)?;
-        Ok(RedbStore { database, written })
+        Ok(RedbStore { database: Arc::new(database), written })
     }
 
     /// Looks at the checksum of every page. What redb could repair is damage too.
+    ///
+    /// # Panics
+    ///
+    /// Where there are other handles of it.
     pub fn verify(&mut self) -> Result<(), StoreError> {
-        match self.database.check_integrity() {
+        let database = Arc::get_mut(&mut self.database).expect("verified before it is shared");
+        match database.check_integrity() {
             Ok(true) => Ok(()),
             Ok(false) => Err(StoreError::Damaged("its pages are not as written".to_owned())),
             Err(error) => Err(failed(error)),

@@ -73,6 +73,10 @@ pub struct Session<P> {
     requests: u64,
     answers: BTreeMap<u64, Answer>,
     pending: BTreeMap<u64, Pending<P>>,
+    /// Where its client was when something new was last heard from it.
+    place: Option<P>,
+    /// Above all queries of it that were heard.
+    next_query: u64,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -98,7 +102,7 @@ struct RawAnswer {
 }
 const _: () = assert!(size_of::<RawAnswer>() == 24);
 
-impl<P: Clone> Session<P> {
+impl<P: Clone + PartialEq> Session<P> {
     /// A session of that granted claim, whose attach was the mutation of that number.
     pub fn new(claim: Claim, payload_max: u32, sequence: u64) -> Self {
         Session {
@@ -111,6 +115,8 @@ impl<P: Clone> Session<P> {
             requests: 0,
             answers: BTreeMap::new(),
             pending: BTreeMap::new(),
+            place: None,
+            next_query: 0,
         }
     }
 
@@ -169,6 +175,18 @@ impl<P: Clone> Session<P> {
         self.pending.values().map(bytes).sum()
     }
 
+    /// Whether a query is to be answered: it is a new one, or it comes from where the client is.
+    /// What somebody has recorded and sends again from elsewhere is neither; its answer, which may
+    /// be large, would go to whomever it says it comes from.
+    pub fn asks(&mut self, peer: &P, sequence: u64) -> bool {
+        let new = sequence >= self.next_query && sequence < u64::MAX;
+        if new {
+            self.next_query = sequence + 1;
+            self.place = Some(peer.clone());
+        }
+        new || self.place.as_ref() == Some(peer)
+    }
+
     /// Takes a mutation's datagram. Where there is no `room` only the next one to be executed is
     /// kept, so that those that wait for it can go on.
     pub fn admit(&mut self, peer: &P, datagram: &Datagram<'_>, room: bool) -> Admitted {
@@ -189,6 +207,7 @@ impl<P: Clone> Session<P> {
         if sequence >= self.next + WINDOW || !(room || sequence == self.next) {
             return Admitted::Dropped;
         }
+        self.place = Some(peer.clone());
         let pending = self
             .pending
             .entry(sequence)
@@ -296,8 +315,27 @@ mod tests {
     use crate::format::ids::{Incarnation, PoolId};
 
     fn new(payload_max: u32) -> Session<()> {
+        of(payload_max)
+    }
+
+    fn of<P: Clone + PartialEq>(payload_max: u32) -> Session<P> {
         let claim = Claim::of(PoolId([1; 16]), UnitId(3), Incarnation(8));
         Session::new(claim, payload_max, 0)
+    }
+
+    /// Goal: a query is answered once wherever it comes from, and again only to where the client
+    /// is; the client may move, by a query or a mutation that is new.
+    #[test]
+    fn recorded_queries_are_not_answered() {
+        let mut session: Session<u8> = of(PAYLOAD_MIN as u32);
+        assert!(session.asks(&1, 0) && session.asks(&1, 0) && !session.asks(&2, 0));
+        assert!(session.asks(&1, 5) && session.asks(&1, 3));
+        // It has moved; what it asked from its old place goes nowhere, as nobody is there.
+        assert!(session.asks(&3, 6) && session.asks(&3, 4) && !session.asks(&1, 5));
+        let mutation = request(1, 0, b"new");
+        assert_eq!(session.admit(&4, &parse(&mutation[0]).unwrap(), true), Admitted::Ready);
+        assert!(session.asks(&4, 6) && !session.asks(&3, 6));
+        assert!(session.asks(&1, u64::MAX - 1) && !session.asks(&2, u64::MAX));
     }
 
     fn request(sequence: u64, floor: u64, body: &[u8]) -> Vec<Vec<u8>> {

@@ -34,11 +34,13 @@ pub enum Table {
     Mirror,
     /// Pool → its number and what it is made of, where there are many ([`super::pools`]).
     Pools,
+    /// One row: how far the log is applied ([`super::log`]).
+    Log,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 10] = [
+    pub const ALL: [Table; 11] = [
         Table::Pool,
         Table::Volumes,
         Table::Units,
@@ -49,6 +51,7 @@ impl Table {
         Table::Sessions,
         Table::Mirror,
         Table::Pools,
+        Table::Log,
     ];
 
     /// Its name in the store.
@@ -64,6 +67,7 @@ impl Table {
             Table::Sessions => "sessions",
             Table::Mirror => "mirror",
             Table::Pools => "pools",
+            Table::Log => "log",
         }
     }
 }

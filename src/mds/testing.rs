@@ -68,7 +68,7 @@ pub fn open(memory: &Memory) -> Catalog {
 }
 
 /// A server of the pool that those bytes hold.
-pub fn serve<P: Clone>(memory: &Memory) -> Server<P> {
+pub fn serve<P: Clone + PartialEq>(memory: &Memory) -> Server<P> {
     Server::new(Pools::single(open(memory))).unwrap()
 }
 

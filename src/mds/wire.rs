@@ -19,10 +19,11 @@
 //! | 44 | 4 | message CRC | CRC32C of the whole message's body, the same in every part |
 //! | 48 | 4 | CRC | CRC32C of header (this field as 0) and body |
 //! | 52 | 4 | reserved | 0 |
-//! | 56 | 16 | authenticator | truncated keyed BLAKE3; 0 while there is no key |
+//! | 56 | 16 | authenticator | [`super::auth`]; 0 where there is no key |
 //!
 //! The authenticator is last so that all before it and the body can be fed to the hash in two
-//! pieces. The session comes before the sequence as it chooses the key.
+//! pieces. The session comes before the sequence as it chooses the key. No checksum covers it: it
+//! is written where a datagram leaves for a network, and looked at where it comes from one.
 //!
 //! Mutations ([`Operation::is_ordered`]) and queries have a space of sequence numbers each:
 //! mutations are executed in order and without gaps, from the one that attached; queries in any
@@ -51,6 +52,10 @@ pub const MAGIC: [u8; 4] = *b"FSmd";
 pub const VERSION: u8 = 1;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 72;
+/// Bytes of the authenticator, which ends the header.
+pub const AUTHENTICATOR_BYTES: usize = 16;
+/// Bytes of the header that the authenticator covers, besides the body: all before it.
+pub const AUTHENTICATED_BYTES: usize = HEADER_BYTES - AUTHENTICATOR_BYTES;
 /// The most parts of one message.
 pub const PARTS_MAX: usize = 1024;
 /// The largest body of one message, in bytes, over all its parts.
@@ -59,6 +64,11 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub const PAYLOAD_MIN: usize = 1200;
 /// The largest datagram that is taken, in bytes.
 pub const PAYLOAD_MAX: usize = 64 << 10;
+/// The largest datagram over a network where nothing else is said, in bytes: what fits an Ethernet
+/// frame.
+pub const PAYLOAD_DEFAULT: usize = 1472;
+/// The largest datagram that UDP can carry, in bytes.
+pub const PAYLOAD_UDP_MAX: usize = 65507;
 /// How many mutations of one session may be unanswered at a time.
 pub const WINDOW: u64 = 32;
 
@@ -66,7 +76,7 @@ const _: () = assert!(size_of::<RawHeader>() == HEADER_BYTES);
 const _: () = assert!(std::mem::offset_of!(RawHeader, session) == 8);
 const _: () = assert!(std::mem::offset_of!(RawHeader, part) == 32);
 const _: () = assert!(std::mem::offset_of!(RawHeader, crc) == 48);
-const _: () = assert!(std::mem::offset_of!(RawHeader, authenticator) == 56);
+const _: () = assert!(std::mem::offset_of!(RawHeader, authenticator) == AUTHENTICATED_BYTES);
 /// The largest message fits the parts that the smallest link needs for it.
 const _: () = assert!(MESSAGE_BYTES_MAX <= PARTS_MAX * (PAYLOAD_MIN - HEADER_BYTES));
 /// The largest transaction is a message.
@@ -184,7 +194,7 @@ struct RawHeader {
     message_crc: U32,
     crc: U32,
     reserved_too: U32,
-    authenticator: [u8; 16],
+    authenticator: [u8; AUTHENTICATOR_BYTES],
 }
 
 /// Whether a datagram asks or answers.
@@ -291,6 +301,53 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Garbage> {
     Ok(Datagram { header, part, parts, message_crc: raw.message_crc.get(), body })
 }
 
+/// What a header says that may be wrong: for those who show datagrams and do not act on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// Version of the protocol.
+    pub version: u8,
+    /// 0 of a request, 1 of a reply.
+    pub kind: u8,
+    /// An [`Operation`]'s code, perhaps.
+    pub operation: u16,
+    /// Whose.
+    pub session: u64,
+    /// Which.
+    pub sequence: u64,
+    /// Request: the lowest mutation not answered yet. Reply: detail of a refusal.
+    pub detail: u64,
+    /// Which part of the message, and of how many.
+    pub part: (u16, u16),
+    /// 0, or a [`Refusal`]'s code.
+    pub status: u16,
+    /// Whether the checksum is that of header and body.
+    pub sound: bool,
+    /// Whether there is an authenticator.
+    pub sealed: bool,
+}
+
+/// What bytes say that begin as a datagram of this protocol does.
+pub fn claimed(bytes: &[u8]) -> Option<Claimed> {
+    let (raw, body) = RawHeader::read_from_prefix(bytes).ok()?;
+    (raw.magic == MAGIC).then(|| Claimed {
+        version: raw.version,
+        kind: raw.kind,
+        operation: raw.operation.get(),
+        session: raw.session.get(),
+        sequence: raw.sequence.get(),
+        detail: raw.detail.get(),
+        part: (raw.part.get(), raw.parts.get()),
+        status: raw.status.get(),
+        sound: raw.length.get() as usize == body.len() && datagram_crc(&raw, body) == raw.crc.get(),
+        sealed: raw.authenticator != [0; AUTHENTICATOR_BYTES],
+    })
+}
+
+/// The session that bytes name which may be a datagram; `None` where they are too few.
+pub fn session_of(bytes: &[u8]) -> Option<u64> {
+    RawHeader::read_from_prefix(bytes).ok().map(|(raw, _)| raw.session.get())
+}
+
 /// The datagrams of one message, none larger than `payload_max`.
 pub fn encode(header: &Header, body: &[u8], payload_max: usize) -> Vec<Vec<u8>> {
     assert!(payload_max >= PAYLOAD_MIN, "a link of {payload_max} bytes carries no message");
@@ -329,7 +386,7 @@ fn encode_part(header: &Header, body: &[u8], part: u16, parts: u16, message_crc:
         message_crc: U32::new(message_crc),
         crc: U32::ZERO,
         reserved_too: U32::ZERO,
-        authenticator: [0; 16],
+        authenticator: [0; AUTHENTICATOR_BYTES],
     };
     raw.crc = U32::new(datagram_crc(&raw, body));
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
@@ -343,7 +400,7 @@ fn datagram_crc(raw: &RawHeader, body: &[u8]) -> u32 {
     let mut covered = *raw;
     covered.crc = U32::ZERO;
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    digest.update(&covered.as_bytes()[..std::mem::offset_of!(RawHeader, authenticator)]);
+    digest.update(&covered.as_bytes()[..AUTHENTICATED_BYTES]);
     digest.update(body);
     digest.finalize() as u32
 }

@@ -1,4 +1,5 @@
-//! What can be seen of a running target: counters, latencies, and the snapshot that `status` shows.
+//! What can be seen of a running target: counters, latencies, and the snapshot that `status` shows;
+//! and what a capture of the network has seen ([`pcap`]).
 //!
 //! Nothing here decides anything; every room may count, none may read a counter to act on it.
 //!
@@ -9,6 +10,7 @@
 
 mod counters;
 mod latency;
+pub mod pcap;
 mod rates;
 mod slow;
 mod snapshot;

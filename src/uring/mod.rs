@@ -5,12 +5,13 @@
 //! | [`executor`], `owner` | tasks and wakers, without a ring |
 //! | [`ring`], `setup`, [`error`] | the ring, its loop, and why there is none |
 //! | `operation` | what is in flight |
-//! | `file`, [`socket`], `message`, `poll`, [`timer`] | the operations |
+//! | `file`, [`socket`], [`datagram`], `message`, `poll`, [`timer`] | the operations |
 //! | [`fd`] | open files, registered where there is room |
 //! | [`buffers`], [`buddy`] | aligned memory |
 
 pub mod buddy;
 pub mod buffers;
+pub mod datagram;
 pub mod error;
 pub mod executor;
 pub mod fd;
@@ -26,6 +27,7 @@ pub mod socket;
 mod tests;
 pub mod timer;
 
+pub use datagram::{Arrived, DatagramOptions, Datagrams};
 pub use error::{RingError, RingErrorKind};
 pub use executor::Executor;
 pub use fd::Fd;

@@ -14,10 +14,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use io_uring::cqueue;
 use io_uring::squeue::{Entry, Flags};
 use nix::sys::socket::SockaddrStorage;
 
 use super::buffers::View;
+use super::datagram::{Arrivals, Outgoing};
 use super::fd::Fd;
 use super::message::Message;
 use super::ring::Core;
@@ -33,6 +35,9 @@ pub(super) enum Held {
     Address(#[expect(dead_code, reason = "only the kernel reads it")] Box<SockaddrStorage>),
     /// The answer is a new file, to be closed where nobody waits for it.
     NewFile,
+    /// The answers are many; these take all of them.
+    Arrivals(Rc<Arrivals>),
+    Outgoing(#[expect(dead_code, reason = "only the kernel reads it")] Box<Outgoing>),
 }
 
 /// What becomes of an operation whose future is dropped.
@@ -104,11 +109,17 @@ impl Operations {
         index
     }
 
-    /// Takes the kernel's answer. What is returned was an orphan's.
-    pub(super) fn complete(&mut self, token: u64, result: i32) -> Option<Remains> {
+    /// Takes one of the kernel's answers. What is returned was an orphan's.
+    pub(super) fn complete(&mut self, token: u64, result: i32, flags: u32) -> Option<Remains> {
         let index = token as u32;
         let slot = &mut self.slots[index as usize];
         assert!(slot.generation == (token >> 32) as u32, "the kernel answered an operation twice");
+        if let Held::Arrivals(arrivals) = &slot.held {
+            arrivals.arrived(flags);
+        }
+        if cqueue::more(flags) {
+            return None;
+        }
         self.in_flight -= 1;
         match std::mem::replace(&mut slot.state, State::Done(result)) {
             State::InFlight(waker) => {

@@ -74,6 +74,8 @@ pub(super) struct Core {
     wake_armed: Cell<bool>,
     /// The pool whose arena is registered.
     registered: RefCell<Option<BufferPool>>,
+    /// The number of the next ring of buffers.
+    next_group: Cell<u16>,
 }
 
 impl Ring {
@@ -106,6 +108,7 @@ impl Ring {
             wake,
             wake_armed: Cell::new(false),
             registered: RefCell::new(None),
+            next_group: Cell::new(0),
         })))
     }
 
@@ -248,7 +251,11 @@ impl Core {
                 }
                 token => {
                     let mut operations = self.operations.borrow_mut();
-                    self.remains.borrow_mut().extend(operations.complete(token, answer.result()));
+                    self.remains.borrow_mut().extend(operations.complete(
+                        token,
+                        answer.result(),
+                        answer.flags(),
+                    ));
                 }
             }
         }
@@ -296,6 +303,25 @@ impl Core {
             Ok(_) => self.places.borrow_mut().push(place),
             // The place is lost and the file stays open until the ring ends.
             Err(error) => tracing::warn!(%error, "a file stays registered with the ring"),
+        }
+    }
+
+    /// Makes a ring of buffers known, from which the kernel takes those that it fills: `count`
+    /// entries at `address`, mapped until it is unregistered or the ring has ended. Gives the
+    /// number that receives name it by.
+    pub(super) fn register_buffer_ring(&self, address: u64, count: u16) -> io::Result<u16> {
+        let group = self.next_group.get();
+        self.next_group.set(group.checked_add(1).expect("fewer than 2^16 rings of buffers"));
+        let io = self.io.borrow();
+        // SAFETY: the caller keeps the entries mapped; the kernel holds their pages besides.
+        let done = unsafe { io.submitter().register_buf_ring_with_flags(address, count, group, 0) };
+        done.map(|()| group)
+    }
+
+    /// Forgets a ring of buffers that no receive uses.
+    pub(super) fn unregister_buffer_ring(&self, group: u16) {
+        if let Err(error) = self.io.borrow().submitter().unregister_buf_ring(group) {
+            tracing::warn!(%error, "a ring of buffers stays registered");
         }
     }
 

@@ -284,7 +284,7 @@ fn sent_or_interrupted(sent: io::Result<u32>) -> io::Result<usize> {
 }
 
 /// A non-blocking socket would answer "not now" where the ring can wait.
-fn set_blocking(fd: &OwnedFd) -> io::Result<()> {
+pub(super) fn set_blocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     if flags.contains(OFlag::O_NONBLOCK) {
         fcntl(fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;

@@ -29,21 +29,24 @@ use flipside::front::nbd::wire::{
     info, option,
 };
 use flipside::mds::catalog::PoolSpec;
+use flipside::mds::log::format::RecordBuffer;
 use flipside::mds::overview::Section;
 use flipside::mds::raw::{self, RawAttach, RawForget, RawPage, RawPair, RawPrimitive, RawVolume};
 use flipside::mds::records::{Claim, PairRecord, Primitive};
 use flipside::mds::session::{Answer, Session};
-use flipside::mds::store::Table;
+use flipside::mds::store::{Changes, Table};
 use flipside::mds::volume_table::Kept;
 use flipside::mds::wire::{Header, Kind, Operation, PAYLOAD_MIN, encode};
 use zerocopy::IntoBytes;
 
 use super::bodies::cursor::put_piece;
 use super::bodies::journal::{POOL, stored_parts};
+use super::bodies::metadata::{LOG, LOG_TAIL};
 
 /// The seeds of a target: a name and the bytes of each.
 pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
     match target {
+        "capture" => vec![("ethernet", capture())],
         "command_line" => text(&[
             "64M",
             "10%",
@@ -70,6 +73,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "foreign" => devices(),
         "group" => groups(),
         "home" => vec![("lines", home())],
+        "metadata_log" => vec![("three_records", metadata_log())],
         "metadata_server" => vec![("conversation", conversation())],
         "nbd_handshake" => handshakes(),
         "nbd_request" => vec![("one_of_each", requests()), ("extended", extended_requests())],
@@ -87,6 +91,22 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
 fn text(texts: &[&'static str]) -> Vec<(&'static str, Vec<u8>)> {
     const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
     NAMES.into_iter().zip(texts.iter().map(|text| text.as_bytes().to_vec())).collect()
+}
+
+fn metadata_log() -> Vec<u8> {
+    let (epoch, before) = LOG_TAIL;
+    let pair = |number: u8, value: Option<Vec<u8>>| ((Table::Pairs, vec![number]), value);
+    let commits = [
+        Changes::from([pair(1, Some(vec![7; 28])), ((Table::Layout, vec![2; 16]), Some(vec![]))]),
+        Changes::from([pair(2, Some(vec![8; 5000])), pair(1, None)]),
+        Changes::from([pair(3, Some(vec![9]))]),
+    ];
+    let mut record = RecordBuffer::default();
+    let sealed = commits.iter().zip(before + 1..).map(|(changes, sequence)| {
+        record.fill(changes);
+        record.seal(LOG, epoch, sequence).to_vec()
+    });
+    sealed.collect::<Vec<_>>().concat()
 }
 
 fn nbd_option(option: u32, data: &[u8]) -> Vec<u8> {
@@ -461,4 +481,22 @@ fn nvram_identity() -> Vec<u8> {
     let mut bytes = vec![0; 2 * nvram::LEN];
     NvramIdentity { pool: POOL, region: [7; 16], len: 1 << 20 }.store(&mut bytes);
     bytes
+}
+
+/// A capture of an Ethernet with one datagram of the metadata protocol.
+fn capture() -> Vec<u8> {
+    let [(_, datagram), ..] = &datagrams()[..] else { panic!("there are datagrams") };
+    let udp_len = 8 + datagram.len() as u16;
+    let mut frame = [[0; 12].as_slice(), &[8, 0, 0x45]].concat();
+    // An IPv4 header without options, of UDP, and the ports.
+    frame.extend([0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1]);
+    frame.extend([[0x2a, 0x3a], [0x2a, 0x3a], udp_len.to_be_bytes(), [0, 0]].as_flattened());
+    frame.extend(datagram);
+    let mut file = 0xa1b2_c3d4_u32.to_le_bytes().to_vec();
+    file.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
+    for field in [1, 0, frame.len() as u32, frame.len() as u32] {
+        file.extend(field.to_le_bytes());
+    }
+    file.extend(frame);
+    file
 }

@@ -6,7 +6,7 @@
 //! | [`disk`], `probe`, [`open_error`] | disks: claiming, asking what they are, using them |
 //! | [`reservation`] | keeping other hosts' writes out of a shared disk |
 //! | [`nvram`] | what stands in for persistent memory |
-//! | [`link`] | the channel to a metadata server on another thread |
+//! | [`link`] | the channel to a metadata server: another thread, or UDP |
 //! | [`signals`], [`notify`] | the ends of a service: being stopped, saying that it is ready |
 //! | [`activation`] | sockets that a service manager opened for this process |
 
@@ -26,7 +26,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub use disk::OsDisk;
-pub use link::OsLink;
+pub use link::{OsLink, Seal};
 pub use notify::notify_ready;
 pub use nvram::OsNvram;
 pub use open_error::{DiskOpenError, DiskOpenErrorKind};

@@ -20,7 +20,7 @@ fn refuse<T>((refusal, detail): (Refusal, u64)) -> Result<T, Fault> {
     Err(Fault::Refused(refusal, detail))
 }
 
-impl<P: Clone> Server<P> {
+impl<P: Clone + PartialEq> Server<P> {
     /// Takes one request that needs no session; false where it is dropped.
     pub(super) fn take_sessionless(
         &mut self,

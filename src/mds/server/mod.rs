@@ -15,10 +15,15 @@
 //! - **Fail stop**: once the store has failed, everything is refused with that reason.
 //! - **Garbage**: dropped and counted. A refusal is a header without a body, and so never larger
 //!   than what it refuses.
+//! - **Strangers**: who has no session is never sent more bytes than it has sent. What was recorded
+//!   of a session and is sent again changes nothing, and a query of it is answered only to where
+//!   the session's client is.
 
 mod attach;
 #[cfg(test)]
 mod pools_tests;
+#[cfg(test)]
+mod stranger_tests;
 #[cfg(test)]
 mod tests;
 
@@ -88,7 +93,7 @@ struct Turn<P> {
     queries: Vec<Query<P>>,
 }
 
-impl<P: Clone> Server<P> {
+impl<P: Clone + PartialEq> Server<P> {
     /// A server of those pools, with the sessions that they have kept.
     pub fn new(pools: Pools) -> Result<Self, StoreError> {
         let mut sessions = BTreeMap::new();
@@ -168,6 +173,11 @@ impl<P: Clone> Server<P> {
         self.failure.as_ref()
     }
 
+    /// How many datagrams were dropped before this server saw them, for lack of the key's proof.
+    pub fn note_unauthenticated(&mut self, count: u64) {
+        self.counters.unauthenticated = count;
+    }
+
     /// The counters, of all pools together.
     pub fn status(&self) -> ServerStatus {
         self.with_own(self.pools.totals())
@@ -177,6 +187,7 @@ impl<P: Clone> Server<P> {
         ServerStatus {
             datagrams: self.counters.datagrams,
             dropped: self.counters.dropped,
+            unauthenticated: self.counters.unauthenticated,
             repeated: self.counters.repeated,
             refused: self.counters.refused,
             sessions: self.sessions.len() as u64,
@@ -212,7 +223,7 @@ impl<P: Clone> Server<P> {
         };
         let payload_max = session.payload_max();
         if !header.operation.is_ordered() {
-            if datagram.parts != 1 {
+            if datagram.parts != 1 || !session.asks(&peer, header.sequence) {
                 return false;
             }
             session.hear(self.now);

@@ -6,6 +6,7 @@ use flipside::format::ids::{ExtentId, ExtentRun, PoolId};
 use flipside::format::page::crc32c;
 use flipside::mds::assembly::{Added, Assembly};
 use flipside::mds::catalog::{Catalog, PoolSpec};
+use flipside::mds::log::format::{BLOCK, Identity, RecordBuffer, replay};
 use flipside::mds::overview::Section;
 use flipside::mds::pools::Pools;
 use flipside::mds::raw::{
@@ -14,6 +15,7 @@ use flipside::mds::raw::{
 use flipside::mds::records::{Claim, PairRecord, Primitive, VolumeInfo};
 use flipside::mds::server::Server;
 use flipside::mds::session::{Answer, Session};
+use flipside::mds::store::Changes;
 use flipside::mds::volume_table::Kept;
 use flipside::mds::wire::{self, HEADER_BYTES, Header, Kind, Operation};
 
@@ -184,6 +186,42 @@ pub fn volume_table(data: &[u8]) -> bool {
         assert_eq!(Kept::parse(&encoded, POOL).as_ref(), Some(kept));
     }
     as_it_is || made_good.is_some()
+}
+
+/// The log whose records are tried.
+pub const LOG: Identity = Identity([4; 16]);
+/// The epoch of its half, and the record that the first one follows.
+pub const LOG_TAIL: (u64, u64) = (3, 10);
+
+/// A half of the store's log, as it is and with the checksums of its records made good. Whether any
+/// record was believed.
+pub fn log(data: &[u8]) -> bool {
+    let mut bytes = data.to_vec();
+    let as_it_is = replayed(&bytes);
+    for at in (0..bytes.len()).step_by(BLOCK) {
+        let length = bytes.get(at + 24..at + 28).and_then(|length| length.try_into().ok());
+        let length = length.map_or(0, u32::from_le_bytes) as usize;
+        if let Some(record) = bytes.get_mut(at..at.saturating_add(32 + length)) {
+            record[4..8].copy_from_slice(&crc32c(&LOG.0).to_le_bytes());
+            let crc = crc32c(record).to_le_bytes();
+            record[4..8].copy_from_slice(&crc);
+        }
+    }
+    replayed(&bytes) || as_it_is
+}
+
+fn replayed(half: &[u8]) -> bool {
+    let (epoch, before) = LOG_TAIL;
+    let mut changes = Changes::new();
+    let Ok(last) = replay(half, LOG, epoch, before, &mut changes) else { return false };
+    assert!(last >= before && last - before <= half.len().div_ceil(BLOCK) as u64);
+    let mut record = RecordBuffer::default();
+    record.fill(&changes);
+    let mut again = Changes::new();
+    let sealed = record.seal(LOG, epoch, before + 1);
+    assert_eq!(replay(sealed, LOG, epoch, before, &mut again), Ok(before + 1));
+    assert_eq!(again, changes);
+    last > before
 }
 
 /// A dump of the metadata: what is accepted is dumped as it was.

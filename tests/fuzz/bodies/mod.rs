@@ -26,6 +26,7 @@ pub type Body = fn(&[u8]) -> bool;
 
 /// Every target by its name, which is that of its file in `targets/` and of its corpus.
 pub const TARGETS: &[(&str, Body)] = &[
+    ("capture", outside::capture),
     ("command_line", outside::command_line),
     ("configuration", outside::configuration),
     ("control", outside::control),
@@ -34,6 +35,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("foreign", outside::foreign),
     ("group", journal::group),
     ("home", journal::home),
+    ("metadata_log", metadata::log),
     ("metadata_server", metadata::server),
     ("nbd_handshake", nbd::handshake),
     ("nbd_request", nbd::request),

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::sync::OnceLock;
 
 use clap::Command;
+use flipside::cli::network::{DatagramSize, HostPort};
 use flipside::cli::values::{
     CommitInterval, Mode, Name, Percent, Size, SlowIo, VolumeSpec, WarnFull,
 };
@@ -13,6 +14,8 @@ use flipside::format::probe::{HEAD_LEN, Image, TAIL_LEN};
 use flipside::format::superblock::{self, LEN, Superblock};
 use flipside::front::control::Request;
 use flipside::front::listen::Address;
+use flipside::mds::wire;
+use flipside::observe::pcap::Capture;
 
 use super::cursor::Cursor;
 
@@ -88,6 +91,18 @@ pub fn foreign(data: &[u8]) -> bool {
     !found.is_empty()
 }
 
+/// A network capture. Whether there was a datagram of the metadata protocol.
+pub fn capture(data: &[u8]) -> bool {
+    let Ok(mut capture) = Capture::open(data) else { return false };
+    let mut found = false;
+    for captured in &mut capture {
+        assert!(captured.bytes.len() <= data.len());
+        found |= wire::claimed(captured.bytes).is_some();
+    }
+    assert!(capture.fragments() + capture.passed_over() <= data.len() as u64);
+    found
+}
+
 /// Every kind of value on the command line; sizes survive their being shown.
 pub fn command_line(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
@@ -103,6 +118,10 @@ pub fn command_line(data: &[u8]) -> bool {
     if let Ok(SlowIo(Some(time))) = text.parse() {
         assert!(!time.is_zero());
     }
+    if let Ok(DatagramSize(size)) = text.parse() {
+        assert!((wire::PAYLOAD_MIN..=wire::PAYLOAD_UDP_MAX).contains(&size));
+    }
+    let _ = text.parse::<HostPort>();
     if let Ok(Mode(mode)) = text.parse() {
         assert!(mode <= 0o777);
     }

@@ -1,0 +1,123 @@
+//! `flipside mds`: serves the metadata of many pools to targets over UDP until told to stop.
+//!
+//! # Contracts
+//!
+//! - **Ready**: a line `ready udp://HOST:PORT`, once it can be used; then the service manager is
+//!   told.
+//! - **Stop**: SIGTERM or SIGINT: the turn under way ends, its answers leave, the store is closed,
+//!   and the exit code is 0.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::future::{Either, select};
+use tracing::{error, info, warn};
+
+use super::network::{HostPort, KeyArgs};
+use crate::env::Moment;
+use crate::env::os::notify::notify;
+use crate::env::os::{Signals, notify_ready};
+use crate::front::metadata::Port;
+use crate::mds::hosted;
+use crate::mds::pools::Pools;
+use crate::mds::server::Server;
+use crate::uring::{Ring, RingOptions};
+
+const EXAMPLES: &str = "\
+Examples:
+  For targets on this machine:
+    flipside mds --listen 127.0.0.1:10810 --store /var/lib/flipside/mds
+  For targets on a network, who must have the key:
+    (umask 077; openssl rand -hex 32 >/etc/flipside.key)
+    flipside mds --listen 10.0.0.1:10810 --store /var/lib/flipside/mds --key-file /etc/flipside.key
+
+The server prints 'ready udp://HOST:PORT' once it can be used. SIGTERM or SIGINT ends it.
+Datagrams carry the proof that their sender has the key; they are not encrypted.";
+
+/// Flags of `flipside mds`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Where to listen for targets; port 0 is any that is free
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: HostPort,
+    /// The directory that keeps everything, of its own; made where there is none
+    #[arg(long, value_name = "PATH")]
+    store: PathBuf,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// Listen beyond this machine without a key: whoever can send a datagram may do anything
+    #[arg(long)]
+    allow_open: bool,
+}
+
+/// Serves metadata.
+pub fn run(args: &Args) -> Result<()> {
+    let key = args.key.read()?;
+    let address = args.listen.resolve()?;
+    ensure!(
+        key.is_some() || args.allow_open || address.ip().is_loopback(),
+        "{address} can be reached from other machines, and without a key whoever sends a datagram \
+         may do anything: give a --key-file, listen at 127.0.0.1, or say --allow-open"
+    );
+    let ring = Ring::new(&RingOptions::default())?;
+    let signals = Signals::new(&ring)?;
+    let port = Port::bind(&ring, address, key).with_context(|| format!("{address}"))?;
+    let server = open(&args.store)?;
+    let served = ring.block_on(serve(ring.clone(), port, server, signals));
+    ring.shutdown();
+    served
+}
+
+/// The server of what the store holds.
+fn open(path: &Path) -> Result<Server<SocketAddr>> {
+    let store = hosted::open(path)?;
+    let pools = Pools::hosted(store).with_context(|| path.display().to_string())?;
+    Server::new(pools).with_context(|| path.display().to_string())
+}
+
+async fn serve(
+    ring: Ring,
+    port: Port,
+    mut server: Server<SocketAddr>,
+    signals: Signals,
+) -> Result<()> {
+    say_ready(port.at());
+    let mut failed = false;
+    let mut stopping = Box::pin(signals.next());
+    loop {
+        let turn = match select(stopping, Box::pin(port.turn())).await {
+            Either::Left((signal, _)) => {
+                info!(signal = ?signal?, "stopping");
+                // The manager waits for the end in any case.
+                let _ = notify("STOPPING=1");
+                return Ok(());
+            }
+            Either::Right((turn, waiting)) => {
+                stopping = waiting;
+                turn.context("datagrams cannot be received")?
+            }
+        };
+        server.note_unauthenticated(port.unauthenticated());
+        port.answer(server.handle(Moment(ring.now_ns()), turn));
+        if let Some(error) = server.failure()
+            && !failed
+        {
+            failed = true;
+            error!(%error, "the metadata server serves no more: mend its store and start it again");
+        }
+    }
+}
+
+/// Tells whoever started the server that it can be used.
+fn say_ready(at: SocketAddr) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "ready udp://{at}").and_then(|()| out.flush()) {
+        warn!("nobody reads that the server is ready: {error}");
+    }
+    if let Err(error) = notify_ready() {
+        warn!("the service manager was not told that the server is ready: {error}");
+    }
+}
