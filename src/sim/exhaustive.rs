@@ -472,5 +472,6 @@ mod tests {
         caught(hunt::<{ fault::ONE_HALF }>());
         caught(hunt::<{ fault::FUA_FORGOTTEN }>());
         caught(hunt::<{ fault::TORN_WRITE }>());
+        caught(hunt::<{ fault::GOES_ON }>());
     }
 }
