@@ -59,7 +59,8 @@ struct Job {
     nvram: bool,
     used: bool,
     tier: Tier,
-    sequences: Vec<Vec<Action>>,
+    /// Each with whether writes and flushes fail, too.
+    sequences: Vec<(Vec<Action>, bool)>,
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -131,10 +132,11 @@ fn jobs() -> Vec<Job> {
     for tier in tiers() {
         let (shortest, longest) = tier.lengths;
         let all = sequences(&actions, longest).into_iter();
-        let all: Vec<_> = all.filter(|s| s.len() >= shortest).step_by(tier.every).collect();
+        let all = all.filter(|s| s.len() >= shortest).step_by(tier.every).zip(0_usize..);
+        let all: Vec<_> = all.map(|(s, place)| (s, place.is_multiple_of(tier.errors))).collect();
         for (nvram, used) in [(false, false), (false, true), (true, false), (true, true)] {
             for first in &actions {
-                let mine = all.iter().filter(|sequence| sequence[0] == *first);
+                let mine = all.iter().filter(|(sequence, _)| sequence[0] == *first);
                 jobs.push(Job { nvram, used, tier, sequences: mine.cloned().collect() });
             }
         }
@@ -159,10 +161,10 @@ fn run(job: &Job, bar: &ProgressBar) -> Result<Counts, String> {
     let (images_max, sample, nested_max) = (IMAGES_MAX, SAMPLE, NESTED_MAX);
     let mut explorer =
         Explorer::new(Scope { engine, prelude, depth, images_max, sample, nested_max })?;
-    for (sequence, place) in job.sequences.iter().zip(0..) {
+    for (sequence, errors) in &job.sequences {
         for case in cases(sequence) {
             explorer.look(&case)?;
-            if usize::is_multiple_of(place, job.tier.errors) {
+            if *errors {
                 explorer.look_at_errors(&case)?;
             }
         }
