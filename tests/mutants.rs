@@ -37,10 +37,10 @@ const RECORDED: [Mutant; 12] = [
     Mutant::TrimNotRecorded,
     Mutant::EdgesNotRead,
     Mutant::TrimRoundedOutward,
-    Mutant::UnusedReadFromDisk,
-    Mutant::CopyIncomplete,
-    Mutant::ReplayReversed,
-    Mutant::IncarnationKept,
+    Mutant::DrainSkipped,
+    Mutant::LastRunNotRecorded,
+    Mutant::SealedIgnored,
+    Mutant::BusyIgnored,
 ];
 /// One mutant at a time, in the whole process.
 static CHOICE: Mutex<()> = Mutex::new(());
