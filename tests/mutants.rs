@@ -7,7 +7,7 @@
 //! | `FLIPSIDE_SEED` | the first seed | 1 |
 //! | `FLIPSIDE_MUTANTS` | only those whose names contain this | all |
 //! | `FLIPSIDE_RECORD` | `1` shrinks, and keeps as regressions those few of [`RECORDED`] | |
-//! | `FLIPSIDE_SHRINK` | `1` shrinks what fails, and shows how many actions were left of how many | |
+//! | `FLIPSIDE_SHRINK` | `1` shrinks what fails, and shows how many actions were left | |
 //! | `FLIPSIDE_TRACE` | `1` prints every call of the environment, on one thread | |
 
 use std::io::Write as _;

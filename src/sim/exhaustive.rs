@@ -130,8 +130,8 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} cases and {} with an error, {} instants and {} within recoveries ({} of them sampled), {} images, of \
-             which {} differ and were recovered ({} nested)",
+            "{} cases and {} with an error, {} instants and {} within recoveries ({} of them \
+             sampled), {} images, of which {} differ and were recovered ({} nested)",
             self.cases,
             self.errors,
             self.instants,
