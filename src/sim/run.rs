@@ -7,9 +7,8 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
-use super::action::Action;
 use super::engine::{Engine, Running};
-use super::plan::{Number, Plan, Script};
+use super::plan::{Plan, Rounds, Script};
 use super::subject::{LIMIT, Subject};
 use super::workload::{self, Habits};
 use crate::env::Env;
@@ -64,10 +63,7 @@ pub fn run_seed<E: Engine>(seed: u64, loud: bool) -> Result<Report, Failure> {
 }
 
 /// Runs a plan; returns also the actions that were begun.
-pub fn run_plan<E: Engine>(
-    plan: &Plan,
-    loud: bool,
-) -> (Result<Report, Failure>, Vec<(Number, Action)>) {
+pub fn run_plan<E: Engine>(plan: &Plan, loud: bool) -> (Result<Report, Failure>, Rounds) {
     let script = Rc::new(Script::new(plan.clone()));
     let result = guarded(|| Run::<E>::new(Rc::clone(&script), loud).all());
     (result.map_err(|what| Failure { seed: plan.seed, what }), script.begun.take())
@@ -119,7 +115,8 @@ struct Run<E: Engine> {
 impl<E: Engine> Run<E> {
     fn new(script: Rc<Script>, loud: bool) -> Self {
         let mut rng = Rng::new(mix(script.plan.seed));
-        let subject = Subject::draw(&mut rng, loud);
+        let mut subject = Subject::draw(&mut rng, loud);
+        subject.leave_out(script.plan.without);
         Self {
             script,
             round: 0,
@@ -171,7 +168,7 @@ impl<E: Engine> Run<E> {
     fn work(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         let full = self.quiet(env, &running)?;
         env.set_faults(self.subject.faults.clone());
-        if self.rng.chance(850_000) {
+        if self.rng.chance(850_000) && !self.script.plan.without.work_crashes() {
             env.crash_in(Some(self.rng.log_between(1, self.script.plan.crash_within(self.round))));
         }
         match self.run_clients(env, &running, self.habits.clone(), false) {
@@ -226,9 +223,10 @@ impl<E: Engine> Run<E> {
         let part = (self.round, Rc::clone(&self.script));
         let work = workload::run(env.clone(), running.clone(), models, habits, bounded, part);
         let mut job = env.start(LIMIT, work);
+        let (looks, within) = self.script.plan.looks(self.round, self.looks);
         for look in 0.. {
-            let more = self.rng.log_between(1, 100);
-            env.pause_at((look < self.looks).then_some(more));
+            let more = self.rng.log_between(1, within);
+            env.pause_at((look < looks).then_some(more));
             match env.go_on(&mut job) {
                 Ok(result) => return Ok(result),
                 Err(Stop::Paused) => {}

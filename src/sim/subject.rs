@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 
 use super::engine::{Engine, Running};
+use super::plan::Without;
 use super::workload::Models;
-use crate::env::sim::faults::{Errors, Fault};
+use crate::env::sim::faults::{Errors, Fault, TABLE};
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{Crash, Faults, Limit, Machine, Rot, SimEnv, Stop};
 
@@ -73,6 +74,16 @@ impl<E: Engine> Subject<E> {
     pub fn reseed(&mut self, rng: &mut Rng) {
         self.rng = rng.fork();
         self.machine.reseed(rng.fork());
+    }
+
+    /// What a plan leaves out does not happen.
+    pub fn leave_out(&mut self, without: Without) {
+        for row in TABLE.iter().filter(|row| without.fault(row.fault)) {
+            self.faults = self.faults.clone().with(row.fault, 0);
+        }
+        if without.nested_crashes() {
+            self.nested_ppm = 0;
+        }
     }
 
     /// Makes the volumes.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::action::{Action, Stage};
 use super::engine::{Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::oracle::{Oracle, Violation};
-use super::plan::{Number, Script};
+use super::plan::Script;
 use super::stamp::Stamp;
 use crate::env::Env;
 use crate::env::sim::faults::Errors;
@@ -224,13 +224,11 @@ const FAILURES_MAX: u32 = 20;
 
 async fn client<R: Running>(clients: Rc<Clients<R>>) -> Result<(), String> {
     let (stage, drawn) = (&clients.stage, &clients.drawn);
-    while drawn.get() < clients.habits.operations && clients.failures.get() < FAILURES_MAX {
-        let number = Number { round: clients.round, index: drawn.replace(drawn.get() + 1) };
-        if !clients.script.keeps(number) {
-            continue;
-        }
-        let action = clients.draw(&mut clients.script.plan.action(number));
-        clients.script.begun.borrow_mut().push((number, action.clone()));
+    while clients.failures.get() < FAILURES_MAX
+        && let Some(action) = clients.action(drawn.get())
+    {
+        drawn.set(drawn.get() + 1);
+        clients.script.begin(clients.round, &action);
         let before = stage.env.struck();
         let result = clients.perform(action).await;
         stage.models.ended.set(stage.models.ended.get() + 1);
@@ -268,6 +266,33 @@ impl<R: Running> Clients<R> {
             }
             Refusal::Failed(why) => Err(format!("an operation failed, and no device had: {why}")),
         }
+    }
+
+    /// The next action, where `index` were begun: the plan's, or a drawn one.
+    fn action(&self, index: u64) -> Option<Action> {
+        let plan = &self.script.plan;
+        if let Some(rounds) = &plan.rounds {
+            return rounds.get(&self.round)?.get(index as usize).map(|action| self.fit(action));
+        }
+        let draw = || self.draw(&mut plan.action(self.round, index));
+        (index < self.habits.operations).then(draw)
+    }
+
+    /// The action; a pause, where a plan of another version asks for what is not there.
+    fn fit(&self, action: &Action) -> Action {
+        let (volume, range) = match action {
+            Action::Write { volume, range, .. }
+            | Action::Zero { volume, range, .. }
+            | Action::Read { volume, range } => (*volume, range.clone()),
+            Action::Flush(volume) => (*volume, 0..1),
+            Action::Commit | Action::Settle | Action::Pause(_) => return action.clone(),
+        };
+        let models = &self.stage.models;
+        let fits = self.stage.volumes.get(volume).is_some_and(|there| {
+            let len = range.len() as u64 * models.granule as u64;
+            range.end <= models.oracles[volume].borrow().granules() && len <= there.request_max()
+        });
+        if fits { action.clone() } else { Action::Pause(1) }
     }
 
     /// One action of a random kind.

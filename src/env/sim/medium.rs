@@ -59,7 +59,7 @@ pub struct Unreadable {
 
 #[derive(Clone)]
 pub(super) struct Write {
-    id: WriteId,
+    pub id: WriteId,
     pub offset: u64,
     pub data: Arc<[u8]>,
     pub durability: Durability,

@@ -287,6 +287,11 @@ impl SimEnv {
         self.0.world.borrow_mut().flushes_ignored = true;
     }
 
+    /// One write or flush of a disk fails: that after so many others that end from now on.
+    pub fn fail_change_after(&self, others: u64) {
+        self.0.world.borrow_mut().fails_in = Some(others);
+    }
+
     /// A number that is another one after anything was written, has arrived or became durable.
     pub fn media_version(&self) -> u64 {
         let world = self.0.world.borrow();

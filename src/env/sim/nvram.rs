@@ -16,7 +16,7 @@ use super::rng::Rng;
 /// The unit that is written whole or not at all, in bytes.
 pub(super) const WORD: usize = 8;
 /// The unit of write-back, in bytes.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Names a persist under way.
 pub type PersistId = u64;
@@ -32,7 +32,7 @@ pub(super) struct Persist {
 pub struct NvramMedium {
     pub(super) image: Image,
     /// Poisoned lines.
-    poison: BTreeSet<u64>,
+    pub(super) poison: BTreeSet<u64>,
     sector: u32,
     pub(super) under_way: Vec<Persist>,
     pub(super) next_id: PersistId,

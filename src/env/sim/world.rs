@@ -69,6 +69,9 @@ pub(super) struct World {
     pub loud: bool,
     /// Whether flushes do nothing.
     pub flushes_ignored: bool,
+    /// Of the writes and flushes of disks to come, how many end before the one that fails;
+    /// discards do not count.
+    pub fails_in: Option<u64>,
     /// A write or a flush has failed, and nobody was told yet.
     pub change_failed: bool,
 }
@@ -95,6 +98,7 @@ impl World {
             trace: seed,
             loud: false,
             flushes_ignored: false,
+            fails_in: None,
             change_failed: false,
         }
     }
@@ -138,6 +142,16 @@ impl World {
             self.struck.add(fault);
         }
         strikes
+    }
+
+    /// Whether a write or a flush fails here, because of its place or by chance.
+    fn change_fails(&mut self, fault: Fault) -> bool {
+        let planned = self.fails_in == Some(0);
+        self.fails_in = self.fails_in.and_then(|left| left.checked_sub(1));
+        if planned {
+            self.struck.add(fault);
+        }
+        planned || self.strikes(fault)
     }
 
     /// The writes of a killed predecessor will arrive.
@@ -291,7 +305,9 @@ impl World {
             medium.fail(id, &mut self.rng);
             self.struck.add(Fault::DeadSector);
             Err(io::Error::other("injected: a sector is dead"))
-        } else if self.strikes(Fault::WriteError) {
+        } else if view.is_some() && self.change_fails(Fault::WriteError)
+            || view.is_none() && self.strikes(Fault::WriteError)
+        {
             self.disks[disk].fail(id, &mut self.rng);
             Err(io::Error::other("injected: write failed"))
         } else {
@@ -305,7 +321,7 @@ impl World {
     }
 
     fn end_flush(&mut self, disk: usize, mark: Mark, done: Done) {
-        let failed = self.strikes(Fault::FlushError);
+        let failed = self.change_fails(Fault::FlushError);
         self.note("flush end", mark, u64::from(!failed));
         if failed {
             self.change_failed = true;
