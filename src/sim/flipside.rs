@@ -245,7 +245,7 @@ impl Flipside {
             let busy = Rc::clone(&others_busy);
             env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent, busy));
         }
-        Ok(Serving { env, unit, others_busy })
+        Ok(Serving { env, unit, others_busy, tables: self.tables })
     }
 }
 
@@ -410,6 +410,8 @@ pub struct Serving {
     unit: Unit<SimEnv>,
     /// Whether one of the volumes that come and go is being changed.
     others_busy: Rc<Cell<bool>>,
+    /// What the metadata server has stored.
+    tables: Tables,
 }
 
 /// A volume of it.
@@ -463,7 +465,8 @@ impl Running for Serving {
     }
 
     fn check(&self) -> Result<(), String> {
-        self.unit.check_invariants()
+        self.unit.check_invariants()?;
+        if self.is_quiet() { self.unit.check_told(&self.tables.pairs()?) } else { Ok(()) }
     }
 
     fn is_quiet(&self) -> bool {

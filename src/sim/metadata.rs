@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::env::sim::calls::{Calls, Fate};
 use crate::env::sim::{Peer, Server};
+use crate::mds::catalog::Catalog;
+use crate::mds::records::PairRecord;
 use crate::mds::server;
 use crate::mds::store::{Changes, Row, Store, StoreError, Table};
 
@@ -79,6 +81,14 @@ impl Tables {
         hasher.finish()
     }
 
+    /// The pairs that are stored.
+    pub fn pairs(&self) -> Result<Vec<PairRecord>, String> {
+        let store = self.fork().open(Calls::new(None), false);
+        let facts = Catalog::open(Box::new(store)).and_then(|catalog| catalog.facts());
+        let pairs = facts.map_err(|error| error.to_string())?.pairs;
+        Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
+    }
+
     fn rows(&self) -> MutexGuard<'_, Contents> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,7 +139,7 @@ mod tests {
     use crate::env::Env;
     use crate::env::sim::{DiskShape, Faults, Limit, Machine, Rng, Shape, SimEnv};
     use crate::format::ids::{ExtentId, ExtentRun, Incarnation, UnitId};
-    use crate::mds::catalog::{Catalog, PoolSpec};
+    use crate::mds::catalog::PoolSpec;
     use crate::mds::client::Client;
 
     const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 1_000_000 };

@@ -15,7 +15,7 @@ use super::workload::{self, Habits};
 use crate::env::Env;
 use crate::env::sim::faults::Errors;
 use crate::env::sim::rng::{Rng, mix};
-use crate::env::sim::{Points, SimEnv, Stop, Struck};
+use crate::env::sim::{Aim, Points, SimEnv, Stop, Struck};
 
 /// What a run did.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +53,9 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What crashes are aimed at: the parts of the region, however seldom they are written.
+const PARTS: [&str; 6] =
+    ["journal slot", "journal slot", "status 0", "status 1", "home 0", "home 1"];
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
 /// How long after the clients have gone and all is committed nothing must be under way any more.
@@ -174,6 +177,10 @@ impl<E: Engine> Run<E> {
         if self.rng.chance(850_000) {
             env.crash_in(Some(self.rng.log_between(1, self.script.plan.crash_within(self.round))));
         }
+        if self.rng.chance(300_000) {
+            let (passes, calls) = (self.rng.log_between(1, 20), self.rng.below(4));
+            env.crash_at(Some(Aim { part: self.rng.pick(&PARTS), passes, calls }));
+        }
         match self.run_clients(env, &running, self.habits.clone(), false) {
             Ok(result) => result?,
             Err(Looked::At(Stop::Crashed)) => {
@@ -183,6 +190,7 @@ impl<E: Engine> Run<E> {
             Err(Looked::At(stop)) => return Err(self.subject.stuck("the work", stop)),
             Err(Looked::Wrong(what)) => return Err(what),
         }
+        env.crash_at(None);
         env.crash_in(None);
         if self.rng.chance(500_000) {
             self.subject.crash(env);

@@ -161,10 +161,16 @@ fn lines(offset: u64, len: usize) -> std::ops::Range<u64> {
     offset / LINE as u64..(offset + len as u64).div_ceil(LINE as u64)
 }
 
-/// Lets any words arrive: line by line all, none, or each word on its own.
+/// Lets any words arrive: line by line all, none, or each word on its own. Where several pieces
+/// are persisted, some may arrive whole.
 fn arrive(image: &mut Image, persist: &Persist, rng: &mut Rng) {
     let inclined = rng.pick(&[100_000, 500_000, 900_000, 1_000_000]);
+    let whole = if persist.pieces.len() > 1 { rng.pick(&[0, 500_000]) } else { 0 };
     for (offset, data) in &persist.pieces {
+        if rng.chance(whole) {
+            image.write(*offset, data);
+            continue;
+        }
         for (line, bytes) in data.chunks(LINE).enumerate() {
             let words = rng.chance(300_000);
             if !words && rng.chance(inclined) {
