@@ -55,7 +55,7 @@ impl fmt::Display for Failure {
 
 /// What crashes are aimed at: the parts of the region, however seldom they are written.
 const PARTS: [&str; 6] =
-    ["journal slot", "journal slot", "status 0", "status 1", "home 0", "home 1"];
+    ["journal slot", "journal slots", "status 0", "status 1", "home 0", "home 1"];
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
 /// How long after the clients have gone and all is committed nothing must be under way any more.
@@ -122,12 +122,13 @@ struct Run<E: Engine> {
 impl<E: Engine> Run<E> {
     fn new(script: Rc<Script>, loud: bool) -> Self {
         let mut rng = Rng::new(mix(script.plan.seed));
-        let subject = Subject::draw(&mut rng, loud);
+        let subject = Subject::<E>::draw(&mut rng, loud);
+        let long = subject.epochs_are_long();
         Self {
             script,
             round: 0,
             subject,
-            habits: Habits::draw(&mut rng),
+            habits: Habits::draw(&mut rng, long),
             looks: rng.pick(&[0, 1, 4, 10]),
             images_each: rng.pick(&[1, 2, 4]),
             rng,
@@ -174,10 +175,9 @@ impl<E: Engine> Run<E> {
     fn work(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         let full = self.quiet(env, &running)?;
         env.set_faults(self.subject.faults.clone());
-        if self.rng.chance(850_000) {
+        if self.rng.chance(600_000) {
             env.crash_in(Some(self.rng.log_between(1, self.script.plan.crash_within(self.round))));
-        }
-        if self.rng.chance(300_000) {
+        } else if self.rng.chance(700_000) {
             let (passes, calls) = (self.rng.log_between(1, 20), self.rng.below(4));
             env.crash_at(Some(Aim { part: self.rng.pick(&PARTS), passes, calls }));
         }

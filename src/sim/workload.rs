@@ -54,9 +54,10 @@ pub struct Habits {
 
 impl Habits {
     /// Draws habits: each seed does some things often, and some never.
-    pub fn draw(rng: &mut Rng) -> Self {
+    pub fn draw(rng: &mut Rng, epochs_are_long: bool) -> Self {
         let habits = Self::draw_any(rng);
-        if rng.chance(80_000) { habits.scattered(rng) } else { habits }
+        let often = if epochs_are_long { 500_000 } else { 0 };
+        if rng.chance(often) { habits.scattered(rng) } else { habits }
     }
 
     /// Small writes all over the place and few commits: groups of many records, and so of several

@@ -106,7 +106,7 @@ impl Disk for SimDisk {
         self.submit(what, offset, len, move |world, done| {
             let data = view.with(|bytes: &[u8]| bytes.into());
             let id = world.disks[disk].begin(offset, data, durability);
-            let part = world.disks[disk].part_at(offset);
+            let part = world.disks[disk].part_at(offset, len);
             world.writes(part);
             let point = Point::new(caller, part);
             let point = (durability == Durability::Durable).then_some(point);
@@ -210,7 +210,7 @@ impl Region for SimNvram {
             let views = pieces.into_iter().map(|(_, view)| view).collect();
             let nvram = world.nvram.as_mut().expect("a persist of what is there");
             let id = nvram.begin(data);
-            let part = nvram.part_at(place);
+            let part = nvram.part_at(place, len);
             let point = Point::new(caller, part);
             world.writes(part);
             world.points.passed(Some(point));
