@@ -56,16 +56,17 @@ impl Habits {
     /// Draws habits: each seed does some things often, and some never.
     pub fn draw(rng: &mut Rng, epochs_are_long: bool) -> Self {
         let habits = Self::draw_any(rng);
-        let often = if epochs_are_long { 500_000 } else { 0 };
+        let often = if epochs_are_long { 350_000 } else { 0 };
         if rng.chance(often) { habits.scattered(rng) } else { habits }
     }
 
     /// Small writes all over the place and few commits: groups of many records, and so of several
     /// parts.
     fn scattered(self, rng: &mut Rng) -> Self {
-        let weights = Weights { write: 300, zero: 2, read: 2, flush: 2, commit: 0, ..self.weights };
+        let weights =
+            Weights { write: 400, zero: 0, read: 1, flush: 1, commit: 0, settle: 0, pause: 0 };
         Self {
-            operations: rng.between(150, 400),
+            operations: rng.between(300, 900),
             weights,
             fua_ppm: 0,
             hot_ppm: 0,
