@@ -14,7 +14,7 @@ use super::workload::{self, Habits};
 use crate::env::Env;
 use crate::env::sim::faults::Errors;
 use crate::env::sim::rng::{Rng, mix};
-use crate::env::sim::{Points, SimEnv, Stop, Struck};
+use crate::env::sim::{Aim, Points, SimEnv, Stop, Struck};
 
 /// What a run did.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +52,9 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What crashes are aimed at: the parts of the region, however seldom they are written.
+const PARTS: [&str; 6] =
+    ["journal slot", "journal slots", "status 0", "status 1", "home 0", "home 1"];
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
 /// How long after the clients have gone and all is committed nothing must be under way any more.
@@ -115,13 +118,14 @@ struct Run<E: Engine> {
 impl<E: Engine> Run<E> {
     fn new(script: Rc<Script>, loud: bool) -> Self {
         let mut rng = Rng::new(mix(script.plan.seed));
-        let mut subject = Subject::draw(&mut rng, loud);
+        let mut subject = Subject::<E>::draw(&mut rng, loud);
         subject.leave_out(script.plan.without);
+        let long = subject.epochs_are_long();
         Self {
             script,
             round: 0,
             subject,
-            habits: Habits::draw(&mut rng),
+            habits: Habits::draw(&mut rng, long),
             looks: rng.pick(&[0, 1, 4, 10]),
             images_each: rng.pick(&[1, 2, 4]),
             rng,
@@ -168,8 +172,12 @@ impl<E: Engine> Run<E> {
     fn work(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         let full = self.quiet(env, &running)?;
         env.set_faults(self.subject.faults.clone());
-        if self.rng.chance(850_000) && !self.script.plan.without.work_crashes() {
+        let crashes = !self.script.plan.without.work_crashes();
+        if self.rng.chance(600_000) && crashes {
             env.crash_in(Some(self.rng.log_between(1, self.script.plan.crash_within(self.round))));
+        } else if crashes && self.rng.chance(700_000) {
+            let (passes, calls) = (self.rng.log_between(1, 20), self.rng.below(4));
+            env.crash_at(Some(Aim { part: self.rng.pick(&PARTS), passes, calls }));
         }
         match self.run_clients(env, &running, self.habits.clone(), false) {
             Ok(result) => result?,
@@ -180,6 +188,7 @@ impl<E: Engine> Run<E> {
             Err(Looked::At(stop)) => return Err(self.subject.stuck("the work", stop)),
             Err(Looked::Wrong(what)) => return Err(what),
         }
+        env.crash_at(None);
         env.crash_in(None);
         if self.rng.chance(500_000) {
             self.subject.crash(env);

@@ -70,6 +70,11 @@ impl<E: Engine> Subject<E> {
         }
     }
 
+    /// Whether commits come only where clients ask for them.
+    pub fn epochs_are_long(&self) -> bool {
+        self.engine.epochs_are_long()
+    }
+
     /// From now on all that chance decides comes from `rng`.
     pub fn reseed(&mut self, rng: &mut Rng) {
         self.rng = rng.fork();
@@ -142,7 +147,9 @@ impl<E: Engine> Subject<E> {
             }
             Ok(Ok(running)) => Ok(Some(running)),
             Ok(Err(_)) if rotten.expected != Expected::Success => {
-                self.crash(env);
+                // Without power nothing is on its way any more: bits are mended at rest, too.
+                self.machine.halt(env, Crash::Power);
+                self.crashes += 1;
                 rotten.rots.iter().for_each(|rot| self.machine.mend(*rot));
                 Ok(None)
             }

@@ -44,6 +44,8 @@ pub struct Habits {
     hot_share: u64,
     /// How often a request is of the largest sizes.
     large_ppm: u32,
+    /// The longest of the others, in granules.
+    usual_max: u64,
     /// How often offset and length are multiples of [`Habits::aligned_to`] granules.
     aligned_ppm: u32,
     aligned_to: u32,
@@ -52,7 +54,30 @@ pub struct Habits {
 
 impl Habits {
     /// Draws habits: each seed does some things often, and some never.
-    pub fn draw(rng: &mut Rng) -> Self {
+    pub fn draw(rng: &mut Rng, epochs_are_long: bool) -> Self {
+        let habits = Self::draw_any(rng);
+        let often = if epochs_are_long { 350_000 } else { 0 };
+        if rng.chance(often) { habits.scattered(rng) } else { habits }
+    }
+
+    /// Small writes all over the place and few commits: groups of many records, and so of several
+    /// parts.
+    fn scattered(self, rng: &mut Rng) -> Self {
+        let weights =
+            Weights { write: 400, zero: 0, read: 1, flush: 1, commit: 0, settle: 0, pause: 0 };
+        Self {
+            operations: rng.between(300, 900),
+            weights,
+            fua_ppm: 0,
+            hot_ppm: 0,
+            large_ppm: 0,
+            usual_max: 1,
+            aligned_ppm: 0,
+            ..self
+        }
+    }
+
+    fn draw_any(rng: &mut Rng) -> Self {
         let weights = Weights {
             write: rng.pick(&[20, 50, 80]),
             zero: rng.pick(&[0, 2, 10, 25]),
@@ -70,6 +95,7 @@ impl Habits {
             hot_ppm: rng.pick(&[0, 500_000, 900_000]),
             hot_share: rng.pick(&[2, 4, 16, 64]),
             large_ppm: rng.pick(&[0, 20_000, 200_000]),
+            usual_max: 64,
             aligned_ppm: rng.pick(&[0, 500_000, 1_000_000]),
             aligned_to: rng.pick(&[1, 8, 8, 64]),
             pause_ns: rng.log_between(1_000, 20_000_000_000),
@@ -353,7 +379,7 @@ impl<R: Running> Clients<R> {
         let len = if rng.chance(habits.large_ppm) {
             rng.between(1, most)
         } else {
-            rng.log_between(1, most.min(64))
+            rng.log_between(1, most.min(habits.usual_max))
         };
         let hot = rng.chance(habits.hot_ppm);
         let within = if hot { (total / habits.hot_share).max(1) } else { total };

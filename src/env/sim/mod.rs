@@ -59,6 +59,7 @@ pub use storage::SimStorage;
 use super::{Env, Moment};
 use crate::uring::buffers::BufferPool;
 use crate::uring::executor::Executor;
+pub use world::Aim;
 use world::World;
 
 /// One operating period of a simulated machine. Cheap to clone: a handle.
@@ -259,6 +260,11 @@ impl SimEnv {
     /// Plans the crash for the environment call after `more` others, or calls it off.
     pub fn crash_in(&self, more: Option<u64>) {
         self.0.world.borrow().calls.crash_in(more);
+    }
+
+    /// Plans the crash for a write of a certain part of a medium, or calls that off.
+    pub fn crash_at(&self, aim: Option<Aim>) {
+        self.0.world.borrow_mut().aim = aim;
     }
 
     /// Whether the crash has struck.

@@ -63,6 +63,8 @@ pub(super) struct World {
     pub struck: Struck,
     pub points: Points,
     pub calls: Calls,
+    /// A crash that is planned for a write of a certain part.
+    pub aim: Option<Aim>,
     /// A hash of all that happened.
     pub trace: u64,
     /// Whether every call is printed.
@@ -74,6 +76,17 @@ pub(super) struct World {
     pub fails_in: Option<u64>,
     /// A write or a flush has failed, and nobody was told yet.
     pub change_failed: bool,
+}
+
+/// Where a crash is planned: a few calls after a write of a certain part of a medium.
+#[derive(Clone, Copy, Debug)]
+pub struct Aim {
+    /// The part, by its name.
+    pub part: &'static str,
+    /// Which of its writes: 1 is the next.
+    pub passes: u64,
+    /// How many calls of the environment come between the write and the crash.
+    pub calls: u64,
 }
 
 impl World {
@@ -95,6 +108,7 @@ impl World {
             struck: Struck::default(),
             points: Points::default(),
             calls: Calls::new(None),
+            aim: None,
             trace: seed,
             loud: false,
             flushes_ignored: false,
@@ -111,6 +125,16 @@ impl World {
             eprintln!("{:>12} ns  -- crash --", self.now);
         }
         fate
+    }
+
+    /// A write of that part of a medium is on its way.
+    pub fn writes(&mut self, part: &'static str) {
+        let Some(aim) = self.aim.as_mut().filter(|aim| aim.part == part) else { return };
+        aim.passes -= 1;
+        if aim.passes == 0 {
+            self.calls.crash_in(Some(aim.calls));
+            self.aim = None;
+        }
     }
 
     /// Adds to the trace.
