@@ -7,6 +7,7 @@ SECONDS ?= 20
 ACTIONS ?= 3
 DEPTH ?= 2
 EVERY ?= 1
+ERRORS ?= 1
 
 # Where `make install` puts things; DESTDIR goes in front of it, for packages.
 PREFIX ?= /usr/local
@@ -55,7 +56,7 @@ sim: ## simulate SEEDS random seeds from SEED on, or for SECONDS, on all cores
 
 sim-exhaustive: ## every crash of up to ACTIONS operations, nested to DEPTH; all of it takes days
 	FLIPSIDE_ACTIONS=$(ACTIONS) FLIPSIDE_DEPTH=$(DEPTH) FLIPSIDE_EVERY=$(EVERY) \
-		$(CARGO) test --test exhaustive -- --nocapture
+		FLIPSIDE_ERRORS=$(ERRORS) $(CARGO) test --test exhaustive -- --nocapture
 
 mutants: ## switch on each planted fault, and show the random seeds that it survives
 	$(CARGO) test --features mutants --test mutants -- --nocapture

@@ -1,5 +1,6 @@
 //! The engine at small scope: every crash of a few operations on a few blocks, in both places of
-//! the flags, from a fresh volume and from one that has dirty blocks.
+//! the flags, from a fresh volume and from one that has dirty blocks; and the same with each write
+//! and each flush of a disk failing.
 //!
 //! Without variables a fixed part runs ([`TIERS`]). With any of these, all of it, or one in
 //! `FLIPSIDE_EVERY`:
@@ -9,6 +10,7 @@
 //! | `FLIPSIDE_ACTIONS` | operations at most | 3 |
 //! | `FLIPSIDE_DEPTH` | how deep crashes nest inside recoveries | 2 |
 //! | `FLIPSIDE_EVERY` | of so many sequences one is looked at | 1 |
+//! | `FLIPSIDE_ERRORS` | of so many of these one is looked at with errors, too | 1 |
 //! | `FLIPSIDE_BLOCK` | block size in bytes | 512 |
 
 use std::ops::Range;
@@ -40,14 +42,16 @@ struct Tier {
     depth: u32,
     /// Of so many sequences one.
     every: usize,
+    /// Of so many of these one, with each write and flush failing, too.
+    errors: usize,
 }
 
 /// What every test run looks at: everything short without nesting, some of the rest.
 const TIERS: [Tier; 4] = [
-    Tier { lengths: (1, 2), depth: 0, every: 1 },
-    Tier { lengths: (3, 3), depth: 0, every: 17 },
-    Tier { lengths: (1, 2), depth: 1, every: 23 },
-    Tier { lengths: (1, 1), depth: 2, every: 4 },
+    Tier { lengths: (1, 2), depth: 0, every: 1, errors: 8 },
+    Tier { lengths: (3, 3), depth: 0, every: 17, errors: 25 },
+    Tier { lengths: (1, 2), depth: 1, every: 23, errors: 20 },
+    Tier { lengths: (1, 1), depth: 2, every: 4, errors: 4 },
 ];
 
 /// A volume, and what is done on it that begins with one action.
@@ -55,7 +59,8 @@ struct Job {
     nvram: bool,
     used: bool,
     tier: Tier,
-    sequences: Vec<Vec<Action>>,
+    /// Each with whether writes and flushes fail, too.
+    sequences: Vec<(Vec<Action>, bool)>,
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -73,6 +78,7 @@ fn tiers() -> Vec<Tier> {
         lengths: (1, actions.unwrap_or(3) as usize),
         depth: depth.unwrap_or(2) as u32,
         every: every.unwrap_or(1) as usize,
+        errors: number("FLIPSIDE_ERRORS").unwrap_or(1) as usize,
     }]
 }
 
@@ -126,10 +132,11 @@ fn jobs() -> Vec<Job> {
     for tier in tiers() {
         let (shortest, longest) = tier.lengths;
         let all = sequences(&actions, longest).into_iter();
-        let all: Vec<_> = all.filter(|s| s.len() >= shortest).step_by(tier.every).collect();
+        let all = all.filter(|s| s.len() >= shortest).step_by(tier.every).zip(0_usize..);
+        let all: Vec<_> = all.map(|(s, place)| (s, place.is_multiple_of(tier.errors))).collect();
         for (nvram, used) in [(false, false), (false, true), (true, false), (true, true)] {
             for first in &actions {
-                let mine = all.iter().filter(|sequence| sequence[0] == *first);
+                let mine = all.iter().filter(|(sequence, _)| sequence[0] == *first);
                 jobs.push(Job { nvram, used, tier, sequences: mine.cloned().collect() });
             }
         }
@@ -140,9 +147,9 @@ fn jobs() -> Vec<Job> {
 /// Each sequence one after another, and at once in two orders of completion.
 fn cases(actions: &[Action]) -> impl Iterator<Item = Case> {
     let ways = [(false, 0), (true, 0), (true, 1)];
-    ways.into_iter()
-        .filter(|(at_once, _)| !at_once || actions.len() > 1)
-        .map(|(at_once, schedule)| Case { actions: actions.to_vec(), at_once, schedule })
+    ways.into_iter().filter(|(at_once, _)| !at_once || actions.len() > 1).map(
+        |(at_once, schedule)| Case { actions: actions.to_vec(), at_once, schedule, error: None },
+    )
 }
 
 fn run(job: &Job, bar: &ProgressBar) -> Result<Counts, String> {
@@ -154,9 +161,12 @@ fn run(job: &Job, bar: &ProgressBar) -> Result<Counts, String> {
     let (images_max, sample, nested_max) = (IMAGES_MAX, SAMPLE, NESTED_MAX);
     let mut explorer =
         Explorer::new(Scope { engine, prelude, depth, images_max, sample, nested_max })?;
-    for sequence in &job.sequences {
+    for (sequence, errors) in &job.sequences {
         for case in cases(sequence) {
             explorer.look(&case)?;
+            if *errors {
+                explorer.look_at_errors(&case)?;
+            }
         }
         bar.inc(1);
     }

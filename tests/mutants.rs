@@ -6,20 +6,52 @@
 //! | `FLIPSIDE_SECONDS` | the time that a mutant may survive at most | no limit |
 //! | `FLIPSIDE_SEED` | the first seed | 1 |
 //! | `FLIPSIDE_MUTANTS` | only those whose names contain this | all |
+//! | `FLIPSIDE_RECORD` | `1` shrinks, and keeps as regressions those few of [`RECORDED`] | |
+//! | `FLIPSIDE_SHRINK` | `1` shrinks what fails, and shows how many actions were left | |
 //! | `FLIPSIDE_TRACE` | `1` prints every call of the environment, on one thread | |
 
 use std::io::Write as _;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use flipside::mutants::{Mutant, choose};
 use flipside::sim::flipside::Flipside;
+use flipside::sim::plan::Plan;
+use flipside::sim::run::run_plan;
+use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, sweep};
 
+#[path = "support/regressions.rs"]
+mod regressions;
+
 const SEEDS: u64 = 5000;
+/// What a failure shrinks to at most, in actions.
+const SMALL: usize = 20;
+/// Those whose shrunk plans are kept: quick to find, and of every part of the engine.
+const RECORDED: [Mutant; 12] = [
+    Mutant::DataFlushDropped,
+    Mutant::FlushBeforeDrain,
+    Mutant::PublishedBeforeHardened,
+    Mutant::NextEpochAcknowledged,
+    Mutant::BindingNotRecorded,
+    Mutant::TrimNotRecorded,
+    Mutant::EdgesNotRead,
+    Mutant::TrimRoundedOutward,
+    Mutant::DrainSkipped,
+    Mutant::LastRunNotRecorded,
+    Mutant::SealedIgnored,
+    Mutant::BusyIgnored,
+];
+/// One mutant at a time, in the whole process.
+static CHOICE: Mutex<()> = Mutex::new(());
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
+}
+
+fn is_on(name: &str) -> bool {
+    number(name).is_some_and(|on| on > 0)
 }
 
 fn plan() -> Sweep {
@@ -43,10 +75,53 @@ fn hunt(plan: Sweep) -> Option<(u64, String)> {
     Some((first.seed, first.to_string()))
 }
 
+/// Goal: each recorded plan shows its mutant within some salts, and the first failing seeds of
+/// these mutants shrink to few actions.
+#[test]
+fn what_mutants_do_is_shown_in_few_actions() {
+    let _one = CHOICE.lock().unwrap_or_else(PoisonError::into_inner);
+    let all = regressions::all();
+    for mutant in RECORDED {
+        let name = format!("{mutant:?}");
+        choose(Some(mutant));
+        let regression = all.iter().find(|one| one.name == name);
+        let regression = regression.unwrap_or_else(|| panic!("{name} is not recorded"));
+        let failing = |plan: Plan| run_plan::<Flipside>(&plan, false).0.is_err();
+        let shown = regression.all_tries().any(failing);
+        choose(None);
+        assert!(shown, "the plan does not show {name} any more: FLIPSIDE_RECORD=1 make mutants");
+    }
+    for mutant in RECORDED.into_iter().step_by(4) {
+        choose(Some(mutant));
+        let seed = hunt(Sweep { base: 1, count: SEEDS, loud: false, ..plan() });
+        let (seed, _) = seed.expect("a mutant that is found");
+        let small = shrink::<Flipside>(&Plan::whole(seed)).expect("it fails again");
+        choose(None);
+        assert!(small.len() <= SMALL, "{mutant:?}: {small}");
+    }
+}
+
+/// Shrinks a failing run where that is asked for, shows what is left, and keeps it.
+fn show_small(mutant: Mutant, seed: u64) {
+    let record = is_on("FLIPSIDE_RECORD") && RECORDED.contains(&mutant);
+    if !record && !is_on("FLIPSIDE_SHRINK") {
+        return;
+    }
+    let started = Instant::now();
+    let Some(small) = shrink::<Flipside>(&Plan::whole(seed)) else { return };
+    let took = started.elapsed().as_secs_f64();
+    let (before, left, runs) = (small.before, small.len(), small.runs);
+    eprintln!("{before} actions shrink to {left} in {runs} runs, {took:.1} s: {}", small.plan);
+    if record && left <= SMALL {
+        regressions::record(&format!("{mutant:?}"), mutant.what(), &small.plan);
+    }
+}
+
 /// Goal: the simulator finds each of the faults in `flipside::mutants`, and none where there is
 /// none.
 #[test]
 fn every_mutant_is_found() {
+    let _one = CHOICE.lock().unwrap_or_else(PoisonError::into_inner);
     let only = std::env::var("FLIPSIDE_MUTANTS").unwrap_or_default();
     let mut out = std::io::stderr();
     let mut survivors = Vec::new();
@@ -55,8 +130,11 @@ fn every_mutant_is_found() {
         choose(Some(mutant));
         let started = Instant::now();
         let found = hunt(plan());
-        choose(None);
         let took = started.elapsed().as_secs_f64();
+        if let Some((seed, _)) = &found {
+            show_small(mutant, *seed);
+        }
+        choose(None);
         let (seed, how) = found.unwrap_or_else(|| {
             survivors.push(mutant);
             (plan().count, "NOT FOUND in as many, or in the time".to_owned())

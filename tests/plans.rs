@@ -11,6 +11,9 @@ use flipside::sim::plan::Plan;
 use flipside::sim::run::{run_plan, run_seed};
 use flipside::sim::shrink::shrink;
 
+#[path = "support/regressions.rs"]
+mod regressions;
+
 /// The engine on disks whose flushes do nothing.
 #[derive(Clone)]
 struct OnLyingDisks(Flipside);
@@ -76,10 +79,23 @@ fn a_lying_disk_is_shown_in_a_few_actions() {
     let seed = (1..100).find(failing).expect("a seed that finds the lie");
     let shrunk = shrink::<OnLyingDisks>(&Plan::whole(seed)).expect("it fails again");
     eprintln!("{shrunk}");
-    assert!(shrunk.actions.len() <= 20, "{shrunk}");
+    assert!(shrunk.len() <= 20, "{shrunk}");
     for _ in 0..2 {
         let again = run_plan::<OnLyingDisks>(&shrunk.plan, false).0;
         assert_eq!(again.expect_err("it fails every time").what, shrunk.what);
+    }
+}
+
+/// Goal: what showed a fault once passes on healthy code, with its own salt and with others.
+#[test]
+fn regressions_pass() {
+    let all = regressions::all();
+    assert!(!all.is_empty(), "no plan is recorded");
+    for regression in all {
+        for plan in regression.tries(10) {
+            let result = run_plan::<Flipside>(&plan, false).0;
+            assert!(result.is_ok(), "{}: {plan}: {}", regression.name, result.unwrap_err());
+        }
     }
 }
 
@@ -90,8 +106,8 @@ fn a_plan_is_replayed() {
     let plan: Plan = text.parse().unwrap_or_else(|why| panic!("{why}"));
     let loud = std::env::var("FLIPSIDE_TRACE").is_ok_and(|loud| loud == "1");
     let (result, actions) = run_plan::<Flipside>(&plan, loud);
-    for (number, action) in actions {
-        eprintln!("{number}: {action:?}");
+    for (round, actions) in actions {
+        eprintln!("round {round}: {actions:?}");
     }
     match result {
         Ok(report) => eprintln!("it passes: {report:?}"),

@@ -180,7 +180,7 @@ fn make(path: &Path, log_half: u64) -> Result<(), HostedError> {
     let header = LogHeader { identity: Identity(Uuid::new_v4().into_bytes()), half: log_half };
     let copies = [header.encode(), header.encode()].concat();
     assert_eq!(copies.len() as u64, HALVES_OFFSET, "a header's copies are all before the halves");
-    FilePlace::create(&new.join(LOG), &copies, header.len()).map_err(&cannot)?;
+    FilePlace::create(&new.join(LOG), &copies, header.log_len()).map_err(&cannot)?;
     let rows = new.join(ROWS);
     File::create_new(&rows).map_err(&cannot)?;
     let adopted = file_backend(&rows)
@@ -215,8 +215,8 @@ fn check_log(path: &Path, below: &RedbStore, log: &impl LogPlace) -> Result<(), 
     if applied.identity != header.identity {
         return Err(wrong("the log is that of another store"));
     }
-    let len = log.len().map_err(io_error("read the log in", path))?;
-    if len == header.len() { Ok(()) } else { Err(wrong("its log is cut off")) }
+    let len = log.length().map_err(io_error("read the log in", path))?;
+    if len == header.log_len() { Ok(()) } else { Err(wrong("its log is cut off")) }
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ mod tests {
 
     fn claim(host: HostId, fenced: bool, lease_ms: u32) -> Claim {
         let claim = Claim::of(PoolId([7; 16]), UnitId(1), Incarnation(3));
-        Claim { host, fenced, lease_ms, ..claim }
+        Claim { host, lease_ms, fenced, ..claim }
     }
 
     /// Goal: over all owners and claims: another host's pool is taken with its devices fenced, and

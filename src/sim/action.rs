@@ -1,7 +1,13 @@
 //! What a client asks of a volume, as data, and the carrying out of it, of which the oracle hears.
+//!
+//! As a text an action is a letter and what it is about: `w0@8-12f` writes granules 8 to 11 of
+//! volume 0 with FUA; `t`, `h` and `n` make zeros (trim, hole, no hole); `r0@8-12` reads; `f0`
+//! flushes volume 0, `c` commits, `s` settles, and `p77` pauses for 77 ns.
 
+use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::engine::{Outcome, Running, Volume, Zeroing};
@@ -49,6 +55,97 @@ pub enum Action {
     Settle,
     /// Wait, for nanoseconds.
     Pause(u64),
+}
+
+/// The letters of zeroing.
+const ZEROING: [(char, Zeroing); 3] =
+    [('t', Zeroing::Trim), ('h', Zeroing::Hole), ('n', Zeroing::NoHole)];
+
+impl Action {
+    /// Actions that do the same and less of it.
+    pub fn simpler(&self) -> Vec<Action> {
+        let parts = |range: &Range<u32>| {
+            let middle = range.start + (range.end - range.start) / 2;
+            let parts = [range.start..middle, middle..range.end];
+            parts.into_iter().filter(|part| !part.is_empty() && part != range).collect::<Vec<_>>()
+        };
+        match self.clone() {
+            Action::Write { volume, range, fua } => {
+                let shorter = parts(&range).into_iter();
+                let shorter = shorter.map(|range| Action::Write { volume, range, fua });
+                let plain = fua.then_some(Action::Write { volume, range, fua: false });
+                shorter.chain(plain).collect()
+            }
+            Action::Zero { volume, range, how, fua } => {
+                let shorter = parts(&range).into_iter();
+                let shorter = shorter.map(|range| Action::Zero { volume, range, how, fua });
+                let plain = fua.then_some(Action::Zero { volume, range, how, fua: false });
+                shorter.chain(plain).collect()
+            }
+            Action::Read { volume, range } => {
+                parts(&range).into_iter().map(|range| Action::Read { volume, range }).collect()
+            }
+            Action::Pause(ns) if ns > 1 => vec![Action::Pause(ns / 10 + 1)],
+            Action::Flush(_) | Action::Commit | Action::Settle | Action::Pause(_) => Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, volume, range, fua) = match self {
+            Action::Write { volume, range, fua } => ('w', volume, range, *fua),
+            Action::Zero { volume, range, how, fua } => {
+                let letter = ZEROING.iter().find(|(_, way)| way == how);
+                (letter.expect("every way has a letter").0, volume, range, *fua)
+            }
+            Action::Read { volume, range } => ('r', volume, range, false),
+            Action::Flush(volume) => return write!(f, "f{volume}"),
+            Action::Commit => return f.write_str("c"),
+            Action::Settle => return f.write_str("s"),
+            Action::Pause(ns) => return write!(f, "p{ns}"),
+        };
+        let fua = if fua { "f" } else { "" };
+        write!(f, "{kind}{volume}@{}-{}{fua}", range.start, range.end)
+    }
+}
+
+/// A text that is not an action.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an action")]
+pub struct NotAnAction(String);
+
+impl FromStr for Action {
+    type Err = NotAnAction;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAction> {
+        parse(text).ok_or_else(|| NotAnAction(text.to_owned()))
+    }
+}
+
+fn parse(text: &str) -> Option<Action> {
+    let kind = text.chars().next()?;
+    let rest = text.get(kind.len_utf8()..)?;
+    match (kind, rest) {
+        ('f', volume) => return volume.parse().ok().map(Action::Flush),
+        ('p', ns) => return ns.parse().ok().map(Action::Pause),
+        ('c', "") => return Some(Action::Commit),
+        ('s', "") => return Some(Action::Settle),
+        _ => {}
+    }
+    let (volume, place) = rest.split_once('@')?;
+    let (place, fua) = place.strip_suffix('f').map_or((place, false), |place| (place, true));
+    let (start, end) = place.split_once('-')?;
+    let volume = volume.parse().ok()?;
+    let range: Range<u32> = start.parse().ok()?..end.parse().ok()?;
+    let zeroing = ZEROING.iter().find(|(letter, _)| *letter == kind);
+    match (kind, zeroing) {
+        _ if range.is_empty() => None,
+        ('w', _) => Some(Action::Write { volume, range, fua }),
+        ('r', _) if !fua => Some(Action::Read { volume, range }),
+        (_, Some(&(_, how))) => Some(Action::Zero { volume, range, how, fua }),
+        _ => None,
+    }
 }
 
 /// Where actions take place: a system that serves, and the models of its volumes.

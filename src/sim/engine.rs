@@ -53,6 +53,10 @@ pub trait Engine: Clone + 'static {
     fn granule(&self) -> usize;
     /// How much data the pool has room for.
     fn room(&self) -> Room;
+    /// Whether commits come only where clients ask for them, so that they may be large.
+    fn epochs_are_long(&self) -> bool {
+        false
+    }
     /// The same system for a machine that parts from this one's: what is stored outside of the
     /// machine's media is copied.
     #[must_use]

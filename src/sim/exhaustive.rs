@@ -7,6 +7,9 @@
 //! every recovery is treated in the same way, to the depth that [`Scope::depth`] says. Nothing is
 //! run again to get to a crash.
 //!
+//! [`Explorer::look_at_errors`] runs the case once more for each write and flush of a disk that it
+//! makes, which then fails, and looks at what follows in the same way.
+//!
 //! States that were recovered before (equal media, equal rest, equal oracle) are counted and not
 //! recovered again: recovery is a function of them, since all that it draws is drawn from their
 //! hash.
@@ -25,6 +28,7 @@ use super::run::guarded;
 use super::subject::LIMIT;
 use super::workload::Models;
 use crate::env::Env;
+use crate::env::sim::faults::Errors;
 use crate::env::sim::outcomes::{Outcomes, Survival};
 use crate::env::sim::rng::mix;
 use crate::env::sim::{Crash, Faults, Machine, Media, SimEnv, Stop};
@@ -55,12 +59,18 @@ pub struct Case {
     pub at_once: bool,
     /// Chooses the order of completions: 0 is that of submission.
     pub schedule: u64,
+    /// The write or flush of a disk that fails: how many others end before it.
+    pub error: Option<u64>,
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = if self.at_once { "at once" } else { "one after another" };
-        write!(f, "{how}, schedule {}:", self.schedule)?;
+        write!(f, "{how}, schedule {}", self.schedule)?;
+        if let Some(error) = self.error {
+            write!(f, ", a write or flush fails after {error} others")?;
+        }
+        write!(f, ":")?;
         self.actions.iter().try_for_each(|action| write!(f, "\n    {action:?}"))
     }
 }
@@ -86,6 +96,8 @@ pub fn sequences(actions: &[Action], most: usize) -> Vec<Vec<Action>> {
 pub struct Counts {
     /// Cases run.
     pub cases: u64,
+    /// The same with a write or a flush that fails.
+    pub errors: u64,
     /// Instants at which a crash was tried, while actions were under way.
     pub instants: u64,
     /// The same within recoveries, and right after them.
@@ -104,6 +116,7 @@ impl Counts {
     /// Adds what another look saw.
     pub fn add(&mut self, other: &Counts) {
         self.cases += other.cases;
+        self.errors += other.errors;
         self.instants += other.instants;
         self.nested_instants += other.nested_instants;
         self.images += other.images;
@@ -117,9 +130,10 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} cases, {} instants and {} within recoveries ({} of them sampled), {} images, of \
-             which {} differ and were recovered ({} nested)",
+            "{} cases and {} with an error, {} instants and {} within recoveries ({} of them \
+             sampled), {} images, of which {} differ and were recovered ({} nested)",
             self.cases,
+            self.errors,
             self.instants,
             self.nested_instants,
             self.sampled,
@@ -207,8 +221,8 @@ impl<E: Engine> Explorer<E> {
     fn prepare(&mut self) -> Result<(), String> {
         let mut actions = self.scope.prelude.clone();
         actions.push(Action::Commit);
-        let case = Case { actions, at_once: false, schedule: 0 };
-        let instants = self.live(&case)?;
+        let case = Case { actions, at_once: false, schedule: 0, error: None };
+        let (instants, _) = self.live(&case)?;
         let last = instants.into_iter().next_back().ok_or("nothing happens at the start")?;
         let media = last.media.outcomes(&self.origin).media(&Survival::Power(Vec::new()));
         self.start = Instant { media, ..last };
@@ -218,38 +232,63 @@ impl<E: Engine> Explorer<E> {
         self.crash(start, self.scope.depth, self.scope.images_max)
     }
 
-    /// Runs a case and looks at every crash of it. An error says how to get there.
-    pub fn look(&mut self, case: &Case) -> Result<(), String> {
+    /// Runs a case once with each write and flush of a disk failing, and looks at every crash from
+    /// then on. An error says how to get there.
+    pub fn look_at_errors(&mut self, case: &Case) -> Result<(), String> {
+        for others in 0.. {
+            let case = Case { error: Some(others), ..case.clone() };
+            if !self.look(&case)? {
+                break;
+            }
+            self.counts.errors += 1;
+        }
+        Ok(())
+    }
+
+    /// Runs a case and looks at every crash of it; whether a write or a flush failed. An error says
+    /// how to get there.
+    pub fn look(&mut self, case: &Case) -> Result<bool, String> {
         let look = || {
-            let instants = self.live(case)?;
-            self.counts.cases += 1;
+            let (instants, failed) = self.live(case)?;
+            self.counts.cases += u64::from(case.error.is_none());
             self.counts.instants += instants.len() as u64;
             for (number, instant) in instants.into_iter().enumerate() {
                 let depth = self.scope.depth;
                 self.crash(instant, depth, self.scope.images_max)
                     .map_err(|why| format!("crash at instant {number}, {why}"))?;
             }
-            Ok(())
+            Ok(failed)
         };
         guarded(look).map_err(|why: String| format!("{case}\n  {why}"))
     }
 
-    /// Runs a case to its end without a crash.
-    fn live(&mut self, case: &Case) -> Result<Vec<Instant<E>>, String> {
+    /// Runs a case to its end without a crash. Returns the instants, those from its error on where
+    /// it has one, and whether that came.
+    fn live(&mut self, case: &Case) -> Result<(Vec<Instant<E>>, bool), String> {
         let (engine, models) = (self.start.engine.fork(), Rc::new(self.start.models.fork()));
         // Sessions with the metadata server have names drawn at random, each boot other ones.
         self.machine.insert(self.start.media.clone(), mix(case.schedule ^ engine.stored()));
         let env = self.machine.boot(faults(case.schedule));
         let running = self.open(&env, &engine, || ())?;
         let stage = Rc::new(Stage::new(env.clone(), running.clone(), Rc::clone(&models)));
+        if let Some(others) = case.error {
+            env.fail_change_after(others);
+        }
+        let failed = || env.struck().that_lead_to(Errors::Changes) > 0;
         let mut watch = Watch::new();
+        let look = || {
+            if case.error.is_none() || failed() {
+                watch.look(&env, &engine, &models);
+            }
+        };
         let (actions, at_once) = (case.actions.clone(), case.at_once);
         let main = perform(stage, actions, at_once);
-        env.run_watched(LIMIT, main, || watch.look(&env, &engine, &models))
+        env.run_watched(LIMIT, main, look)
             .map_err(|stop| format!("the actions end with {stop:?}"))??;
         running.check()?;
+        let failed = failed();
         self.machine.halt(&env, Crash::Power);
-        Ok(watch.instants)
+        Ok((watch.instants, failed))
     }
 
     /// Tries every image that a crash at an instant leaves.
@@ -360,9 +399,11 @@ async fn perform<R: Running>(
     for action in last {
         results.push(stage.perform(action).await);
     }
+    let failed = stage.env.struck().that_lead_to(Errors::Changes) > 0;
     for result in results {
         match result {
             Ok(Ok(())) => {}
+            Ok(Err(_)) if failed => {}
             Ok(Err(why)) => return Err(format!("an action failed, and no device had: {why:?}")),
             Err(Violation(what)) => return Err(what),
         }
@@ -391,7 +432,9 @@ mod tests {
         let mut explorer = Explorer::new(scope)?;
         for actions in sequences(&actions, 2) {
             for at_once in [false, true] {
-                explorer.look(&Case { actions: actions.clone(), at_once, schedule: 0 })?;
+                let case = Case { actions: actions.clone(), at_once, schedule: 0, error: None };
+                explorer.look(&case)?;
+                explorer.look_at_errors(&case)?;
             }
         }
         Ok(explorer.counts)
@@ -411,6 +454,7 @@ mod tests {
     fn a_correct_toy_passes() {
         let counts = hunt::<{ fault::NONE }>().unwrap_or_else(|why| panic!("{why}"));
         assert_eq!(counts.cases, 24);
+        assert!(counts.errors > 24, "{counts}");
         assert!(counts.recovered > 100 && counts.nested > 0 && counts.sampled > 0, "{counts}");
         assert_eq!(hunt::<{ fault::NONE }>(), Ok(counts));
     }
@@ -428,5 +472,6 @@ mod tests {
         caught(hunt::<{ fault::ONE_HALF }>());
         caught(hunt::<{ fault::FUA_FORGOTTEN }>());
         caught(hunt::<{ fault::TORN_WRITE }>());
+        caught(hunt::<{ fault::GOES_ON }>());
     }
 }

@@ -168,12 +168,77 @@ impl Flipside {
                 let start = base + run.copies[copy];
                 let range = start..start + page * u64::from(run.count);
                 let twofold = (copy == 0).then_some((page, base + run.copies[1]));
-                parts.push(sim::Part { name, range, twofold });
+                parts.push(sim::Part { name, range, long: None, twofold });
             }
         }
         let range = base + layout.slots_at..base + layout.end();
-        parts.push(sim::Part { name: "journal slot", range, twofold: None });
+        let long = Some((SLOT, "journal slots"));
+        parts.push(sim::Part { name: "journal slot", range, long, twofold: None });
         parts
+    }
+
+    fn draw_any(rng: &mut Rng) -> Self {
+        let block_shift = rng.pick(&[9u32, 9, 10, 12]);
+        // Large extents, and many, are drawn seldom: their images take long to check.
+        let ratio = if rng.chance(60_000) { rng.between(7, 8) } else { rng.between(3, 6) } as u32;
+        let extent_shift = (block_shift + ratio).max(14);
+        let geometry = Geometry::new(1 << block_shift, 1 << extent_shift).expect("sound sizes");
+        let sector = if block_shift == 12 { rng.pick(&[512, 4096]) } else { 512 };
+        let nvrams = if rng.chance(300_000) { rng.between(1, 2) } else { 0 };
+        let more: Vec<u64> = (0..nvrams).map(|_| rng.below(40) * SLOT).collect();
+        let many = ratio < 7 && rng.chance(100_000);
+        let extents = rng.between(20, if many { 200 } else { 60 }) as u32;
+        let disks = if rng.chance(250_000) {
+            let first = rng.between(4, u64::from(extents) - 4) as u32;
+            vec![first, extents - first]
+        } else {
+            vec![extents]
+        };
+        // A small reserve makes extents go round fast.
+        let most = if rng.chance(400_000) { 4 } else { extents / 3 };
+        let reserve = rng.between(2, u64::from(most)) as u32;
+        let config = Config {
+            commit_interval: rng
+                .pick(&[None, Some(1), Some(50), Some(5_000)])
+                .map(Duration::from_millis),
+            settle: rng.pick(&[
+                SettlePolicy::Pressure,
+                SettlePolicy::Pressure,
+                SettlePolicy::Idle,
+                SettlePolicy::Always,
+            ]),
+            settle_batch: rng.pick(&[1, 2, 8, 100]),
+            tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
+            discard: rng.chance(400_000),
+            epoch_data_max: rng.pick(&[0, 64 << 10, EPOCH_DATA_MAX]),
+            ..Config::default()
+        };
+        let room = extents - reserve;
+        let volumes = draw_volumes(rng, geometry, room);
+        // From 64 slots on, and more pages than any pool here needs.
+        let region_len = rng.between(5, 14) * REGION_ALIGN;
+        let mut places = Places::new(geometry, sector, region_len, disks, reserve);
+        places.add_nvrams(&more, (0..more.len()).next_back());
+        Self {
+            geometry,
+            volatile_cache: rng.chance(900_000),
+            places,
+            moves_ppm: if more.is_empty() { 0 } else { rng.pick(&[0, 300_000]) },
+            reserve,
+            volumes,
+            granule: rng.pick(&[512, 512, 128]),
+            config,
+            churn: rng.chance(250_000),
+            tables: Tables::default(),
+        }
+    }
+
+    /// The same where epochs end only when somebody asks for it or space is short: groups get
+    /// large.
+    fn with_long_epochs(mut self) -> Self {
+        self.config.commit_interval = None;
+        self.config.epoch_data_max = EPOCH_DATA_MAX;
+        self
     }
 
     async fn make(self, env: SimEnv) -> Result<(), String> {
@@ -246,7 +311,7 @@ impl Flipside {
             let busy = Rc::clone(&others_busy);
             env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent, busy));
         }
-        Ok(Serving { env, unit, others_busy })
+        Ok(Serving { env, unit, others_busy, tables: self.tables })
     }
 }
 
@@ -254,59 +319,8 @@ impl Engine for Flipside {
     type Running = Serving;
 
     fn draw(rng: &mut Rng) -> Self {
-        let block_shift = rng.pick(&[9u32, 9, 10, 12]);
-        // Large extents, and many, are drawn seldom: their images take long to check.
-        let ratio = if rng.chance(60_000) { rng.between(7, 8) } else { rng.between(3, 6) } as u32;
-        let extent_shift = (block_shift + ratio).max(14);
-        let geometry = Geometry::new(1 << block_shift, 1 << extent_shift).expect("sound sizes");
-        let sector = if block_shift == 12 { rng.pick(&[512, 4096]) } else { 512 };
-        let nvrams = if rng.chance(300_000) { rng.between(1, 2) } else { 0 };
-        let more: Vec<u64> = (0..nvrams).map(|_| rng.below(40) * SLOT).collect();
-        let many = ratio < 7 && rng.chance(100_000);
-        let extents = rng.between(20, if many { 200 } else { 60 }) as u32;
-        let disks = if rng.chance(250_000) {
-            let first = rng.between(4, u64::from(extents) - 4) as u32;
-            vec![first, extents - first]
-        } else {
-            vec![extents]
-        };
-        // A small reserve makes extents go round fast.
-        let most = if rng.chance(400_000) { 4 } else { extents / 3 };
-        let reserve = rng.between(2, u64::from(most)) as u32;
-        let config = Config {
-            commit_interval: rng
-                .pick(&[None, Some(1), Some(50), Some(5_000)])
-                .map(Duration::from_millis),
-            settle: rng.pick(&[
-                SettlePolicy::Pressure,
-                SettlePolicy::Pressure,
-                SettlePolicy::Idle,
-                SettlePolicy::Always,
-            ]),
-            settle_batch: rng.pick(&[1, 2, 8, 100]),
-            tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
-            discard: rng.chance(400_000),
-            epoch_data_max: rng.pick(&[0, 64 << 10, EPOCH_DATA_MAX]),
-            ..Config::default()
-        };
-        let room = extents - reserve;
-        let volumes = draw_volumes(rng, geometry, room);
-        // From 64 slots on, and more pages than any pool here needs.
-        let region_len = rng.between(5, 14) * REGION_ALIGN;
-        let mut places = Places::new(geometry, sector, region_len, disks, reserve);
-        places.add_nvrams(&more, (0..more.len()).next_back());
-        Self {
-            geometry,
-            volatile_cache: rng.chance(900_000),
-            places,
-            moves_ppm: if more.is_empty() { 0 } else { rng.pick(&[0, 300_000]) },
-            reserve,
-            volumes,
-            granule: rng.pick(&[512, 512, 128]),
-            config,
-            churn: rng.chance(250_000),
-            tables: Tables::default(),
-        }
+        let drawn = Self::draw_any(rng);
+        if rng.chance(120_000) { drawn.with_long_epochs() } else { drawn }
     }
 
     fn shape(&self) -> Shape {
@@ -322,6 +336,10 @@ impl Engine for Flipside {
             storage_max: 0,
             buffers_max: 128 << 20,
         }
+    }
+
+    fn epochs_are_long(&self) -> bool {
+        self.config.commit_interval.is_none() && self.config.epoch_data_max == EPOCH_DATA_MAX
     }
 
     fn volumes(&self) -> Vec<u64> {
@@ -411,6 +429,8 @@ pub struct Serving {
     unit: Unit<SimEnv>,
     /// Whether one of the volumes that come and go is being changed.
     others_busy: Rc<Cell<bool>>,
+    /// What the metadata server has stored.
+    tables: Tables,
 }
 
 /// A volume of it.
@@ -464,7 +484,8 @@ impl Running for Serving {
     }
 
     fn check(&self) -> Result<(), String> {
-        self.unit.check_invariants()
+        self.unit.check_invariants()?;
+        if self.is_quiet() { self.unit.check_told(&self.tables.pairs()?) } else { Ok(()) }
     }
 
     fn is_quiet(&self) -> bool {

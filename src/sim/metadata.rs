@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::env::Moment;
 use crate::env::sim::calls::{Calls, Fate};
 use crate::env::sim::{Peer, Server};
+use crate::mds::catalog::Catalog;
+use crate::mds::records::PairRecord;
 use crate::mds::server;
 use crate::mds::store::{Changes, Row, Store, StoreError, Table};
 
@@ -80,6 +82,14 @@ impl Tables {
         hasher.finish()
     }
 
+    /// The pairs that are stored.
+    pub fn pairs(&self) -> Result<Vec<PairRecord>, String> {
+        let store = self.fork().open(Calls::new(None), false);
+        let facts = Catalog::open(Box::new(store)).and_then(|catalog| catalog.facts());
+        let pairs = facts.map_err(|error| error.to_string())?.pairs;
+        Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
+    }
+
     fn rows(&self) -> MutexGuard<'_, Contents> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,7 +140,7 @@ mod tests {
     use crate::env::Env;
     use crate::env::sim::{DiskShape, Faults, Limit, Machine, Rng, Shape, SimEnv};
     use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PoolId, UnitId};
-    use crate::mds::catalog::{Catalog, PoolSpec};
+    use crate::mds::catalog::PoolSpec;
     use crate::mds::client::Client;
     use crate::mds::pools::Pools;
     use crate::mds::records::Claim;

@@ -36,7 +36,9 @@
 //! ```
 //!
 //! A seed names a run of one version of the code: whatever draws from the random stream in another
-//! order, here or in the engine, makes another run of it.
+//! order, here or in the engine, makes another run of it. A shrunk plan names its actions itself
+//! and so lasts longer; one that showed a fault is kept in `tests/regressions`, where
+//! `tests/plans.rs` runs all of them.
 //!
 //! # How to add a fault
 //!
@@ -51,7 +53,8 @@
 //! # How to look at everything
 //!
 //! `make sim-exhaustive ACTIONS=3 DEPTH=2` is the whole small scope, for days; `EVERY=100` takes
-//! one sequence of operations in a hundred. `make test` takes a fixed part.
+//! one sequence of operations in a hundred, and `ERRORS=10` tries device errors with one in ten of
+//! those. `make test` takes a fixed part.
 
 pub mod action;
 mod churn;

@@ -7,15 +7,14 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
-use super::action::Action;
 use super::engine::{Engine, Running};
-use super::plan::{Number, Plan, Script};
+use super::plan::{Plan, Rounds, Script};
 use super::subject::{LIMIT, Subject};
 use super::workload::{self, Habits};
 use crate::env::Env;
 use crate::env::sim::faults::Errors;
 use crate::env::sim::rng::{Rng, mix};
-use crate::env::sim::{Points, SimEnv, Stop, Struck};
+use crate::env::sim::{Aim, Points, SimEnv, Stop, Struck};
 
 /// What a run did.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +52,9 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What crashes are aimed at: the parts of the region, however seldom they are written.
+const PARTS: [&str; 6] =
+    ["journal slot", "journal slots", "status 0", "status 1", "home 0", "home 1"];
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
 /// How long after the clients have gone and all is committed nothing must be under way any more.
@@ -64,10 +66,7 @@ pub fn run_seed<E: Engine>(seed: u64, loud: bool) -> Result<Report, Failure> {
 }
 
 /// Runs a plan; returns also the actions that were begun.
-pub fn run_plan<E: Engine>(
-    plan: &Plan,
-    loud: bool,
-) -> (Result<Report, Failure>, Vec<(Number, Action)>) {
+pub fn run_plan<E: Engine>(plan: &Plan, loud: bool) -> (Result<Report, Failure>, Rounds) {
     let script = Rc::new(Script::new(plan.clone()));
     let result = guarded(|| Run::<E>::new(Rc::clone(&script), loud).all());
     (result.map_err(|what| Failure { seed: plan.seed, what }), script.begun.take())
@@ -119,12 +118,14 @@ struct Run<E: Engine> {
 impl<E: Engine> Run<E> {
     fn new(script: Rc<Script>, loud: bool) -> Self {
         let mut rng = Rng::new(mix(script.plan.seed));
-        let subject = Subject::draw(&mut rng, loud);
+        let mut subject = Subject::<E>::draw(&mut rng, loud);
+        subject.leave_out(script.plan.without);
+        let long = subject.epochs_are_long();
         Self {
             script,
             round: 0,
             subject,
-            habits: Habits::draw(&mut rng),
+            habits: Habits::draw(&mut rng, long),
             looks: rng.pick(&[0, 1, 4, 10]),
             images_each: rng.pick(&[1, 2, 4]),
             rng,
@@ -171,8 +172,12 @@ impl<E: Engine> Run<E> {
     fn work(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         let full = self.quiet(env, &running)?;
         env.set_faults(self.subject.faults.clone());
-        if self.rng.chance(850_000) {
+        let crashes = !self.script.plan.without.work_crashes();
+        if self.rng.chance(600_000) && crashes {
             env.crash_in(Some(self.rng.log_between(1, self.script.plan.crash_within(self.round))));
+        } else if crashes && self.rng.chance(700_000) {
+            let (passes, calls) = (self.rng.log_between(1, 20), self.rng.below(4));
+            env.crash_at(Some(Aim { part: self.rng.pick(&PARTS), passes, calls }));
         }
         match self.run_clients(env, &running, self.habits.clone(), false) {
             Ok(result) => result?,
@@ -183,6 +188,7 @@ impl<E: Engine> Run<E> {
             Err(Looked::At(stop)) => return Err(self.subject.stuck("the work", stop)),
             Err(Looked::Wrong(what)) => return Err(what),
         }
+        env.crash_at(None);
         env.crash_in(None);
         if self.rng.chance(500_000) {
             self.subject.crash(env);
@@ -226,9 +232,10 @@ impl<E: Engine> Run<E> {
         let part = (self.round, Rc::clone(&self.script));
         let work = workload::run(env.clone(), running.clone(), models, habits, bounded, part);
         let mut job = env.start(LIMIT, work);
+        let (looks, within) = self.script.plan.looks(self.round, self.looks);
         for look in 0.. {
-            let more = self.rng.log_between(1, 100);
-            env.pause_at((look < self.looks).then_some(more));
+            let more = self.rng.log_between(1, within);
+            env.pause_at((look < looks).then_some(more));
             match env.go_on(&mut job) {
                 Ok(result) => return Ok(result),
                 Err(Stop::Paused) => {}

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 
 use super::engine::{Engine, Running};
+use super::plan::Without;
 use super::workload::Models;
-use crate::env::sim::faults::{Errors, Fault};
+use crate::env::sim::faults::{Errors, Fault, TABLE};
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{Crash, Faults, Limit, Machine, Rot, SimEnv, Stop};
 
@@ -69,10 +70,25 @@ impl<E: Engine> Subject<E> {
         }
     }
 
+    /// Whether commits come only where clients ask for them.
+    pub fn epochs_are_long(&self) -> bool {
+        self.engine.epochs_are_long()
+    }
+
     /// From now on all that chance decides comes from `rng`.
     pub fn reseed(&mut self, rng: &mut Rng) {
         self.rng = rng.fork();
         self.machine.reseed(rng.fork());
+    }
+
+    /// What a plan leaves out does not happen.
+    pub fn leave_out(&mut self, without: Without) {
+        for row in TABLE.iter().filter(|row| without.fault(row.fault)) {
+            self.faults = self.faults.clone().with(row.fault, 0);
+        }
+        if without.nested_crashes() {
+            self.nested_ppm = 0;
+        }
     }
 
     /// Makes the volumes.
@@ -131,7 +147,9 @@ impl<E: Engine> Subject<E> {
             }
             Ok(Ok(running)) => Ok(Some(running)),
             Ok(Err(_)) if rotten.expected != Expected::Success => {
-                self.crash(env);
+                // Without power nothing is on its way any more: bits are mended at rest, too.
+                self.machine.halt(env, Crash::Power);
+                self.crashes += 1;
                 rotten.rots.iter().for_each(|rot| self.machine.mend(*rot));
                 Ok(None)
             }

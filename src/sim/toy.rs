@@ -34,6 +34,7 @@ pub(super) mod fault {
     pub const FUA_FORGOTTEN: u8 = 8;
     pub const FRESH_IS_GARBAGE: u8 = 9;
     pub const NO_CLAIM: u8 = 10;
+    pub const GOES_ON: u8 = 11;
 }
 
 #[derive(Clone)]
@@ -44,8 +45,8 @@ pub(super) struct Serving<const FAULT: u8> {
     env: SimEnv,
     image: Rc<RefCell<Vec<u8>>>,
     stale: Rc<RefCell<Vec<u8>>>,
-    /// The sequence of the newest header.
-    newest: Rc<Mutex<u64>>,
+    /// The sequence of the newest header; nothing once a write or a flush has failed.
+    newest: Rc<Mutex<Option<u64>>>,
 }
 
 fn failed(error: impl std::borrow::Borrow<io::Error>) -> Refusal {
@@ -172,7 +173,7 @@ async fn write(env: &SimEnv, offset: u64, data: &[u8], durability: Durability) -
 impl<const FAULT: u8> Serving<FAULT> {
     fn new(env: SimEnv, image: Vec<u8>, newest: u64) -> Self {
         let stale = Rc::new(RefCell::new(image.clone()));
-        let (image, newest) = (Rc::new(RefCell::new(image)), Rc::new(Mutex::new(newest)));
+        let (image, newest) = (Rc::new(RefCell::new(image)), Rc::new(Mutex::new(Some(newest))));
         Self { env, image, stale, newest }
     }
 
@@ -187,14 +188,19 @@ impl<const FAULT: u8> Serving<FAULT> {
 
     async fn checkpoint(&self) -> Outcome<()> {
         let mut newest = self.newest.lock().await;
-        let sequence = *newest + 1;
+        let stopped = || Refusal::Failed(String::from("a write or a flush had failed"));
+        let last = newest.ok_or_else(stopped)?;
+        if FAULT != fault::GOES_ON {
+            *newest = None;
+        }
+        let sequence = last + 1;
         let image = self.image.borrow().clone();
         write(&self.env, half_at::<FAULT>(sequence), &image, Durability::Volatile).await?;
         if FAULT != fault::NO_FLUSH || sequence == 1 {
             self.env.disk(0).flush().await.map_err(failed)?;
         }
         self.header(sequence).await?;
-        *newest = sequence;
+        *newest = Some(sequence);
         *self.stale.borrow_mut() = image;
         Ok(())
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::action::{Action, Stage};
 use super::engine::{Outcome, Refusal, Room, Running, Volume, Zeroing};
 use super::oracle::{Oracle, Violation};
-use super::plan::{Number, Script};
+use super::plan::Script;
 use super::stamp::Stamp;
 use crate::env::Env;
 use crate::env::sim::faults::Errors;
@@ -44,6 +44,8 @@ pub struct Habits {
     hot_share: u64,
     /// How often a request is of the largest sizes.
     large_ppm: u32,
+    /// The longest of the others, in granules.
+    usual_max: u64,
     /// How often offset and length are multiples of [`Habits::aligned_to`] granules.
     aligned_ppm: u32,
     aligned_to: u32,
@@ -52,7 +54,30 @@ pub struct Habits {
 
 impl Habits {
     /// Draws habits: each seed does some things often, and some never.
-    pub fn draw(rng: &mut Rng) -> Self {
+    pub fn draw(rng: &mut Rng, epochs_are_long: bool) -> Self {
+        let habits = Self::draw_any(rng);
+        let often = if epochs_are_long { 350_000 } else { 0 };
+        if rng.chance(often) { habits.scattered(rng) } else { habits }
+    }
+
+    /// Small writes all over the place and few commits: groups of many records, and so of several
+    /// parts.
+    fn scattered(self, rng: &mut Rng) -> Self {
+        let weights =
+            Weights { write: 400, zero: 0, read: 1, flush: 1, commit: 0, settle: 0, pause: 0 };
+        Self {
+            operations: rng.between(300, 900),
+            weights,
+            fua_ppm: 0,
+            hot_ppm: 0,
+            large_ppm: 0,
+            usual_max: 1,
+            aligned_ppm: 0,
+            ..self
+        }
+    }
+
+    fn draw_any(rng: &mut Rng) -> Self {
         let weights = Weights {
             write: rng.pick(&[20, 50, 80]),
             zero: rng.pick(&[0, 2, 10, 25]),
@@ -70,6 +95,7 @@ impl Habits {
             hot_ppm: rng.pick(&[0, 500_000, 900_000]),
             hot_share: rng.pick(&[2, 4, 16, 64]),
             large_ppm: rng.pick(&[0, 20_000, 200_000]),
+            usual_max: 64,
             aligned_ppm: rng.pick(&[0, 500_000, 1_000_000]),
             aligned_to: rng.pick(&[1, 8, 8, 64]),
             pause_ns: rng.log_between(1_000, 20_000_000_000),
@@ -224,13 +250,11 @@ const FAILURES_MAX: u32 = 20;
 
 async fn client<R: Running>(clients: Rc<Clients<R>>) -> Result<(), String> {
     let (stage, drawn) = (&clients.stage, &clients.drawn);
-    while drawn.get() < clients.habits.operations && clients.failures.get() < FAILURES_MAX {
-        let number = Number { round: clients.round, index: drawn.replace(drawn.get() + 1) };
-        if !clients.script.keeps(number) {
-            continue;
-        }
-        let action = clients.draw(&mut clients.script.plan.action(number));
-        clients.script.begun.borrow_mut().push((number, action.clone()));
+    while clients.failures.get() < FAILURES_MAX
+        && let Some(action) = clients.action(drawn.get())
+    {
+        drawn.set(drawn.get() + 1);
+        clients.script.begin(clients.round, &action);
         let before = stage.env.struck();
         let result = clients.perform(action).await;
         stage.models.ended.set(stage.models.ended.get() + 1);
@@ -268,6 +292,33 @@ impl<R: Running> Clients<R> {
             }
             Refusal::Failed(why) => Err(format!("an operation failed, and no device had: {why}")),
         }
+    }
+
+    /// The next action, where `index` were begun: the plan's, or a drawn one.
+    fn action(&self, index: u64) -> Option<Action> {
+        let plan = &self.script.plan;
+        if let Some(rounds) = &plan.rounds {
+            return rounds.get(&self.round)?.get(index as usize).map(|action| self.fit(action));
+        }
+        let draw = || self.draw(&mut plan.action(self.round, index));
+        (index < self.habits.operations).then(draw)
+    }
+
+    /// The action; a pause, where a plan of another version asks for what is not there.
+    fn fit(&self, action: &Action) -> Action {
+        let (volume, range) = match action {
+            Action::Write { volume, range, .. }
+            | Action::Zero { volume, range, .. }
+            | Action::Read { volume, range } => (*volume, range.clone()),
+            Action::Flush(volume) => (*volume, 0..1),
+            Action::Commit | Action::Settle | Action::Pause(_) => return action.clone(),
+        };
+        let models = &self.stage.models;
+        let fits = self.stage.volumes.get(volume).is_some_and(|there| {
+            let len = range.len() as u64 * models.granule as u64;
+            range.end <= models.oracles[volume].borrow().granules() && len <= there.request_max()
+        });
+        if fits { action.clone() } else { Action::Pause(1) }
     }
 
     /// One action of a random kind.
@@ -328,7 +379,7 @@ impl<R: Running> Clients<R> {
         let len = if rng.chance(habits.large_ppm) {
             rng.between(1, most)
         } else {
-            rng.log_between(1, most.min(64))
+            rng.log_between(1, most.min(habits.usual_max))
         };
         let hot = rng.chance(habits.hot_ppm);
         let within = if hot { (total / habits.hot_share).max(1) } else { total };

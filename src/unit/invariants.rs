@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::settle::pair_record;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::ids::{ExtentId, LogicalExtent, PairId};
+use crate::mds::records::PairRecord;
 use crate::observe::Cause;
 
 impl<E: Env> Unit<E> {
@@ -19,13 +21,43 @@ impl<E: Env> Unit<E> {
         self.0.journal.check_invariants()
     }
 
-    /// Whether nothing is under way: no request, commit, settle or wait.
+    /// Checks that the metadata server's records of the unit's pairs are what the lines say, which
+    /// they are whenever the unit [is quiet](Unit::is_quiet). Returns what is not.
+    ///
+    /// Of a released pair the server need not know in which generation it was.
+    pub fn check_told(&self, known: &[PairRecord]) -> Result<(), String> {
+        let state = self.0.state.borrow();
+        let mut owned: BTreeSet<PairId> = BTreeSet::new();
+        owned.extend(state.pairs.lines().filter(|of| of.1.binding.owner.is_some()).map(|of| of.0));
+        for record in known {
+            let binding = state.pairs.line(record.pair).binding;
+            let same = if record.is_released() {
+                binding.owner.is_none() && record.generation <= binding.generation
+            } else {
+                owned.remove(&record.pair);
+                *record == pair_record(record.pair, (record.volume, record.logical), &binding)
+                    && binding.owner == Some((record.volume, record.logical))
+            };
+            if !same {
+                return Err(format!("the server was told {record:?}, and the line is {binding:?}"));
+            }
+        }
+        match owned.first() {
+            Some(pair) => Err(format!("the server was never told of pair {pair}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether nothing is under way: no request, commit, settle or wait, and nothing that the
+    /// metadata server is still to be told.
     pub fn is_quiet(&self) -> bool {
         let state = self.0.state.borrow();
         state.pairs.working().next().is_none()
             && state.space_queue.is_empty()
             && state.leaving == 0
             && state.emptying == 0
+            && state.untold.is_empty()
+            && !state.telling
             && state.domains.iter().all(|domain| domain.newest_dirty().is_none())
             && self.0.readers.count() == 0
     }

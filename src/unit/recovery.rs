@@ -318,6 +318,7 @@ fn build_state(
         fruitless: 0,
         hopeless: BTreeSet::new(),
         untold: BTreeSet::new(),
+        telling: false,
         stale_pages: BTreeSet::new(),
         space_queue: VecDeque::new(),
         emptying: 0,

@@ -28,7 +28,7 @@ use crate::env::Env;
 use crate::format::blocks::{BlockMap, Location};
 use crate::format::group::GroupState;
 use crate::format::home::home_page;
-use crate::format::ids::{ExtentId, Generation, PairId, VolumeId};
+use crate::format::ids::{ExtentId, Generation, PairId, Slot, VolumeId};
 use crate::format::record::{Binding, Record};
 use crate::mds::records::{PairRecord, Primitive};
 use crate::mutants::{Mutant, mutated};
@@ -71,12 +71,17 @@ impl Item {
     /// The pair's binding after the batch, two generations on: that of the swap or commit, and
     /// that of the disassociation.
     fn after(&self) -> Binding {
+        self.keeping(self.settlement.keep)
+    }
+
+    /// The same where that slot is the one that the pair keeps.
+    fn keeping(&self, keep: Slot) -> Binding {
         let generation = Generation(self.binding.generation.0 + 2);
         if self.is_release() {
             return Binding { generation, ..Binding::FREE };
         }
-        let mut after = Binding { generation, data_slot: self.settlement.keep, ..self.binding };
-        after.extents[self.settlement.keep.other().index()] = None;
+        let mut after = Binding { generation, data_slot: keep, ..self.binding };
+        after.extents[keep.other().index()] = None;
         after
     }
 
@@ -469,24 +474,20 @@ fn primitives(item: &Item) -> Vec<Primitive> {
     if item.is_release() {
         return vec![Primitive::ReleasePair(record(item.after()))];
     }
+    let data_slot = item.binding.data_slot;
+    let keep = if mutated(Mutant::SwapNotTold) { data_slot } else { item.settlement.keep };
     let generation = Generation(item.binding.generation.0 + 1);
-    let settled = Binding { generation, data_slot: item.settlement.keep, ..item.binding };
-    let settled = match settled {
-        Binding { data_slot, .. } if mutated(Mutant::SwapNotTold) => {
-            Binding { data_slot: data_slot.other(), ..settled }
-        }
-        _ => settled,
-    };
-    let verb = if item.settlement.is_swap(item.binding.data_slot) {
-        Primitive::SwapDataJournal(record(settled))
-    } else {
+    let settled = Binding { generation, data_slot: keep, ..item.binding };
+    let verb = if keep == data_slot {
         Primitive::CommitDataJournal(record(settled))
+    } else {
+        Primitive::SwapDataJournal(record(settled))
     };
-    vec![verb, Primitive::DisassociateJournalExtent(record(item.after()))]
+    vec![verb, Primitive::DisassociateJournalExtent(record(item.keeping(keep)))]
 }
 
 /// A pair as the metadata server is told of it.
-fn pair_record(
+pub(super) fn pair_record(
     pair: PairId,
     owner: (VolumeId, crate::format::ids::LogicalExtent),
     binding: &Binding,

@@ -347,6 +347,8 @@ pub struct State {
     pub hopeless: BTreeSet<PairId>,
     /// The pairs whose durable binding the metadata server was not told yet.
     pub untold: BTreeSet<PairId>,
+    /// Some of them are being told, or the server refused them.
+    pub telling: bool,
     /// Home pages that are older than the lines.
     pub stale_pages: BTreeSet<u32>,
     /// Tickets of those who wait for extents, in order.

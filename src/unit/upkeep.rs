@@ -78,11 +78,13 @@ impl<E: Env> Inner<E> {
                     let Some(owner) = binding.owner else { continue };
                     batch.push(bound(pair, owner, &binding));
                 }
+                state.telling |= !batch.is_empty();
             }
             if batch.is_empty() {
                 return Ok(());
             }
             self.mds.transact(&batch).await?;
+            self.state.borrow_mut().telling = false;
         }
     }
 }

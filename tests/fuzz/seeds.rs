@@ -15,8 +15,8 @@ use flipside::format::group::{Group, GroupState, Link, TransactionId};
 use flipside::format::header::{HEADER_MAGIC, RegionHeader};
 use flipside::format::home::{HOME_PAGE, Line};
 use flipside::format::ids::{
-    ExtentId, Generation, Incarnation, LogicalExtent, PairId, PoolId, Sequence, Slot, UnitId,
-    VolumeId,
+    ExtentId, ExtentRun, Generation, Incarnation, LogicalExtent, PairId, PoolId, Sequence, Slot,
+    UnitId, VolumeId,
 };
 use flipside::format::layout::{DeviceFacts, Geometry, plan};
 use flipside::format::nvram::{self, NvramIdentity};
@@ -28,8 +28,10 @@ use flipside::front::nbd::wire::{
     self, ExtendedRequestHeader, OptionHeader, RequestHeader, StatusFilter, command, command_flags,
     info, option,
 };
+use flipside::mds::catalog::PoolSpec;
 use flipside::mds::log::format::RecordBuffer;
-use flipside::mds::raw::{RawAttach, RawPage, RawPair, RawPrimitive, RawVolume};
+use flipside::mds::overview::Section;
+use flipside::mds::raw::{self, RawAttach, RawForget, RawPage, RawPair, RawPrimitive, RawVolume};
 use flipside::mds::records::{Claim, PairRecord, Primitive};
 use flipside::mds::session::{Answer, Session};
 use flipside::mds::store::{Changes, Table};
@@ -375,9 +377,16 @@ fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
         ("layout", reply(Operation::Layout, &owned)),
         ("grants", reply(Operation::AllocateDataExtents, &[3, 0, 0, 0, 9, 0, 0, 0])),
         ("volume", reply(Operation::CreateVolume, volume.as_bytes())),
+        ("pool_spec", request(Operation::RegisterPool, &raw::pool_spec_body(POOL, &pool_spec()))),
+        ("overview", request(Operation::Overview, &Section::Sessions(3).body(100))),
         ("session_row", reply(Operation::Renew, &session.row())),
         ("refusal", one(&header(refused, Operation::CreateVolume), &[])),
     ]
+}
+
+fn pool_spec() -> PoolSpec {
+    let run = ExtentRun { start: ExtentId(0), count: 32 };
+    PoolSpec { extent_size: 1 << 20, devices: vec![run], reserve: 2 }
 }
 
 fn conversation() -> Vec<u8> {
@@ -391,7 +400,12 @@ fn conversation() -> Vec<u8> {
     let release = PairRecord { generation: Generation(2), slots: [None; 2], ..pair() };
     let release = RawPrimitive::from(&Primitive::ReleasePair(release));
     let back = [1_u32, 0, 1].map(u32::to_le_bytes).concat();
+    let spec = raw::pool_spec_body(POOL, &pool_spec());
+    let forget = RawForget::new(POOL, true);
+    let overview = [Section::Counters, Section::Pools(PoolId::default()), Section::Sessions(0)];
+    let overview = overview.map(|section| section.body(400));
     let messages: &[(Operation, &[u8])] = &[
+        (Operation::RegisterPool, &spec),
         (Operation::Attach, attach.as_bytes()),
         (Operation::CreateVolume, volume.as_bytes()),
         (Operation::AllocateDataExtents, &4_u32.to_le_bytes()),
@@ -408,6 +422,10 @@ fn conversation() -> Vec<u8> {
         (Operation::RenameVolume, volume.as_bytes()),
         (Operation::DeleteVolume, volume.as_bytes()),
         (Operation::RemoveVolume, volume.as_bytes()),
+        (Operation::Overview, &overview[0]),
+        (Operation::Overview, &overview[1]),
+        (Operation::Overview, &overview[2]),
+        (Operation::ForgetPool, forget.as_bytes()),
         (Operation::Detach, &[]),
     ];
     let mut bytes = Vec::new();

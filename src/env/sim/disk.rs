@@ -106,7 +106,9 @@ impl Disk for SimDisk {
         self.submit(what, offset, len, move |world, done| {
             let data = view.with(|bytes: &[u8]| bytes.into());
             let id = world.disks[disk].begin(offset, data, durability);
-            let point = Point::new(caller, world.disks[disk].part_at(offset));
+            let part = world.disks[disk].part_at(offset, len);
+            world.writes(part);
+            let point = Point::new(caller, part);
             let point = (durability == Durability::Durable).then_some(point);
             world.points.passed(point);
             Event::Write { disk, id, view: Some(view), done, point }
@@ -208,7 +210,9 @@ impl Region for SimNvram {
             let views = pieces.into_iter().map(|(_, view)| view).collect();
             let nvram = world.nvram.as_mut().expect("a persist of what is there");
             let id = nvram.begin(data);
-            let point = Point::new(caller, nvram.part_at(place));
+            let part = nvram.part_at(place, len);
+            let point = Point::new(caller, part);
+            world.writes(part);
             world.points.passed(Some(point));
             let delay = world.rng.log_between(100, 20_000);
             world.schedule(delay, Event::Persist { id, views, done, point });

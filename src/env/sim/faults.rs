@@ -107,7 +107,7 @@ const RECOVERY: Promise = Promise::Detected(Errors::Recovery);
 pub const TABLE: [Row; FAULTS] = [
     row(Fault::Stall, "stall", RECOVERED, &[100, 1_000, 20_000]),
     row(Fault::ClockJump, "clock jump", RECOVERED, &[100, 1_000]),
-    row(Fault::TornSector, "torn sector", RECOVERED, &[10_000, 300_000]),
+    row(Fault::TornSector, "torn sector", RECOVERED, &[10_000, 300_000, 1_000_000]),
     row(Fault::TornLine, "torn line", RECOVERED, &[10_000, 300_000]),
     row(Fault::LateWrite, "late write", RECOVERED, &[300_000, 1_000_000]),
     row(Fault::DatagramLost, "datagram lost", RECOVERED, &[1_000, 50_000, 300_000]),

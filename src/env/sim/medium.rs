@@ -59,7 +59,7 @@ pub struct Unreadable {
 
 #[derive(Clone)]
 pub(super) struct Write {
-    id: WriteId,
+    pub id: WriteId,
     pub offset: u64,
     pub data: Arc<[u8]>,
     pub durability: Durability,
@@ -120,9 +120,9 @@ impl Medium {
         self.parts = parts;
     }
 
-    /// The name of the part that a byte is in.
-    pub fn part_at(&self, offset: u64) -> &'static str {
-        self.parts.name_at(offset)
+    /// The name of the part that a write of `len` bytes begins in.
+    pub fn part_at(&self, offset: u64, len: u64) -> &'static str {
+        self.parts.name_at(offset, len)
     }
 
     /// Whether a byte is in no part that has a name.
@@ -386,13 +386,16 @@ struct Keep {
     whole: u32,
     none: u32,
     sector: u32,
+    /// Of those others, the ones that are cut off at some sector instead.
+    cut: u32,
 }
 
 impl Keep {
     fn draw(rng: &mut Rng) -> Self {
-        let whole = rng.pick(&[0, 100_000, 500_000, 1_000_000]);
-        let none = rng.pick(&[0, 100_000, 500_000, 1_000_000]);
-        Self { whole, none, sector: rng.pick(&[50_000, 500_000, 950_000]) }
+        let whole = rng.pick(&[0, 0, 100_000, 500_000, 1_000_000]);
+        let none = rng.pick(&[0, 0, 100_000, 500_000, 1_000_000]);
+        let sector = rng.pick(&[50_000, 500_000, 950_000]);
+        Self { whole, none, sector, cut: rng.pick(&[0, 0, 500_000, 1_000_000]) }
     }
 }
 
@@ -405,6 +408,10 @@ fn apply_some(image: &mut Image, write: &Write, sector: usize, keep: Keep, rng: 
     let whole = whole && !(none && rng.chance(500_000));
     if durable || whole {
         image.write(write.offset, &write.data);
+    } else if !none && rng.chance(keep.cut) {
+        let sectors = (write.data.len() / sector) as u64;
+        let arrived = rng.below(sectors + 1) as usize * sector;
+        image.write(write.offset, &write.data[..arrived]);
     } else if !none {
         for at in (0..write.data.len()).step_by(sector) {
             if rng.chance(keep.sector) {

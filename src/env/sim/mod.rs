@@ -59,6 +59,7 @@ pub use storage::SimStorage;
 use super::{Env, Moment};
 use crate::uring::buffers::BufferPool;
 use crate::uring::executor::Executor;
+pub use world::Aim;
 use world::World;
 
 /// One operating period of a simulated machine. Cheap to clone: a handle.
@@ -261,6 +262,11 @@ impl SimEnv {
         self.0.world.borrow().calls.crash_in(more);
     }
 
+    /// Plans the crash for a write of a certain part of a medium, or calls that off.
+    pub fn crash_at(&self, aim: Option<Aim>) {
+        self.0.world.borrow_mut().aim = aim;
+    }
+
     /// Whether the crash has struck.
     pub fn crashed(&self) -> bool {
         self.0.world.borrow().calls.crashed()
@@ -285,6 +291,11 @@ impl SimEnv {
     /// From now on flushes of disks do nothing but return: to try whether that is noticed.
     pub fn ignore_flushes(&self) {
         self.0.world.borrow_mut().flushes_ignored = true;
+    }
+
+    /// One write or flush of a disk fails: that after so many others that end from now on.
+    pub fn fail_change_after(&self, others: u64) {
+        self.0.world.borrow_mut().fails_in = Some(others);
     }
 
     /// A number that is another one after anything was written, has arrived or became durable.

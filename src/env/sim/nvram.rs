@@ -16,7 +16,7 @@ use super::rng::Rng;
 /// The unit that is written whole or not at all, in bytes.
 pub(super) const WORD: usize = 8;
 /// The unit of write-back, in bytes.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Names a persist under way.
 pub type PersistId = u64;
@@ -32,7 +32,7 @@ pub(super) struct Persist {
 pub struct NvramMedium {
     pub(super) image: Image,
     /// Poisoned lines.
-    poison: BTreeSet<u64>,
+    pub(super) poison: BTreeSet<u64>,
     sector: u32,
     pub(super) under_way: Vec<Persist>,
     pub(super) next_id: PersistId,
@@ -59,9 +59,9 @@ impl NvramMedium {
         self.parts = parts;
     }
 
-    /// The name of the part that a byte is in.
-    pub fn part_at(&self, offset: u64) -> &'static str {
-        self.parts.name_at(offset)
+    /// The name of the part that a write of `len` bytes begins in.
+    pub fn part_at(&self, offset: u64, len: u64) -> &'static str {
+        self.parts.name_at(offset, len)
     }
 
     /// Size in bytes.
@@ -161,10 +161,17 @@ fn lines(offset: u64, len: usize) -> std::ops::Range<u64> {
     offset / LINE as u64..(offset + len as u64).div_ceil(LINE as u64)
 }
 
-/// Lets any words arrive: line by line all, none, or each word on its own.
+/// Lets any words arrive: line by line all, none, or each word on its own; and at times all up to
+/// some line.
 fn arrive(image: &mut Image, persist: &Persist, rng: &mut Rng) {
     let inclined = rng.pick(&[100_000, 500_000, 900_000, 1_000_000]);
+    let cut = rng.pick(&[0, 500_000]);
     for (offset, data) in &persist.pieces {
+        if rng.chance(cut) {
+            let arrived = rng.below((data.len() / LINE) as u64 + 1) as usize * LINE;
+            image.write(*offset, &data[..arrived]);
+            continue;
+        }
         for (line, bytes) in data.chunks(LINE).enumerate() {
             let words = rng.chance(300_000);
             if !words && rng.chance(inclined) {

@@ -2,13 +2,15 @@
 //! [`super::Machine::halt`] draws, this counts.
 //!
 //! A loss of power leaves one version of each *cell*: a sector of a disk, a word of persistent
-//! memory. A killed process leaves what had completed, and each write under way as a whole or not
-//! at all (parts of it: the loss of power has them). Outcomes are told apart by a hash that costs
-//! little, so that those already seen are not looked at again.
+//! memory; or it can be read no more, where it was under write. A killed process leaves what had
+//! completed, and each write under way as a whole or not at all (parts of it: the loss of power has
+//! them), or a write to a disk is still to come, and arrives after the successor has started.
+//! Outcomes are told apart by a hash that costs little, so that those already seen are not looked
+//! at again.
 
 use super::image::{Image, word_hash};
 use super::medium::Medium;
-use super::nvram::{NvramMedium, WORD};
+use super::nvram::{LINE, NvramMedium, WORD};
 use super::rng::{Rng, mix};
 use crate::env::Durability;
 
@@ -24,11 +26,16 @@ pub struct Media {
 pub enum Survival {
     /// Power is lost: for each cell the version that it keeps.
     Power(Vec<u16>),
-    /// The process is killed: a bit for each write under way, set where it arrives.
-    Kill(u64),
+    /// The process is killed: a bit for each write under way, those of the disks first.
+    Kill {
+        /// Set where it arrives.
+        arrive: u64,
+        /// Set where it arrives after the start of a successor; of disks only.
+        late: u64,
+    },
 }
 
-/// The version of a sector under write that reads as an error.
+/// The version of a sector under write that reads as an error, and of a word whose line does.
 const UNREADABLE: u16 = u16::MAX;
 
 /// Of so many writes under way it is tried which arrive at a kill; those beyond do not.
@@ -54,7 +61,9 @@ pub struct Outcomes {
     base_hash: u64,
     kept_hash: u64,
     cells: Vec<Cell>,
+    /// Writes under way, and those of them that are to disks.
     writes: u32,
+    disk_writes: u32,
 }
 
 /// A number that is another one after anything was written, has arrived or became durable.
@@ -80,16 +89,18 @@ impl Media {
             cells.extend(settle_disk(disk, number, origin));
             base_hash ^= disk.durable.difference(origin, place(number, 0)) ^ bad(disk, number);
         }
+        let disk_writes = writes as u32;
         if let (Some(nvram), Some(origin)) = (&mut base.nvram, &origin.nvram) {
             let number = base.disks.len();
-            kept_hash ^= nvram.image.difference(&origin.image, place(number, 0));
+            let poison = poisoned(nvram, number);
+            kept_hash ^= nvram.image.difference(&origin.image, place(number, 0)) ^ poison;
             writes += nvram.under_way.len();
             cells.extend(settle_nvram(nvram, number, &origin.image));
-            base_hash ^= nvram.image.difference(&origin.image, place(number, 0));
+            base_hash ^= nvram.image.difference(&origin.image, place(number, 0)) ^ poison;
         }
         let writes = writes as u32;
         assert!(writes < 64, "{writes} writes under way at once");
-        Outcomes { media: self, base, base_hash, kept_hash, cells, writes }
+        Outcomes { media: self, base, base_hash, kept_hash, cells, writes, disk_writes }
     }
 }
 
@@ -116,6 +127,11 @@ fn kept(disk: &Medium, origin: &Image, first: u64) -> u64 {
 fn bad(disk: &Medium, medium: usize) -> u64 {
     let hash = |sector: &u64| unreadable(medium, sector * disk.sector as u64);
     disk.bad.iter().map(hash).fold(0, |all, hash| all ^ hash)
+}
+
+fn poisoned(nvram: &NvramMedium, medium: usize) -> u64 {
+    let hash = |line: &u64| unreadable(medium, line * LINE as u64);
+    nvram.poison.iter().map(hash).fold(0, |all, hash| all ^ hash)
 }
 
 fn unreadable(medium: usize, offset: u64) -> u64 {
@@ -174,7 +190,11 @@ fn settle_nvram(nvram: &mut NvramMedium, medium: usize, origin: &Image) -> Vec<C
             }
             let at = cells.iter().position(|cell| cell.offset == offset);
             let at = at.unwrap_or_else(|| {
-                cells.push(Cell::new(medium, offset, old.into()));
+                // The first of a line stands for the line, where that is poisoned.
+                let line = offset / LINE as u64;
+                let first = cells.iter().all(|cell| cell.offset / LINE as u64 != line);
+                let cell = Cell::new(medium, offset, old.into());
+                cells.push(Cell { under_way: first, ..cell });
                 cells.len() - 1
             });
             cells[at].add(bytes);
@@ -219,8 +239,9 @@ impl Outcomes {
 
     /// All outcomes of a loss of power where they are no more than `most`; else `sample` drawn
     /// ones, and those in which no cell, all, one, or all but one have their newest version. Then
-    /// each sector under write that cannot be read, beside others all old and all new; then every
-    /// outcome of a killed process.
+    /// each sector or line under write that cannot be read, beside others all old and all new; then
+    /// every outcome of a killed process with nothing late, and those with one write late beside
+    /// others that do not arrive and that do, and with all.
     pub fn choose(&self, most: u64, sample: u64) -> Vec<Survival> {
         let all = self.count();
         let powers =
@@ -236,8 +257,21 @@ impl Outcomes {
         });
         let powers = powers.into_iter().chain(torn.collect::<Vec<_>>()).map(Survival::Power);
         let volatile = self.writes > 0 || self.media.disks.iter().any(|d| !d.cached.is_empty());
-        let kills = if volatile { 1 << self.writes.min(KILLS_MAX) } else { 0 };
-        powers.chain((0..kills).map(Survival::Kill)).collect()
+        let kills: Vec<_> = if volatile { self.kills() } else { Vec::new() };
+        powers.chain(kills).collect()
+    }
+
+    fn kills(&self) -> Vec<Survival> {
+        let every = 1_u64 << self.writes.min(KILLS_MAX);
+        let (disks, all) = (self.disk_writes.min(KILLS_MAX), (1 << self.disk_writes) - 1);
+        let late = (0..disks).map(|write| 1 << write);
+        let late = late.flat_map(|late| [(0, late), ((every - 1) & !late, late)]);
+        let late = late.chain((disks > 1).then_some((0, all)));
+        let kills = (0..every).map(|arrive| (arrive, 0)).chain(late);
+        let mut kills: Vec<_> = kills.collect();
+        kills.sort_by_key(|&(arrive, late)| (late, arrive));
+        kills.dedup();
+        kills.into_iter().map(|(arrive, late)| Survival::Kill { arrive, late }).collect()
     }
 
     fn oldest(&self) -> Vec<u16> {
@@ -278,12 +312,17 @@ impl Outcomes {
     /// A hash of what is left.
     pub fn hash(&self, survival: &Survival) -> u64 {
         match survival {
-            Survival::Kill(arrive) => mix(self.kept_hash ^ mix(*arrive)),
+            Survival::Kill { arrive, late } => mix(self.kept_hash ^ mix(arrive ^ mix(*late))),
             Survival::Power(kept) => {
                 self.cells.iter().zip(kept).fold(self.base_hash, |hash, (cell, &kept)| {
                     hash ^ match kept {
                         0 => 0,
-                        UNREADABLE => unreadable(cell.medium, cell.offset),
+                        UNREADABLE if cell.medium < self.media.disks.len() => {
+                            unreadable(cell.medium, cell.offset)
+                        }
+                        UNREADABLE => {
+                            unreadable(cell.medium, cell.offset / LINE as u64 * LINE as u64)
+                        }
                         version => cell.hashes[0] ^ cell.hashes[usize::from(version)],
                     }
                 })
@@ -295,7 +334,7 @@ impl Outcomes {
     pub fn media(&self, survival: &Survival) -> Media {
         match survival {
             Survival::Power(kept) => self.after_power(kept),
-            Survival::Kill(arrive) => self.after_kill(*arrive),
+            Survival::Kill { arrive, late } => self.after_kill(*arrive, *late),
         }
     }
 
@@ -315,30 +354,40 @@ impl Outcomes {
                 }
                 (None, version) => {
                     let nvram = media.nvram.as_mut().expect("the cell's medium is there");
-                    nvram.image.write(cell.offset, &cell.versions[usize::from(version)]);
+                    if version == UNREADABLE {
+                        nvram.set_poison(cell.offset, true);
+                    } else {
+                        nvram.image.write(cell.offset, &cell.versions[usize::from(version)]);
+                    }
                 }
             }
         }
         media
     }
 
-    fn after_kill(&self, arrive: u64) -> Media {
+    fn after_kill(&self, arrive: u64, late: u64) -> Media {
         let mut media = self.media.clone();
-        let mut arrives = (0..self.writes).map(|write| arrive >> write & 1 == 1);
-        let mut next = || arrives.next().expect("a bit for each write under way");
+        let fate = |write: u32| (arrive >> write & 1 == 1, late >> write & 1 == 1);
+        let mut fates = (0..self.writes).map(fate);
+        let mut next = || fates.next().expect("a bit for each write under way");
         for disk in &mut media.disks {
+            disk.next_id = 0;
             for mut write in std::mem::take(&mut disk.under_way) {
-                if next() {
-                    // What nobody was told of may be in the cache only.
-                    write.durability = Durability::Volatile;
+                let (arrives, late) = next();
+                // What nobody was told of may be in the cache only.
+                write.durability = Durability::Volatile;
+                if late {
+                    write.id = disk.next_id;
+                    disk.next_id += 1;
+                    disk.under_way.push(write);
+                } else if arrives {
                     disk.land(write);
                 }
             }
-            disk.next_id = 0;
         }
         if let Some(nvram) = &mut media.nvram {
             for persist in std::mem::take(&mut nvram.under_way) {
-                if next() {
+                if next().0 {
                     persist.pieces.iter().for_each(|(at, data)| nvram.image.write(*at, data));
                 }
             }

@@ -80,14 +80,19 @@ fn each_combination_of_versions_once() {
 }
 
 /// Goal: a killed process leaves what had completed, and a write under way as a whole or not at
-/// all; neither is durable by that.
+/// all, or still under way; neither is durable by that.
 #[test]
 fn a_kill_leaves_writes_whole_or_not() {
     let (media, origin) = busy();
     let outcomes = media.outcomes(&origin);
-    let kills = |kept: &Survival| matches!(kept, Survival::Kill(_));
+    let kills = |kept: &Survival| matches!(kept, Survival::Kill { .. });
     let kills: Vec<_> = outcomes.choose(12, 0).into_iter().filter(kills).collect();
-    assert_eq!(kills, [Survival::Kill(0), Survival::Kill(1)]);
+    let kill = |arrive, late| Survival::Kill { arrive, late };
+    assert_eq!(kills, [kill(0, 0), kill(1, 0), kill(0, 1)]);
+    let mut late = outcomes.media(&kills[2]);
+    assert_eq!(late.disks[0].late().collect::<Vec<_>>(), [0]);
+    late.disks[0].complete(0);
+    assert_eq!(seen(&late), [2, 5, 5, 4, 0].map(Some));
     for (kept, arrived) in kills.iter().zip([0, 5]) {
         let media = outcomes.media(kept);
         let expected = [2, arrived, arrived, 4, 0].map(Some);
@@ -109,7 +114,7 @@ fn samples_are_outcomes() {
     assert_eq!(some.len(), 2 + 2 * 3 + 20);
     let ends = [vec![0, 0, 0], vec![2, 1, 1], vec![2, 0, 0], vec![2, 1, 0]];
     assert!(ends.iter().all(|kept| some.contains(kept)), "{some:?}");
-    assert_eq!(outcomes.choose(11, 0).len(), 2 + 2 * 3 + 4 + 2, "as many are sampled");
+    assert_eq!(outcomes.choose(11, 0).len(), 2 + 2 * 3 + 4 + 3, "as many are sampled");
 
     let mut disk = disk();
     (0..8).for_each(|fill| {
@@ -117,7 +122,9 @@ fn samples_are_outcomes() {
     });
     let outcomes = Media { disks: vec![disk], nvram: None }.outcomes(&origin);
     let kills = outcomes.choose(0, 0).into_iter();
-    let kills = kills.filter(|kept| matches!(kept, Survival::Kill(_)));
+    let kills = kills.filter(|kept| matches!(kept, Survival::Kill { .. }));
+    let at_once = |kept: &Survival| matches!(kept, Survival::Kill { late: 0, .. });
+    let kills = kills.filter(at_once);
     let last: BTreeSet<_> = kills.map(|kept| seen(&outcomes.media(&kept))[4]).collect();
     assert_eq!(last, [0, 10, 11, 12, 13, 14, 15].map(Some).into());
 }
@@ -140,7 +147,8 @@ fn what_arrives_mends_a_torn_sector() {
 }
 
 /// Goal: of a persist under way each word arrives or does not, on its own; words that it does not
-/// change count for nothing. At a kill it arrives as a whole or not.
+/// change count for nothing. Its line may be poisoned instead. At a kill it arrives as a whole or
+/// not.
 #[test]
 fn words_of_nvram_arrive_alone() {
     let origin = Media { disks: vec![disk()], nvram: Some(NvramMedium::new(64, 8, 7)) };
@@ -158,7 +166,17 @@ fn words_of_nvram_arrive_alone() {
         assert_eq!(out[WORD..2 * WORD], same);
         (out[0] == 1, out[2 * WORD] == 2)
     };
-    let left: Vec<_> = outcomes.choose(4, 0).iter().map(read).collect();
+    let all = outcomes.choose(4, 0);
+    let left: Vec<_> = all.iter().map(read).collect();
     let (no, yes) = (false, true);
-    assert_eq!(left, [(no, no), (yes, no), (no, yes), (yes, yes), (no, no), (yes, yes)]);
+    let powers = [(no, no), (yes, no), (no, yes), (yes, yes)];
+    assert_eq!(left, [&powers[..], &[(no, no), (no, yes)], &[(no, no), (yes, yes)]].concat());
+    let poisoned = |kept: &Survival| {
+        let nvram = outcomes.media(kept).nvram.expect("it is still there");
+        nvram.read(0, &mut [0; WORD], &mut Rng::new(1)) == Err(0)
+    };
+    let bad: Vec<_> = all.iter().map(poisoned).collect();
+    assert_eq!(bad, [no, no, no, no, yes, yes, no, no]);
+    let hashes: BTreeSet<_> = all.iter().map(|kept| outcomes.hash(kept)).collect();
+    assert_eq!(hashes.len(), all.len(), "every outcome has its own hash");
 }

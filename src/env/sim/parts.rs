@@ -11,6 +11,8 @@ pub struct Part {
     pub name: &'static str,
     /// Its bytes.
     pub range: Range<u64>,
+    /// What a write there is called that is of more than so many bytes.
+    pub long: Option<(u64, &'static str)>,
     /// Where it is made of pages in two copies: the bytes of a page, and where the part begins that
     /// holds the other copies.
     pub twofold: Option<(u64, u64)>,
@@ -32,9 +34,11 @@ impl Parts {
         Self(parts.into())
     }
 
-    /// The name of the part that a byte is in.
-    pub fn name_at(&self, offset: u64) -> &'static str {
-        self.0.iter().find(|part| part.range.contains(&offset)).map_or("data", |part| part.name)
+    /// The name of the part that a write of `len` bytes begins in.
+    pub fn name_at(&self, offset: u64, len: u64) -> &'static str {
+        let part = self.0.iter().find(|part| part.range.contains(&offset));
+        let long = part.and_then(|part| part.long).filter(|(bytes, _)| len > *bytes);
+        long.map(|(_, name)| name).or(part.map(|part| part.name)).unwrap_or("data")
     }
 
     /// Whether a byte is in none of them.

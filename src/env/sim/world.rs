@@ -63,14 +63,30 @@ pub(super) struct World {
     pub struck: Struck,
     pub points: Points,
     pub calls: Calls,
+    /// A crash that is planned for a write of a certain part.
+    pub aim: Option<Aim>,
     /// A hash of all that happened.
     pub trace: u64,
     /// Whether every call is printed.
     pub loud: bool,
     /// Whether flushes do nothing.
     pub flushes_ignored: bool,
+    /// Of the writes and flushes of disks to come, how many end before the one that fails;
+    /// discards do not count.
+    pub fails_in: Option<u64>,
     /// A write or a flush has failed, and nobody was told yet.
     pub change_failed: bool,
+}
+
+/// Where a crash is planned: a few calls after a write of a certain part of a medium.
+#[derive(Clone, Copy, Debug)]
+pub struct Aim {
+    /// The part, by its name.
+    pub part: &'static str,
+    /// Which of its writes: 1 is the next.
+    pub passes: u64,
+    /// How many calls of the environment come between the write and the crash.
+    pub calls: u64,
 }
 
 impl World {
@@ -92,9 +108,11 @@ impl World {
             struck: Struck::default(),
             points: Points::default(),
             calls: Calls::new(None),
+            aim: None,
             trace: seed,
             loud: false,
             flushes_ignored: false,
+            fails_in: None,
             change_failed: false,
         }
     }
@@ -107,6 +125,16 @@ impl World {
             eprintln!("{:>12} ns  -- crash --", self.now);
         }
         fate
+    }
+
+    /// A write of that part of a medium is on its way.
+    pub fn writes(&mut self, part: &'static str) {
+        let Some(aim) = self.aim.as_mut().filter(|aim| aim.part == part) else { return };
+        aim.passes -= 1;
+        if aim.passes == 0 {
+            self.calls.crash_in(Some(aim.calls));
+            self.aim = None;
+        }
     }
 
     /// Adds to the trace.
@@ -138,6 +166,16 @@ impl World {
             self.struck.add(fault);
         }
         strikes
+    }
+
+    /// Whether a write or a flush fails here, because of its place or by chance.
+    fn change_fails(&mut self, fault: Fault) -> bool {
+        let planned = self.fails_in == Some(0);
+        self.fails_in = self.fails_in.and_then(|left| left.checked_sub(1));
+        if planned {
+            self.struck.add(fault);
+        }
+        planned || self.strikes(fault)
     }
 
     /// The writes of a killed predecessor will arrive.
@@ -291,7 +329,9 @@ impl World {
             medium.fail(id, &mut self.rng);
             self.struck.add(Fault::DeadSector);
             Err(io::Error::other("injected: a sector is dead"))
-        } else if self.strikes(Fault::WriteError) {
+        } else if view.is_some() && self.change_fails(Fault::WriteError)
+            || view.is_none() && self.strikes(Fault::WriteError)
+        {
             self.disks[disk].fail(id, &mut self.rng);
             Err(io::Error::other("injected: write failed"))
         } else {
@@ -305,7 +345,7 @@ impl World {
     }
 
     fn end_flush(&mut self, disk: usize, mark: Mark, done: Done) {
-        let failed = self.strikes(Fault::FlushError);
+        let failed = self.change_fails(Fault::FlushError);
         self.note("flush end", mark, u64::from(!failed));
         if failed {
             self.change_failed = true;

@@ -383,10 +383,13 @@ impl Catalog {
 
     fn load_volumes(&mut self) -> Result<(), StoreError> {
         let mut volumes = BTreeMap::new();
-        self.load(Table::Volumes, |_, row| {
+        self.load(Table::Volumes, |key, row| {
+            let damaged = || StoreError::Damaged("a volume's row".to_owned());
             let row: RawVolume = rows::parsed(row)?;
-            let volume = VolumeInfo::try_from(&row)
-                .map_err(|raw::Malformed| StoreError::Damaged("a volume's row".to_owned()))?;
+            let volume = VolumeInfo::try_from(&row).map_err(|raw::Malformed| damaged())?;
+            if store::numbers(key)? != [volume.id.0] {
+                return Err(damaged());
+            }
             volumes.insert(volume.id, volume);
             Ok(())
         })?;

@@ -124,7 +124,11 @@ impl Catalog {
         let known: u64 = units.values().map(|unit: &Unit| unit.granted.total()).sum();
         self.free = RunSet::from_stored(free).ok_or_else(overlap)?;
         self.units = units;
-        if all.total() != u64::from(self.info.extents) || self.free.total() + known != all.total() {
+        let beyond = all.iter().any(|run| run.end().0 as usize > self.holders.len());
+        if beyond
+            || all.total() != u64::from(self.info.extents)
+            || self.free.total() + known != all.total()
+        {
             let text = "free and granted extents are not all the pool's".to_owned();
             return Err(StoreError::Damaged(text));
         }
@@ -138,5 +142,8 @@ fn overlap() -> StoreError {
 
 fn stored_run(start: u32, row: &[u8]) -> Result<ExtentRun, StoreError> {
     let [count] = store::numbers(row)?;
+    if start.checked_add(count).is_none() {
+        return Err(StoreError::Damaged("a run that there cannot be".to_owned()));
+    }
     Ok(ExtentRun { start: ExtentId(start), count })
 }

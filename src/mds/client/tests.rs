@@ -8,7 +8,9 @@ use std::task::{Context, Poll, Waker};
 use super::*;
 use crate::env::{Disk, Durability, Nvram, Region};
 use crate::format::ids::{Incarnation, PoolId, Slot};
+use crate::mds::catalog::PoolSpec;
 use crate::mds::pools::Pools;
+use crate::mds::redb_store::RedbStore;
 use crate::mds::server::Server;
 use crate::mds::testing::{EXTENT_SIZE, Memory, create, pair, serve};
 use crate::uring::buffers::{BufferPool, View};
@@ -390,4 +392,45 @@ fn garbage() {
     let many = vec![binds(0, 1)[0]; TRANSACT_PRIMITIVES_MAX + 1];
     let refused = run(&env, async move { client.transact(&many).await });
     assert!(matches!(refused, Err(MdsError::TooLarge { .. })));
+}
+
+/// Goal: over a bad network pools are registered, starts that the server counts are each one more,
+/// and an overview of many pages has every pool and session; a forgotten pool is gone.
+#[test]
+fn pools_of_a_bad_network() {
+    for seed in 1..4 {
+        let (_, env) = world(seed, 20, wire::PAYLOAD_MIN);
+        let store = Box::new(RedbStore::open(Memory::default()).unwrap());
+        let hosted = Server::new(Pools::hosted(store).unwrap()).unwrap();
+        *env.0.server.borrow_mut() = Some(hosted);
+        let mine = env.clone();
+        run(&env, async move {
+            let link = || TestLink(Rc::clone(&mine.0));
+            let run = ExtentRun { start: crate::format::ids::ExtentId(0), count: 100 };
+            let spec = PoolSpec { extent_size: EXTENT_SIZE, devices: vec![run], reserve: 10 };
+            let claim = |number| {
+                let claim = Claim::of(PoolId([number; 16]), UnitId(0), Incarnation(0));
+                Claim { incarnation: None, lease_ms: 1000, ..claim }
+            };
+            for number in 0..40 {
+                pools::register(&mine, link(), PoolId([number; 16]), &spec).await.unwrap();
+                let client = Client::attach(mine.clone(), link(), claim(number)).await.unwrap();
+                assert_eq!(client.incarnation(), Incarnation(1));
+            }
+            for start in 2..6 {
+                let client = Client::attach(mine.clone(), link(), claim(7)).await.unwrap();
+                assert_eq!(client.incarnation(), Incarnation(start));
+                assert_eq!(client.lease(), Duration::from_secs(1));
+            }
+            let seen = pools::overview(&mine, link()).await.unwrap();
+            let names = seen.pools.iter().map(|pool| pool.pool);
+            assert!(names.eq((0..40).map(|number| PoolId([number; 16]))));
+            assert_eq!((seen.sessions.len(), seen.counters.extents), (40, 4000));
+            let attached = pools::forget(&mine, link(), PoolId([7; 16]), false).await.unwrap_err();
+            assert!(attached.to_string().contains("stop the target"), "{attached}");
+            pools::forget(&mine, link(), PoolId([7; 16]), true).await.unwrap();
+            let seen = pools::overview(&mine, link()).await.unwrap();
+            assert_eq!((seen.pools.len(), seen.sessions.len()), (39, 39));
+        });
+    }
 }

@@ -159,7 +159,7 @@ impl LogHeader {
     }
 
     /// Bytes of the whole log.
-    pub fn len(&self) -> u64 {
+    pub fn log_len(&self) -> u64 {
         HALVES_OFFSET + 2 * self.half
     }
 

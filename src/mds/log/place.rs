@@ -17,7 +17,7 @@ use super::format::BLOCK;
 /// write nothing more is asked of the place.
 pub trait LogPlace: Send {
     /// Its length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 
     /// Reads all of `out` from that offset on.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
@@ -70,7 +70,7 @@ impl FilePlace {
 }
 
 impl LogPlace for FilePlace {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.reader.metadata()?.len())
     }
 
@@ -98,7 +98,7 @@ impl ReadOnlyPlace {
 }
 
 impl LogPlace for ReadOnlyPlace {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
@@ -142,7 +142,7 @@ mod tests {
         let again = FilePlace::create(&path, &[8; BLOCK], BLOCK as u64).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         let mut place = FilePlace::open(&path, File::open(folder.path()).unwrap()).unwrap();
-        assert_eq!(place.len().unwrap(), 10 * BLOCK as u64);
+        assert_eq!(place.length().unwrap(), 10 * BLOCK as u64);
         for (offset, blocks) in [(2, 3), (4, 1), (9, 1), (3, 5)] {
             let bytes = vec![offset as u8; blocks * BLOCK];
             place.write(offset * BLOCK as u64, &bytes).unwrap();

@@ -18,7 +18,7 @@ const HALF: u64 = 4 * BLOCK as u64;
 struct SimPlace(SimStorage);
 
 impl LogPlace for SimPlace {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         self.0.len()
     }
 
@@ -46,7 +46,7 @@ impl Media {
     fn new() -> Self {
         let media = Media { rows: SimStorage::new(16 << 20), log: SimStorage::new(1 << 20) };
         let header = LogHeader { identity: IDENTITY, half: HALF };
-        media.log.set_len(header.len()).unwrap();
+        media.log.set_len(header.log_len()).unwrap();
         let copies = [header.encode(), header.encode()].concat();
         SimPlace(media.log.clone()).write(0, &copies).unwrap();
         adopt(&mut RedbStore::open(media.rows.clone()).unwrap(), IDENTITY).unwrap();
@@ -212,8 +212,8 @@ fn a_hole_is_damage() {
 struct Failing(SimPlace, Option<u32>);
 
 impl LogPlace for Failing {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
+    fn length(&self) -> io::Result<u64> {
+        self.0.length()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {

@@ -21,6 +21,8 @@
 
 mod attach;
 #[cfg(test)]
+mod pools_tests;
+#[cfg(test)]
 mod stranger_tests;
 #[cfg(test)]
 mod tests;
