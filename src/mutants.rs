@@ -97,6 +97,10 @@ mutants! {
     RequestRepeated: "a repeated request is executed again",
     PartLost: "a message is executed without its last part",
     DatagramChecksumIgnored: "a datagram is believed whatever its checksum",
+    HardenNotStored: "flags are acknowledged as hardened and are not in the transaction",
+    HardenUnknownBelieved: "a hardening that was not answered in time is taken for done",
+    HardenOfStaleSession: "flags are hardened for a session that was replaced",
+    LinesHalfRead: "recovery reads only the first page of the lines",
     SessionUnchecked: "a datagram of another session is taken",
 }
 

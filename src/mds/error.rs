@@ -60,6 +60,8 @@ refusals! {
     StoreFailed = 13: "the metadata store failed",
     /// The store's space is used up: the server serves no more until it has more.
     StoreFull = 14: "the metadata store is full",
+    /// A group that cannot follow what the lines say; the detail holds the index of the record.
+    LineImpossible = 15: "the group cannot follow the flags that are stored",
 }
 
 /// The error of a client's call.

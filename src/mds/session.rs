@@ -63,6 +63,8 @@ pub struct Session<P> {
     next: u64,
     answers: BTreeMap<u64, Answer>,
     pending: BTreeMap<u64, Pending<P>>,
+    /// Of a reader: the view of the lines before which it uses nothing.
+    acknowledged: Option<u64>,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -99,7 +101,19 @@ impl<P: Clone> Session<P> {
             next: 1,
             answers: BTreeMap::new(),
             pending: BTreeMap::new(),
+            acknowledged: None,
         }
+    }
+
+    /// The view of the lines before which its client uses nothing; `None` where it does not read
+    /// beside the unit.
+    pub fn acknowledged(&self) -> Option<u64> {
+        self.acknowledged
+    }
+
+    /// Its client uses nothing any more from before this view.
+    pub fn acknowledge(&mut self, view: u64) {
+        self.acknowledged = self.acknowledged.map(|before| before.max(view));
     }
 
     /// Whose session it is.

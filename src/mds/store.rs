@@ -32,11 +32,15 @@ pub enum Table {
     Sessions,
     /// One row: which state of the volume table this is ([`super::mirrored`]).
     Mirror,
+    /// Unit, pair → the pair's line, where a pool's flags are kept here.
+    Lines,
+    /// One row: how often the store was opened and then changed.
+    Starts,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 9] = [
+    pub const ALL: [Table; 11] = [
         Table::Pool,
         Table::Volumes,
         Table::Units,
@@ -46,6 +50,8 @@ impl Table {
         Table::Layout,
         Table::Sessions,
         Table::Mirror,
+        Table::Lines,
+        Table::Starts,
     ];
 
     /// Its name in the store.
@@ -60,6 +66,8 @@ impl Table {
             Table::Layout => "layout",
             Table::Sessions => "sessions",
             Table::Mirror => "mirror",
+            Table::Lines => "lines",
+            Table::Starts => "starts",
         }
     }
 }

@@ -12,22 +12,26 @@
 //! - **Failure**: after [`Fault::Store`] the catalog is not to be used any more: its mirror may be
 //!   ahead of the store.
 
+mod lines;
 mod pairs;
 mod rows;
 pub mod space;
 #[cfg(test)]
 mod tests;
+mod views;
 pub mod volumes;
 
 use std::collections::BTreeMap;
 
 use self::rows::{PoolRow, UnitRow};
+use self::views::Views;
 use super::error::Refusal;
 use super::raw::{self, NO_EXTENT, RawVolume};
 use super::records::{PairRecord, PoolInfo, ServerStatus, VolumeInfo};
 use super::runs::RunSet;
 use super::store::{self, Changes, Store, StoreError, Table};
 use super::volume_table::KeptRows;
+use crate::format::home::Line;
 use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, UnitId, VolumeId};
 
 /// Rows read at a time when the store is opened.
@@ -131,6 +135,8 @@ pub struct CatalogFacts {
     pub free: Vec<ExtentRun>,
     /// The pairs, released ones included, by unit and number.
     pub pairs: Vec<(UnitId, PairRecord)>,
+    /// The lines, by unit and number: of pools whose flags are here.
+    pub lines: Vec<(UnitId, PairId, Line)>,
 }
 
 /// The metadata of a pool.
@@ -145,6 +151,7 @@ pub struct Catalog {
     /// Who holds each extent, by its number.
     holders: Vec<Option<(UnitId, PairId)>>,
     counters: ServerStatus,
+    views: Views,
 }
 
 impl Catalog {
@@ -168,6 +175,7 @@ impl Catalog {
         catalog.load_volumes()?;
         catalog.load_space()?;
         catalog.load_holders()?;
+        catalog.load_lines()?;
         catalog.check_layout()?;
         Ok(catalog)
     }
@@ -189,6 +197,7 @@ impl Catalog {
             free: RunSet::default(),
             holders: vec![None; extents_end as usize],
             counters: ServerStatus::default(),
+            views: Views::new(0),
         }
     }
 
@@ -206,6 +215,7 @@ impl Catalog {
             units: self.units.iter().map(unit).collect(),
             free: self.free.iter().collect(),
             pairs: self.stored_pairs()?,
+            lines: self.stored_lines()?,
         })
     }
 
@@ -220,8 +230,10 @@ impl Catalog {
         if self.changes.is_empty() {
             return Ok(());
         }
+        self.put_start();
         self.store.commit(&self.changes)?;
         self.changes.clear();
+        self.views.turn_ends();
         self.counters.store_commits += 1;
         Ok(())
     }
@@ -236,6 +248,11 @@ impl Catalog {
             store_bytes_written: self.store.bytes_written(),
             ..self.counters
         }
+    }
+
+    /// The unit's last start; 0 where it was never attached.
+    pub fn incarnation(&self, unit: UnitId) -> Incarnation {
+        self.units.get(&unit).map_or(Incarnation::default(), |known| known.incarnation)
     }
 
     /// Begins a session: gives the one of the unit's earlier start, which has ended with that.

@@ -21,15 +21,18 @@ use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
-use crate::format::ids::{ExtentRun, LogicalExtent, UnitId, VolumeId};
+use crate::format::home::Line;
+use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, UnitId, VolumeId};
+use crate::format::record;
 use crate::mds::catalog::{Catalog, Fault, space::Use};
 use crate::mds::error::Refusal;
 use crate::mds::raw::{
-    self, Malformed, RawAttach, RawOwned, RawPage, RawPair, RawPool, RawPrimitive, RawRun,
-    RawVolume,
+    self, Malformed, RawAttach, RawChanges, RawOwned, RawPage, RawPair, RawPairLine, RawPool,
+    RawPrimitive, RawRun, RawTold, RawVolume,
 };
 use crate::mds::records::{
-    Claim, Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, VolumeInfo,
+    Claim, LinesSeen, Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, Told,
+    VolumeInfo,
 };
 use crate::mds::session::{Admitted, Answer, Session};
 use crate::mds::store::StoreError;
@@ -42,6 +45,9 @@ pub const BUFFERED_BYTES_MAX: usize = 64 << 20;
 pub const SESSIONS_MAX: usize = 256;
 /// The largest body of a page, in bytes.
 const PAGE_BYTES_MAX: usize = 32 << 10;
+
+/// The most lines that one answer tells of that changed.
+const CHANGES_MAX: usize = wire::MESSAGE_BYTES_MAX / 2 / size_of::<RawPairLine>();
 
 const _: () = assert!(PAGE_BYTES_MAX < wire::MESSAGE_BYTES_MAX);
 
@@ -105,7 +111,7 @@ impl<P: Clone> Server<P> {
             self.failure = self.catalog.commit().err();
         }
         for query in std::mem::take(&mut turn.queries) {
-            let outcome = self.query(query.header.operation, query.unit, &query.body);
+            let outcome = self.query(query.header, query.unit, &query.body);
             let Query { peer, header, payload_max, .. } = query;
             turn.replies.push(Reply { peer, header, payload_max, outcome });
         }
@@ -226,14 +232,16 @@ impl<P: Clone> Server<P> {
     fn attach(&mut self, id: u64, body: &[u8]) -> Result<Vec<u8>, Fault> {
         let attach: RawAttach = well_formed(raw::one(body))?;
         let claim = well_formed(Claim::try_from(&attach))?;
-        let (unit, Some(incarnation)) = (claim.unit, claim.incarnation) else {
-            return Err(Fault::Refused(Refusal::Unsupported, 0));
-        };
-        let pool = RawPool::new(self.catalog.pool(), incarnation, 0).as_bytes().to_vec();
+        let unit = claim.unit;
+        let last = self.catalog.incarnation(unit);
+        let pool = self.catalog.pool();
+        let told = |incarnation| RawPool::new(pool, incarnation, 0).as_bytes().to_vec();
         if let Some(known) = self.sessions.get(&id) {
             let same = known.unit() == unit;
-            return if same { Ok(pool) } else { Err(Fault::Refused(Refusal::UnknownSession, 0)) };
+            let refused = Err(Fault::Refused(Refusal::UnknownSession, 0));
+            return if same { Ok(told(last)) } else { refused };
         }
+        let incarnation = claim.incarnation.unwrap_or(Incarnation(last.0.saturating_add(1)));
         let payload_max = attach.payload_max.get();
         if !(PAYLOAD_MIN as u32..=PAYLOAD_MAX as u32).contains(&payload_max) {
             return Err(Fault::Refused(Refusal::OutOfRange, u64::from(payload_max)));
@@ -249,7 +257,7 @@ impl<P: Clone> Server<P> {
         let session = Session::new(unit, payload_max);
         self.catalog.put_session(id, Some(session.row()));
         self.sessions.insert(id, session);
-        Ok(pool)
+        Ok(told(incarnation))
     }
 
     /// Executes the mutations of a session whose turn it is, as far as they are there.
@@ -289,7 +297,15 @@ impl<P: Clone> Server<P> {
                 catalog.detach(unit, session);
                 self.sessions.remove(&session);
             }
-            Operation::Transact => catalog.transact(unit, &primitives(body)?)?,
+            Operation::Transact => {
+                catalog.transact(unit, &primitives(body)?)?;
+                return Ok(RawTold::from(self.told()).as_bytes().to_vec());
+            }
+            Operation::HardenExtentFlags => {
+                let records = record::unpack(body).ok_or(Malformed);
+                catalog.harden(unit, &well_formed(records)?)?;
+                return Ok(RawTold::from(self.told()).as_bytes().to_vec());
+            }
             Operation::AllocateJournalSpace | Operation::AllocateDataExtents => {
                 let purpose = match operation {
                     Operation::AllocateJournalSpace => Use::Journal,
@@ -324,7 +340,6 @@ impl<P: Clone> Server<P> {
             Operation::RemoveVolume => {
                 catalog.remove_volume(VolumeId(volume(body)?.id.get()))?;
             }
-            Operation::HardenExtentFlags => return Err(Fault::Refused(Refusal::Unsupported, 0)),
             Operation::Attach
             | Operation::Renew
             | Operation::ListVolumes
@@ -341,8 +356,20 @@ impl<P: Clone> Server<P> {
         Ok(Vec::new())
     }
 
-    fn query(&mut self, operation: Operation, unit: UnitId, body: &[u8]) -> Outcome {
-        let result = self.answer_query(operation, unit, body);
+    /// How far lines have changed, what this turn did so far included, and the readers followed.
+    fn told(&self) -> Told {
+        let acknowledged = self.sessions.values().filter_map(Session::acknowledged);
+        Told { view: self.catalog.view(), horizon: acknowledged.min().unwrap_or(u64::MAX) }
+    }
+
+    fn query(&mut self, header: Header, unit: UnitId, body: &[u8]) -> Outcome {
+        if header.operation == Operation::Changes
+            && let Ok(since) = raw::one::<U64>(body)
+            && let Some(session) = self.sessions.get_mut(&header.session)
+        {
+            session.acknowledge(since.get());
+        }
+        let result = self.answer_query(header.operation, unit, body);
         result.map_err(|fault| match fault {
             Fault::Refused(refusal, detail) => (refusal, detail),
             Fault::Store(error) => {
@@ -361,7 +388,7 @@ impl<P: Clone> Server<P> {
     ) -> Result<Vec<u8>, Fault> {
         let page = || well_formed(raw::one::<RawPage>(body));
         match operation {
-            Operation::Renew => Ok(Vec::new()),
+            Operation::Renew => Ok(RawTold::from(self.told()).as_bytes().to_vec()),
             Operation::Status => Ok(raw::pack(self.status().words().map(U64::new))),
             Operation::ListVolumes => {
                 let page = page()?;
@@ -389,10 +416,27 @@ impl<P: Clone> Server<P> {
                 };
                 Ok(raw::pack(pairs.into_iter().map(record)))
             }
-            Operation::Lines
-            | Operation::Changes
-            | Operation::RegisterPool
-            | Operation::ForgetPool => Err(Fault::Refused(Refusal::Unsupported, 0)),
+            Operation::Lines => {
+                let page = page()?;
+                let from = u32::try_from(page.from.get());
+                let from = from.map_err(|_| Fault::Refused(Refusal::OutOfRange, 0))?;
+                let lines = self.catalog.lines(unit, PairId(from), limit::<RawPairLine>(&page))?;
+                let mut reply = U64::new(self.catalog.view()).as_bytes().to_vec();
+                reply.extend(raw::pack(lines.into_iter().map(pair_line)));
+                Ok(reply)
+            }
+            Operation::Changes => {
+                let since = well_formed(raw::one::<U64>(body))?;
+                let changes = self.catalog.changes(unit, since.get(), CHANGES_MAX)?;
+                let reset = changes.is_none();
+                let LinesSeen { view, lines } =
+                    changes.unwrap_or(LinesSeen { view: 0, lines: Vec::new() });
+                let head = RawChanges { view: U64::new(view), reset: U32::new(reset.into()) };
+                let mut reply = head.as_bytes().to_vec();
+                reply.extend(raw::pack(lines.into_iter().map(pair_line)));
+                Ok(reply)
+            }
+            Operation::RegisterPool | Operation::ForgetPool => Err(Fault::Refused(Refusal::Unsupported, 0)),
             _ => unreachable!("{} is no query", operation.name()),
         }
     }
@@ -425,6 +469,10 @@ fn refusal_of(error: &StoreError) -> Refusal {
 
 fn well_formed<T>(result: Result<T, Malformed>) -> Result<T, Fault> {
     result.map_err(|Malformed| Fault::Refused(Refusal::Malformed, 0))
+}
+
+fn pair_line((pair, line): (PairId, Line)) -> RawPairLine {
+    RawPairLine::new(pair, line.bytes())
 }
 
 fn check_count(count: usize, limit: usize) -> Result<(), Fault> {
