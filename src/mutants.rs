@@ -100,7 +100,7 @@ mutants! {
     HardenNotStored: "flags are acknowledged as hardened and are not in the transaction",
     HardenUnknownBelieved: "a hardening that was not answered in time is taken for done",
     HardenOfStaleSession: "flags are hardened for a session that was replaced",
-    LinesHalfRead: "recovery reads only the first page of the lines",
+    LinesNotRead: "recovery passes over the lines that the metadata server keeps",
     SessionUnchecked: "a datagram of another session is taken",
 }
 

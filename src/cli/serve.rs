@@ -32,6 +32,7 @@ use crate::env::os::notify::notify;
 use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
+use crate::format::superblock::FlagsPlace;
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
@@ -255,9 +256,13 @@ pub(super) fn parts(
         unit: first.superblock.unit,
         geometry: first.superblock.geometry,
         reserve: first.superblock.journal_reserve,
-        region: match nvram {
-            Some(nvram) => FlagsRegion::Nvram(nvram),
-            None => FlagsRegion::Device(DeviceRegion::new(disk.clone(), region.offset, region.len)),
+        region: match (first.superblock.flags, nvram) {
+            (FlagsPlace::Mds, _) => None,
+            (_, Some(nvram)) => Some(FlagsRegion::Nvram(nvram)),
+            (_, None) => {
+                let region = DeviceRegion::new(disk.clone(), region.offset, region.len);
+                Some(FlagsRegion::Device(region))
+            }
         },
         devices,
         link,

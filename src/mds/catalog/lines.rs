@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use zerocopy::little_endian::U32;
+
+use super::views::Views;
 use super::{Catalog, Fault, rows};
 use crate::format::home::{Applied, LINE_BYTES, Line};
 use crate::format::ids::{PairId, UnitId};
@@ -11,8 +14,6 @@ use crate::mds::error::Refusal;
 use crate::mds::records::LinesSeen;
 use crate::mds::store::{self, StoreError, Table};
 use crate::mutants::{Mutant, mutated};
-
-use super::views::Views;
 
 impl Catalog {
     /// Harden_Extent_Flags: applies a group's records to the unit's lines, in their order, whole or
@@ -112,7 +113,7 @@ impl Catalog {
     pub(super) fn load_lines(&mut self) -> Result<(), StoreError> {
         let starts = self.store.get(Table::Starts, &[])?;
         let starts = starts.as_deref().map_or(Ok(0), |row| {
-            rows::parsed::<zerocopy::little_endian::U32>(row).map(|starts| starts.get())
+            rows::parsed::<U32>(row).map(U32::get)
         })?;
         let next = starts.checked_add(1);
         let next = next.ok_or_else(|| StoreError::Damaged("the number of its starts".into()))?;
@@ -123,7 +124,7 @@ impl Catalog {
     /// Puts this start into the batch: views go on from it, and only what was changed needs them.
     pub(super) fn put_start(&mut self) {
         if let Some(start) = self.views.start_to_store() {
-            let row = rows::bytes(&zerocopy::little_endian::U32::new(start));
+            let row = rows::bytes(&U32::new(start));
             self.changes.insert((Table::Starts, Vec::new()), Some(row));
         }
     }

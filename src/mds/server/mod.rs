@@ -158,6 +158,7 @@ impl<P: Clone> Server<P> {
         if header.operation == Operation::Attach {
             return self.take_attach(turn, peer, datagram);
         }
+        self.harden_for_anyone(datagram);
         let Some(session) = self.sessions.get_mut(&header.session) else {
             // A session that is detached already is what a repeated detach wants.
             let detached = header.operation == Operation::Detach;
@@ -201,6 +202,18 @@ impl<P: Clone> Server<P> {
                 }
                 true
             }
+        }
+    }
+
+    /// Hardens for a session that was replaced, which is a mutant's doing.
+    fn harden_for_anyone(&mut self, datagram: &Datagram<'_>) {
+        let stale = mutated(Mutant::HardenOfStaleSession)
+            && !self.sessions.contains_key(&datagram.header.session)
+            && datagram.header.operation == Operation::HardenExtentFlags;
+        let unit = self.sessions.values().next().map(Session::unit).filter(|_| stale);
+        if let (Some(unit), Some(records)) = (unit, record::unpack(datagram.body)) {
+            // Refused or not: who asked is not told.
+            let _ = self.catalog.harden(unit, &records);
         }
     }
 
