@@ -23,7 +23,7 @@ use super::device::{self, PoolMember};
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::status::{Recovery, Report};
-use super::values::{CommitInterval, Mode, Settle, SlowIo, WarnFull};
+use super::values::{CommitInterval, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -104,6 +104,10 @@ pub struct Args {
     /// Warn in the log of a request, or an operation on a disk, that takes longer
     #[arg(long, value_name = "TIME|never", default_value = "1s")]
     slow_io: SlowIo,
+    /// With the flags at the metadata server: how long a commit waits for it while it is silent,
+    /// before the volumes take no more writes
+    #[arg(long, value_name = "TIME|never", default_value = "10m")]
+    mds_timeout: MdsTimeout,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -155,6 +159,7 @@ async fn serve(
         settle: args.settle.into(),
         warn_full: args.warn_full.0.clone(),
         discard: args.discard,
+        mds_timeout: args.mds_timeout.0,
         ..Config::default()
     };
     let latencies = Rc::new(Latencies::watched(slow));

@@ -5,14 +5,15 @@ use std::collections::btree_map::Entry;
 
 use zerocopy::little_endian::U32;
 
+use super::rows::UnitRow;
 use super::views::Views;
 use super::{Catalog, Fault, rows};
 use crate::format::home::{Applied, LINE_BYTES, Line};
-use crate::format::ids::{PairId, UnitId};
+use crate::format::ids::{Incarnation, PairId, UnitId};
 use crate::format::record::Record;
 use crate::mds::error::Refusal;
 use crate::mds::records::LinesSeen;
-use crate::mds::store::{self, StoreError, Table};
+use crate::mds::store::{self, Changes, StoreError, Table};
 use crate::mutants::{Mutant, mutated};
 
 impl Catalog {
@@ -142,6 +143,17 @@ impl Catalog {
         })?;
         Ok(lines)
     }
+}
+
+/// The rows of a unit after so many starts, with these lines, of which nothing is granted to it.
+pub fn line_rows(unit: UnitId, incarnation: Incarnation, lines: &[Line]) -> Changes {
+    let row = rows::bytes(&UnitRow::new(incarnation, 0, 0));
+    let of_unit = ((Table::Units, store::key(&[unit.0])), Some(row));
+    let known = (0..).zip(lines).filter(|(_, line)| **line != Line::FREE);
+    let lines = known.map(|(pair, line)| {
+        ((Table::Lines, store::key(&[unit.0, pair])), Some(line.bytes().to_vec()))
+    });
+    lines.chain([of_unit]).collect()
 }
 
 fn line_of(row: &[u8]) -> Result<Line, StoreError> {

@@ -12,7 +12,7 @@
 //! - **Failure**: after [`Fault::Store`] the catalog is not to be used any more: its mirror may be
 //!   ahead of the store.
 
-mod lines;
+pub mod lines;
 mod pairs;
 mod rows;
 pub mod space;
