@@ -10,6 +10,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,9 +19,7 @@ use flipside::env::sim::rng::Rng;
 use support::device::Device;
 use support::nbd_client::Client;
 use support::programs::{directory, say};
-use support::target::{
-    AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, Target, format_at,
-};
+use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, Target, format_at};
 use support::workload::{Load, Volume};
 
 const VOLUME: u64 = 64 << 20;

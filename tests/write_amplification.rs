@@ -12,9 +12,7 @@ use flipside::env::sim::rng::Rng;
 use support::device::{Counters, Device};
 use support::nbd_client::{self as nbd, Client};
 use support::programs::{directory, installed, say};
-use support::target::{
-    AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, Target, format_at,
-};
+use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, Target, format_at};
 
 const VOLUME: u64 = 512 << 20;
 /// For how long nothing may be written before the device counts as idle; above the interval at

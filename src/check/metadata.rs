@@ -17,7 +17,8 @@ pub fn judge(facts: &MetadataFacts, name: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     match &facts.store {
         Err(StoreError::Damaged(what)) if facts.has_lines => {
-            let what = format!("{what}; the pool's flags are in it: restore a dump of the metadata");
+            let what =
+                format!("{what}; the pool's flags are in it: restore a dump of the metadata");
             findings.push(Finding::lasting(Code::StoreDamaged, &place, what));
         }
         Ok(store)

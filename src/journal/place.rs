@@ -56,12 +56,7 @@ pub struct ServerPlace<E: Env> {
 
 impl<E: Env, R: Region> Place<E, R> {
     /// At the metadata server, by that session of the unit, which waits so long for an answer.
-    pub fn at_server(
-        env: E,
-        client: Client<E>,
-        unit: UnitId,
-        patience: Option<Duration>,
-    ) -> Self {
+    pub fn at_server(env: E, client: Client<E>, unit: UnitId, patience: Option<Duration>) -> Self {
         Place::Server(ServerPlace {
             env,
             client,

@@ -121,8 +121,8 @@ pub struct Claim {
     pub host: HostId,
     /// The storage unit.
     pub unit: UnitId,
-    /// Which start of the unit this is; none where the server counts them, as nothing of the unit
-    /// is kept elsewhere.
+    /// Which start of the unit this is; none where only the server knows the last one, as nothing
+    /// of the unit is kept elsewhere: then it tells, and the client asks with the next.
     pub incarnation: Option<Incarnation>,
     /// How long the claim is good without being renewed, in milliseconds; 0: for ever, as the
     /// devices are one host's.

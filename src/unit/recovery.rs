@@ -34,9 +34,7 @@ use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk, Env, Region};
 use crate::format::home::Line;
-use crate::format::ids::{
-    ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId,
-};
+use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::place::Place;
 use crate::journal::{Journal, Opened, replay};

@@ -113,9 +113,8 @@ impl Catalog {
     /// Reads how often the store was opened, and looks at every line.
     pub(super) fn load_lines(&mut self) -> Result<(), StoreError> {
         let starts = self.store.get(Table::Starts, &[])?;
-        let starts = starts.as_deref().map_or(Ok(0), |row| {
-            rows::parsed::<U32>(row).map(U32::get)
-        })?;
+        let starts =
+            starts.as_deref().map_or(Ok(0), |row| rows::parsed::<U32>(row).map(U32::get))?;
         let next = starts.checked_add(1);
         let next = next.ok_or_else(|| StoreError::Damaged("the number of its starts".into()))?;
         self.views = Views::new(next);

@@ -130,6 +130,13 @@ impl<E: Env> Exchange<E> {
         }
     }
 
+    /// The session was refused, and is asked for again: by the same number.
+    pub(super) fn begin_again(&self) {
+        let mut state = self.0.state.borrow_mut();
+        assert!(state.requests.is_empty(), "nothing is asked of a session that is not");
+        state.next = [0; 2];
+    }
+
     /// How it goes.
     pub(super) fn status(&self) -> ClientStatus {
         let state = self.0.state.borrow();

@@ -78,12 +78,28 @@ impl<E: Env> Client<E> {
     /// Begins a session of this start of the unit; ends any of an earlier start.
     ///
     /// Refused as [`Refusal::StaleIncarnation`], with the last one as detail, where the unit was
-    /// attached with this or a higher incarnation.
+    /// attached with this or a higher incarnation. A claim without one goes by the next after that
+    /// which the server tells: so an attach is absolute, and one of an earlier start that arrives
+    /// late does not end this session.
     pub async fn attach(env: E, link: E::Link, claim: Claim) -> Result<Client<E>, MdsError> {
         let payload_max = link.payload_max().min(wire::PAYLOAD_MAX) as u32;
-        let attach = RawAttach::new(&claim, payload_max);
         let exchange = Exchange::start(&env, link);
-        let reply = exchange.call(Operation::Attach, attach.as_bytes()).await?;
+        let (mut claim, counted) = (claim, claim.incarnation.is_none());
+        let operation = Operation::Attach;
+        let reply = loop {
+            let attach = RawAttach::new(&claim, payload_max);
+            match exchange.call(operation, attach.as_bytes()).await {
+                Err(MdsError::Refused { refusal: Refusal::StaleIncarnation, detail, .. })
+                    if counted =>
+                {
+                    let last = u32::try_from(detail).map_err(|_| Malformed);
+                    let next = parsed(operation, last)?.saturating_add(1);
+                    claim.incarnation = Some(Incarnation(next));
+                    exchange.begin_again();
+                }
+                answer => break answer?,
+            }
+        };
         let pool = parsed(Operation::Attach, raw::one::<RawPool>(&reply))?;
         let incarnation = Incarnation(pool.incarnation.get());
         Ok(Client { exchange, pool: pool.into(), incarnation })

@@ -22,7 +22,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
 use crate::format::home::Line;
-use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, UnitId, VolumeId};
+use crate::format::ids::{ExtentRun, LogicalExtent, PairId, UnitId, VolumeId};
 use crate::format::record;
 use crate::mds::catalog::{Catalog, Fault, space::Use};
 use crate::mds::error::Refusal;
@@ -254,7 +254,10 @@ impl<P: Clone> Server<P> {
             let refused = Err(Fault::Refused(Refusal::UnknownSession, 0));
             return if same { Ok(told(last)) } else { refused };
         }
-        let incarnation = claim.incarnation.unwrap_or(Incarnation(last.0.saturating_add(1)));
+        // Who does not count its starts itself is told the last one, and asks with the next: an
+        // attach that repeats what an ended session sent must not be a new one.
+        let stale = Fault::Refused(Refusal::StaleIncarnation, u64::from(last.0));
+        let incarnation = claim.incarnation.ok_or(stale)?;
         let payload_max = attach.payload_max.get();
         if !(PAYLOAD_MIN as u32..=PAYLOAD_MAX as u32).contains(&payload_max) {
             return Err(Fault::Refused(Refusal::OutOfRange, u64::from(payload_max)));
@@ -449,7 +452,9 @@ impl<P: Clone> Server<P> {
                 reply.extend(raw::pack(lines.into_iter().map(pair_line)));
                 Ok(reply)
             }
-            Operation::RegisterPool | Operation::ForgetPool => Err(Fault::Refused(Refusal::Unsupported, 0)),
+            Operation::RegisterPool | Operation::ForgetPool => {
+                Err(Fault::Refused(Refusal::Unsupported, 0))
+            }
             _ => unreachable!("{} is no query", operation.name()),
         }
     }
