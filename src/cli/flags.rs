@@ -115,8 +115,8 @@ async fn move_flags(env: &OsEnv, args: &MoveArgs) -> Result<String> {
     let mut members = recognised(env, &args.devices).await?;
     ensure!(
         args.to != Place::Mds && first(&members).flags != FlagsPlace::Mds,
-        "the flags are {}; moving them to or from the metadata server is not possible: dump or copy \
-         the volumes into a pool made with `flipside format --flags`",
+        "the flags are {}, and cannot be moved to or from the metadata server: copy the volumes \
+         into a pool made with `flipside format --flags`",
         described(&members)
     );
     let (from, to) = ends(args, &members)?;

@@ -2,8 +2,8 @@
 //!
 //! | place | appending a group is | its home |
 //! | --- | --- | --- |
-//! | device, NVRAM | writing it to the nonlinear journal ([`Journal`]) | pages beside the journal, later |
-//! | metadata server | one Harden_Extent_Flags, a transaction of its store | the lines there, at once |
+//! | device, NVRAM | a write to the nonlinear journal ([`Journal`]) | pages beside it, later |
+//! | metadata server | one Harden_Extent_Flags, a transaction | the lines there, at once |
 //!
 //! # Contracts
 //!
@@ -50,6 +50,8 @@ pub struct ServerPlace<E: Env> {
     /// How long an answer is waited for; `None`: for ever.
     patience: Option<Duration>,
     appended: Cell<u64>,
+    /// An answer did not come in time.
+    unanswered: Cell<bool>,
     failed: RefCell<Option<Arc<str>>>,
     look: Notify,
 }
@@ -63,6 +65,7 @@ impl<E: Env, R: Region> Place<E, R> {
             unit,
             patience,
             appended: Cell::new(0),
+            unanswered: Cell::new(false),
             failed: RefCell::new(None),
             look: Notify::new(),
         })
@@ -113,6 +116,14 @@ impl<E: Env, R: Region> Place<E, R> {
         match self {
             Place::Local(journal) => journal.failure(),
             Place::Server(server) => server.failed.borrow().clone(),
+        }
+    }
+
+    /// Whether no more groups are taken because a server did not answer in time.
+    pub fn is_without_answer(&self) -> bool {
+        match self {
+            Place::Local(_) => false,
+            Place::Server(server) => server.unanswered.get(),
         }
     }
 
@@ -218,7 +229,10 @@ impl<E: Env> ServerPlace<E> {
             Some(patience) => match select(answer, pin!(self.env.sleep(patience))).await {
                 Either::Left((answer, _)) => answer,
                 Either::Right(_) if mutated(Mutant::HardenUnknownBelieved) => return Ok(()),
-                Either::Right(_) => return Err(silent(patience)),
+                Either::Right(_) => {
+                    self.unanswered.set(true);
+                    return Err(silent(patience));
+                }
             },
         };
         answer.map(drop).map_err(|error| match error {

@@ -303,7 +303,8 @@ impl Engine for Flipside {
             tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
             discard: rng.chance(400_000),
             epoch_data_max: rng.pick(&[0, 64 << 10, EPOCH_DATA_MAX]),
-            mds_timeout: None,
+            // Long enough for most, or none: what is given up ends the work.
+            mds_timeout: rng.pick(&[None, None, None, Some(Duration::from_secs(2))]),
             ..Config::default()
         };
         let room = extents - reserve;
@@ -487,6 +488,10 @@ impl Running for Serving {
 
     fn is_quiet(&self) -> bool {
         self.unit.is_quiet() && !self.others_busy.get()
+    }
+
+    fn has_given_up(&self) -> bool {
+        self.unit.is_without_answer()
     }
 }
 

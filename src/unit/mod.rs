@@ -252,6 +252,12 @@ impl<E: Env> Unit<E> {
         self.0.journal.bytes_written()
     }
 
+    /// Whether nothing can be committed any more, because the metadata server, where the flags are,
+    /// was silent for too long.
+    pub fn is_without_answer(&self) -> bool {
+        self.0.journal.is_without_answer()
+    }
+
     /// What the metadata server counts. Waits for as long as it does not answer.
     pub async fn server_status(&self) -> Result<ServerStatus, MdsError> {
         self.0.mds.server_status().await

@@ -443,14 +443,7 @@ impl<P: Clone> Server<P> {
             }
             Operation::Changes => {
                 let since = well_formed(raw::one::<U64>(body))?;
-                let changes = self.catalog.changes(unit, since.get(), CHANGES_MAX)?;
-                let reset = changes.is_none();
-                let LinesSeen { view, lines } =
-                    changes.unwrap_or(LinesSeen { view: 0, lines: Vec::new() });
-                let head = RawChanges { view: U64::new(view), reset: U32::new(reset.into()) };
-                let mut reply = head.as_bytes().to_vec();
-                reply.extend(raw::pack(lines.into_iter().map(pair_line)));
-                Ok(reply)
+                Ok(changes(self.catalog.changes(unit, since.get(), CHANGES_MAX)?))
             }
             Operation::RegisterPool | Operation::ForgetPool => {
                 Err(Fault::Refused(Refusal::Unsupported, 0))
@@ -487,6 +480,15 @@ fn refusal_of(error: &StoreError) -> Refusal {
 
 fn well_formed<T>(result: Result<T, Malformed>) -> Result<T, Fault> {
     result.map_err(|Malformed| Fault::Refused(Refusal::Malformed, 0))
+}
+
+/// What changed; `None`: what is not known.
+fn changes(seen: Option<LinesSeen>) -> Vec<u8> {
+    let reset = U32::new(seen.is_none().into());
+    let LinesSeen { view, lines } = seen.unwrap_or(LinesSeen { view: 0, lines: Vec::new() });
+    let mut reply = RawChanges { view: U64::new(view), reset }.as_bytes().to_vec();
+    reply.extend(raw::pack(lines.into_iter().map(pair_line)));
+    reply
 }
 
 fn pair_line((pair, line): (PairId, Line)) -> RawPairLine {
