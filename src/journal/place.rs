@@ -37,7 +37,7 @@ use crate::mutants::{Mutant, mutated};
 /// Where groups are hardened.
 pub enum Place<E: Env, R: Region> {
     /// In the nonlinear journal of a region ('721 claims 9 and 10).
-    Local(Journal<R>),
+    Local(Box<Journal<R>>),
     /// At the metadata server ('721 claims 2, 3 and 8): nothing is kept here.
     Server(ServerPlace<E>),
 }

@@ -233,10 +233,8 @@ impl Flipside {
             self.places.relocate(&env, to).await?;
         }
         let disks: Vec<_> = env.disks().into_iter().map(Latching::new).collect();
-        let region = match self.at_server {
-            true => None,
-            false => Some(self.places.open(&env, &disks[0]).await?),
-        };
+        let region =
+            if self.at_server { None } else { Some(self.places.open(&env, &disks[0]).await?) };
         let devices = disks.into_iter().zip(self.places.layouts());
         let devices = devices.map(|(disk, layout)| Member { disk, extents: layout.extents });
         let devices = devices.collect();

@@ -180,7 +180,8 @@ impl<E: Env> Found<E> {
         let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
         let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
         let groups = groups.iter().map(|group| group.sequence).collect();
-        Ok(Found { place: Place::Local(journal), client, lines, groups, stale_pages })
+        let place = Place::Local(Box::new(journal));
+        Ok(Found { place, client, lines, groups, stale_pages })
     }
 
     /// The session comes first: from then on nothing of an earlier start changes the lines.
