@@ -97,6 +97,10 @@ mutants! {
     RequestRepeated: "a repeated request is executed again",
     PartLost: "a message is executed without its last part",
     DatagramChecksumIgnored: "a datagram is believed whatever its checksum",
+    HardenNotStored: "flags are acknowledged as hardened and are not in the transaction",
+    HardenUnknownBelieved: "a hardening that was not answered in time is taken for done",
+    HardenOfStaleSession: "flags are hardened for a session that was replaced",
+    LinesNotRead: "recovery passes over the lines that the metadata server keeps",
     SessionUnchecked: "a datagram of another session is taken",
 }
 

@@ -95,7 +95,7 @@ async fn serve(env: &OsEnv, path: &std::path::Path) -> Unit<OsEnv> {
         geometry,
         reserve: RESERVE,
         devices: vec![Member { disk, extents }],
-        region: FlagsRegion::Device(region),
+        region: Some(FlagsRegion::Device(region)),
         link: OsLink::new(60_000, server.requests, server.replies),
         config: Config { commit_interval: None, ..Config::default() },
         counters: Rc::default(),

@@ -45,10 +45,17 @@ const CASES: [Case; 6] = [
     Case { used: 5, overwritten: 3, trimmed: 0, swap: true, copied: 2 },
 ];
 
-/// In NVRAM, or on the disk.
-const PLACES: [Option<usize>; 2] = [None, Some(0)];
+/// Where the flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Device,
+    Nvram,
+    Server,
+}
 
-fn engine(areas: u64, batch: usize, place: Option<usize>) -> Flipside {
+const PLACES: [Place; 3] = [Place::Device, Place::Nvram, Place::Server];
+
+fn engine(areas: u64, batch: usize, place: Place) -> Flipside {
     let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
     let config = Config {
         commit_interval: None,
@@ -59,7 +66,11 @@ fn engine(areas: u64, batch: usize, place: Option<usize>) -> Flipside {
     };
     // Free extents never run short here, so that only the command settles.
     let plain = Flipside::plain(geometry, 3 * areas as u32, 8, areas * EXTENT, config);
-    if place.is_some() { plain.with_nvrams(&[0], place) } else { plain }
+    match place {
+        Place::Device => plain,
+        Place::Nvram => plain.with_nvrams(&[0], Some(0)),
+        Place::Server => plain.at_the_server(),
+    }
 }
 
 fn bytes(area: u64, round: u8, blocks: u64) -> Vec<u8> {
@@ -126,7 +137,7 @@ fn a_thousand_areas_in_ten_transactions() {
     PLACES.into_iter().for_each(a_thousand_areas);
 }
 
-fn a_thousand_areas(place: Option<usize>) {
+fn a_thousand_areas(place: Place) {
     const AREAS: u64 = 1000;
     let engine = engine(AREAS, 100, place);
     let mut machine = formatted(&engine, 1, LIMIT);
@@ -160,7 +171,7 @@ fn a_crash_leaves_each_batch_whole_or_absent() {
     PLACES.into_iter().for_each(crash_everywhere);
 }
 
-fn crash_everywhere(place: Option<usize>) {
+fn crash_everywhere(place: Place) {
     const AREAS: u64 = 18;
     const BATCH: usize = 6;
     let mut crash_at = 1;

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use flipside::env::sim::rng::Rng;
 use support::device::{self, Device};
 use support::programs::{PATIENCE, directory, installed, run, skip, try_run, wait_for};
-use support::target::{PLACES, Place, Service, Target, format};
+use support::target::{PLACES, Place, Service, Target, format_at};
 
 const VOLUME: u64 = 512 << 20;
 
@@ -110,9 +110,9 @@ fn file_system_with(place: Place, make: &[&OsStr], check: &[&OsStr]) {
     plant(&tree);
     let at = |name: &str| directory.path().join(name);
     let device = Device::create(directory.path(), "device", 2 * VOLUME);
-    format(device.path(), &["--volume", &format!("vol0={VOLUME}")]);
+    format_at(place, device.path(), &["--volume", &format!("vol0={VOLUME}")]);
     let mut service = Service::new(directory.path(), device.path());
-    service.arguments = place(directory.path());
+    service.arguments = (place.serve)(directory.path());
 
     let target = service.serve();
     let fuse = FuseFile::mount(&target, &at("fuse"));

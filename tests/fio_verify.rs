@@ -8,7 +8,7 @@ use std::process::Command;
 
 use support::device::Device;
 use support::programs::{directory, installed};
-use support::target::{PLACES, Service, Target, format};
+use support::target::{PLACES, Service, Target, format_at};
 
 const JOB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/fio/verify.fio");
 
@@ -34,9 +34,9 @@ fn what_fio_wrote_is_read_back() {
     for place in PLACES {
         let directory = directory();
         let device = Device::create(directory.path(), "device", 512 << 20);
-        format(device.path(), &["--volume", "vol0=256M"]);
+        format_at(place, device.path(), &["--volume", "vol0=256M"]);
         let mut service = Service::new(directory.path(), device.path());
-        service.arguments = place(directory.path());
+        service.arguments = (place.serve)(directory.path());
         let target = service.serve();
         fio(&target, "--do_verify=1");
         fio(&target, "--do_verify=0");

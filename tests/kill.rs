@@ -10,6 +10,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +19,7 @@ use flipside::env::sim::rng::Rng;
 use support::device::Device;
 use support::nbd_client::Client;
 use support::programs::{directory, say};
-use support::target::{Place, Service, Target, format, in_nvram, on_the_device};
+use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, Target, format_at};
 use support::workload::{Load, Volume};
 
 const VOLUME: u64 = 64 << 20;
@@ -83,12 +84,12 @@ fn rounds(name: &str, device_bytes: u64, count: u64, place: Place) {
     let mut rng = Rng::new(seed);
     let directory = directory();
     let device = Device::create(directory.path(), "device", device_bytes);
-    format(device.path(), &["--volume", &format!("vol0={VOLUME}")]);
+    format_at(place, device.path(), &["--volume", &format!("vol0={VOLUME}")]);
     let volume = Volume::new(VOLUME);
     let mut service = Service::new(directory.path(), device.path());
     for number in 1..=count {
         service.arguments = choose(&mut rng);
-        service.arguments.extend(place(directory.path()));
+        service.arguments.extend((place.serve)(directory.path()));
         let target = serve(&service, &mut rng);
         judge(&volume, &target, &format!("before round {number} of {name}, seed {seed}"));
         round(&volume, target, &mut rng);
@@ -109,28 +110,35 @@ fn judge(volume: &Volume, target: &Target, when: &str) {
 /// where there is journal space for everything.
 #[test]
 fn killed_with_room() {
-    rounds("with room", 4 * VOLUME, half_of_all(), on_the_device);
+    rounds("with room", 4 * VOLUME, half_of_all(), ON_THE_DEVICE);
 }
 
 /// Goal: the same where journal space is short, so that areas are settled and epochs end early.
 #[test]
 fn killed_without_room() {
-    rounds("without room", VOLUME * 3 / 2, half_of_all(), on_the_device);
+    rounds("without room", VOLUME * 3 / 2, half_of_all(), ON_THE_DEVICE);
 }
 
 /// Goal: the same with flags and journal in NVRAM that is written with direct I/O, from the
 /// binding on, which may be cut short too.
 #[test]
 fn killed_with_nvram() {
-    rounds("nvram", VOLUME * 3 / 2, half_of_all(), in_nvram);
+    rounds("nvram", VOLUME * 3 / 2, half_of_all(), IN_NVRAM);
 }
 
 /// Goal: the same with memory that is trusted.
 #[test]
 fn killed_with_trusted_memory() {
-    rounds("trusted memory", VOLUME * 3 / 2, half_of_all(), |directory| {
-        let mut arguments = in_nvram(directory);
+    let serve = |directory: &Path| {
+        let mut arguments = (IN_NVRAM.serve)(directory);
         arguments.push("--nvram-trust-memory".to_owned());
         arguments
-    });
+    };
+    rounds("trusted memory", VOLUME * 3 / 2, half_of_all(), Place { serve, ..IN_NVRAM });
+}
+
+/// Goal: the same with the flags at the metadata server, and nothing of them with the target.
+#[test]
+fn killed_with_flags_at_the_server() {
+    rounds("mds", VOLUME * 3 / 2, half_of_all(), AT_THE_SERVER);
 }

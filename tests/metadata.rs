@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 
 use flipside::check::dump::Dump;
 use support::programs::directory;
-use support::target::{Service, format};
+use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, format_at};
 
 const DEVICE: u64 = 48 << 20;
 const VOLUME: usize = 12 << 20;
@@ -26,18 +26,16 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(directory: &Path, nvram: bool) -> Pool {
+    fn new(directory: &Path, place: Place) -> Pool {
         let devices = ["first", "second"].map(|name| directory.join(name));
         devices.iter().for_each(|path| File::create(path).unwrap().set_len(DEVICE).unwrap());
         let first = devices[0].to_str().unwrap();
-        format(&devices[1], &["--volume", "data=12M", "--volume", "other=1M", first]);
+        let volumes = ["--volume", "data=12M", "--volume", "other=1M", first];
+        format_at(place, &devices[1], &volumes);
         let mut service = Service::new(directory, &devices[0]);
         service.devices = devices.to_vec();
-        let nvram = nvram.then(|| directory.join("nvram"));
-        if let Some(path) = &nvram {
-            let arguments = ["--flags", "nvram", "--nvram", path.to_str().unwrap()];
-            service.arguments.extend(arguments.map(String::from));
-        }
+        service.arguments = (place.serve)(directory);
+        let nvram = service.arguments.last().map(PathBuf::from);
         let document = directory.join("dump.json");
         Pool { service, document, nvram, model: vec![0; VOLUME] }
     }
@@ -129,13 +127,14 @@ fn lasting(mut dump: Dump) -> Dump {
     dump
 }
 
-fn round_trip(nvram: bool) {
+fn round_trip(place: Place) {
     let directory = directory();
-    let mut pool = Pool::new(directory.path(), nvram);
+    let mut pool = Pool::new(directory.path(), place);
     pool.write(1, false);
     pool.write(2, true);
     let dumped = pool.dump();
-    assert!(dumped.groups_applied > 0, "it was killed");
+    let has_groups = place.format.is_empty();
+    assert_eq!(dumped.groups_applied > 0, has_groups, "it was killed");
     pool.destroy();
     assert!(!pool.service.start().ready_or_ended());
     let output = pool.restore(&[]);
@@ -155,13 +154,19 @@ fn round_trip(nvram: bool) {
 /// and what is dumped then is the same.
 #[test]
 fn dump_and_restore() {
-    round_trip(false);
+    round_trip(ON_THE_DEVICE);
 }
 
 /// Goal: the same with the flags in NVRAM that is lost.
 #[test]
 fn dump_and_restore_in_nvram() {
-    round_trip(true);
+    round_trip(IN_NVRAM);
+}
+
+/// Goal: the same with the flags at the metadata server, whose store is lost.
+#[test]
+fn dump_and_restore_with_flags_at_the_server() {
+    round_trip(AT_THE_SERVER);
 }
 
 /// Goal: what would lose something is refused with words, and nothing is changed; with `--force` it
@@ -169,7 +174,7 @@ fn dump_and_restore_in_nvram() {
 #[test]
 fn refusals() {
     let directory = directory();
-    let mut pool = Pool::new(directory.path(), false);
+    let mut pool = Pool::new(directory.path(), ON_THE_DEVICE);
     pool.write(1, false);
     let dumped = pool.dump();
     pool.verify();
@@ -196,7 +201,7 @@ fn refusals() {
     }
     fs::write(&pool.document, &good).unwrap();
     let other = tempfile::tempdir().unwrap();
-    let others = Pool::new(other.path(), false);
+    let others = Pool::new(other.path(), ON_THE_DEVICE);
     fs::write(&others.document, &good).unwrap();
     others.refused("is of pool");
     let output = pool.metadata(&["dump"], &pool.service.devices[..1]);
@@ -207,7 +212,7 @@ fn refusals() {
 #[test]
 fn what_is_not_a_pool_is_not_overwritten() {
     let directory = directory();
-    let mut pool = Pool::new(directory.path(), false);
+    let mut pool = Pool::new(directory.path(), ON_THE_DEVICE);
     pool.write(1, false);
     pool.dump();
     pool.destroy();
@@ -223,7 +228,7 @@ fn what_is_not_a_pool_is_not_overwritten() {
 #[test]
 fn a_dump_from_before_a_move_is_refused() {
     let directory = directory();
-    let mut pool = Pool::new(directory.path(), false);
+    let mut pool = Pool::new(directory.path(), ON_THE_DEVICE);
     pool.write(1, false);
     pool.dump();
     let nvram = directory.path().join("nvram");

@@ -12,7 +12,7 @@ use flipside::env::sim::rng::Rng;
 use support::device::{Counters, Device};
 use support::nbd_client::{self as nbd, Client};
 use support::programs::{directory, installed, say};
-use support::target::{Place, Service, Target, format, in_nvram, on_the_device};
+use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, Target, format_at};
 
 const VOLUME: u64 = 512 << 20;
 /// For how long nothing may be written before the device counts as idle; above the interval at
@@ -37,10 +37,10 @@ impl Bench {
             return None;
         }
         let device = Device::create_loop(directory, "device", factor * VOLUME)?;
-        format(device.path(), &["--volume", &format!("vol0={VOLUME}")]);
+        format_at(place, device.path(), &["--volume", &format!("vol0={VOLUME}")]);
         let mut service = Service::new(directory, device.path());
         service.arguments = ["--commit-interval", "1s"].map(String::from).to_vec();
-        service.arguments.extend(place(directory));
+        service.arguments.extend((place.serve)(directory));
         let target = service.serve();
         let client = target.connect("vol0");
         let served = device.counters();
@@ -135,7 +135,7 @@ impl Bench {
 #[test]
 fn sequential_writes_cost_once() {
     let directory = directory();
-    let Some(mut bench) = Bench::filled(directory.path(), 2, on_the_device) else { return };
+    let Some(mut bench) = Bench::filled(directory.path(), 2, ON_THE_DEVICE) else { return };
     let fill = bench.amplification("sequential fill", VOLUME);
     bench.sequential(2);
     let first = bench.amplification("full overwrite", VOLUME);
@@ -150,7 +150,7 @@ fn sequential_writes_cost_once() {
 #[test]
 fn random_writes_of_a_set_that_fits_cost_once() {
     let directory = directory();
-    let Some(mut bench) = Bench::filled(directory.path(), 2, on_the_device) else { return };
+    let Some(mut bench) = Bench::filled(directory.path(), 2, ON_THE_DEVICE) else { return };
     bench.amplification("sequential fill", VOLUME);
     let (count, set) = (64 << 10, VOLUME / 4);
     let mut rng = Rng::new(4);
@@ -165,7 +165,7 @@ fn random_writes_of_a_set_that_fits_cost_once() {
 #[test]
 fn with_nvram_the_device_gets_the_data_alone() {
     let directory = directory();
-    let Some(mut bench) = Bench::filled(directory.path(), 2, in_nvram) else { return };
+    let Some(mut bench) = Bench::filled(directory.path(), 2, IN_NVRAM) else { return };
     let fill = bench.amplification("sequential fill, nvram", VOLUME);
     let (count, set) = (16 << 10, VOLUME / 4);
     let mut rng = Rng::new(5);
@@ -173,4 +173,17 @@ fn with_nvram_the_device_gets_the_data_alone() {
     bench.write(offsets.into_iter(), 4096, 32, 32, 6);
     let random = bench.amplification("random 4 KiB, flush every 32, nvram", count << 12);
     assert!(fill <= 1.01 && random <= 1.01, "{fill} {random}");
+}
+
+/// Goal: with the flags at the metadata server, whose store is on the device too, a client's bytes
+/// are still written once; what comes on top is the store's, and the status says how much.
+#[test]
+fn with_the_server_data_is_written_once() {
+    let directory = directory();
+    let Some(mut bench) = Bench::filled(directory.path(), 2, AT_THE_SERVER) else { return };
+    let fill = bench.amplification("sequential fill, mds", VOLUME);
+    bench.sequential(2);
+    let again = bench.amplification("full overwrite, mds", VOLUME);
+    bench.check_status();
+    assert!(fill <= 1.05 && again <= 1.05, "{fill} {again}");
 }

@@ -67,6 +67,7 @@ struct PoolPart {
 enum FlagsPart {
     Device,
     Nvram { region: String, len: u64 },
+    Mds,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,7 +276,8 @@ impl PoolPart {
             journal_reserve: superblock.journal_reserve,
             flags: match superblock.flags {
                 FlagsPlace::Nvram { region, len } => FlagsPart::Nvram { region: hex(&region), len },
-                FlagsPlace::Device | FlagsPlace::Mds => FlagsPart::Device,
+                FlagsPlace::Device => FlagsPart::Device,
+                FlagsPlace::Mds => FlagsPart::Mds,
             },
         }
     }
@@ -285,6 +287,7 @@ impl FlagsPart {
     fn place(&self) -> Result<FlagsPlace, Unsound> {
         Ok(match self {
             FlagsPart::Device => FlagsPlace::Device,
+            FlagsPart::Mds => FlagsPlace::Mds,
             FlagsPart::Nvram { region, len } => {
                 FlagsPlace::Nvram { region: sixteen(region)?, len: *len }
             }

@@ -2,7 +2,8 @@
 
 use super::finding::{Code, Finding, Mend};
 use super::region::Recovered;
-use crate::format::ids::UnitId;
+use crate::format::home::Line;
+use crate::format::ids::{Incarnation, UnitId};
 use crate::mds::examine::{MetadataFacts, StoreFacts};
 use crate::mds::mirrored::{Agreement, compare};
 use crate::mds::raw::{RawVolume, one};
@@ -15,6 +16,17 @@ pub fn judge(facts: &MetadataFacts, name: &str) -> Vec<Finding> {
     let place = format!("the metadata store on {name}");
     let mut findings = Vec::new();
     match &facts.store {
+        Err(StoreError::Damaged(what)) if facts.has_lines => {
+            let what =
+                format!("{what}; the pool's flags are in it: restore a dump of the metadata");
+            findings.push(Finding::lasting(Code::StoreDamaged, &place, what));
+        }
+        Ok(store)
+            if facts.has_lines && compare(&store.kept, &facts.table) == Agreement::StoreBehind =>
+        {
+            let what = "it is older than the volume table, and so are the pool's flags in it";
+            findings.push(Finding::lasting(Code::StoreOlder, &place, what));
+        }
         Err(StoreError::Damaged(what)) if newest(&facts.table).is_some() => {
             findings.push(Finding::mendable(Code::StoreDamaged, &place, what, Mend::NewStore));
         }
@@ -64,6 +76,18 @@ pub fn volumes(facts: &MetadataFacts) -> Option<Vec<VolumeInfo>> {
         Ok(store) => Some(store.catalog.volumes.clone()),
         Err(_) => newest(&facts.table).map(volumes_of),
     }
+}
+
+/// The lines of that unit of a pool of so many pairs, where they are in the store.
+pub fn home(facts: &MetadataFacts, unit: UnitId, pairs: u32) -> Option<Recovered> {
+    let catalog = &facts.store.as_ref().ok().filter(|_| facts.has_lines)?.catalog;
+    let mut lines = vec![Line::FREE; pairs as usize];
+    for (_, pair, line) in catalog.lines.iter().filter(|(of, _, _)| *of == unit) {
+        *lines.get_mut(pair.0 as usize)? = *line;
+    }
+    let known = catalog.units.iter().find(|of| of.unit == unit);
+    let incarnation = known.map_or(Incarnation::default(), |known| known.incarnation);
+    Some(Recovered { lines, incarnation, groups: 0 })
 }
 
 /// The volumes in what a table keeps.

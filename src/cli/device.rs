@@ -7,7 +7,7 @@ use tracing::warn;
 
 use crate::env::Env as _;
 use crate::env::os::{OsDisk, OsEnv};
-use crate::format::superblock::{FlagsPlace, Superblock};
+use crate::format::superblock::Superblock;
 use crate::format::superblock_io;
 use crate::journal::relocate::{self, PoolDisk};
 use crate::uring::buffers::BufferPool;
@@ -15,9 +15,6 @@ use crate::uring::{Ring, RingOptions};
 
 /// What of the memory for I/O is registered with the ring at most, in bytes.
 const ARENA_LEN: usize = 64 << 20;
-
-/// Of a pool whose flags are where this program does not look.
-const UNKNOWN_PLACE: &str = "this version serves only pools with --flags device or nvram";
 
 /// A device that this process holds.
 pub struct Claimed {
@@ -103,9 +100,6 @@ fn check_pool(members: &[(&Path, &Superblock)]) -> Result<()> {
             "{one} and {other} contradict each other about their pool"
         );
     }
-    if first.flags == FlagsPlace::Mds {
-        bail!("the pool's flags are at a metadata server: {UNKNOWN_PLACE}");
-    }
     for pair in members.windows(2) {
         let [(one, a), (other, b)] = pair else { unreachable!("windows are of two") };
         ensure!(
@@ -134,11 +128,17 @@ mod tests {
     use super::super::values::Percent;
     use super::*;
     use crate::format::layout::{DeviceFacts, Geometry};
+    use crate::format::superblock::FlagsPlace;
 
     fn pool(seed: u8) -> Vec<Superblock> {
         let next = std::cell::Cell::new(seed);
-        let wish =
-            Wish { geometry: Geometry::DEFAULT, reserve: Percent(10), volumes: &[], now_s: 0 };
+        let wish = Wish {
+            geometry: Geometry::DEFAULT,
+            reserve: Percent(10),
+            volumes: &[],
+            now_s: 0,
+            flags: FlagsPlace::Device,
+        };
         let facts = [DeviceFacts { size: 1 << 30, sector: 512 }; 3];
         let identity = || {
             next.set(next.get() + 1);
@@ -151,14 +151,6 @@ mod tests {
         let paths = ["a", "b", "c"].map(Path::new);
         let members: Vec<_> = paths.into_iter().zip(superblocks.iter().copied()).collect();
         check_pool(&members).map_err(|error| error.to_string())
-    }
-
-    /// Goal: a pool that would lose what is kept elsewhere is not served.
-    #[test]
-    fn the_place_of_the_flags_must_be_known() {
-        let pool = pool(0).into_iter().map(|of| Superblock { flags: FlagsPlace::Mds, ..of });
-        let pool: Vec<_> = pool.collect();
-        assert!(check(&pool.iter().collect::<Vec<_>>()).unwrap_err().contains("flags"));
     }
 
     /// Goal: all devices of one pool, each once; anything else is said.

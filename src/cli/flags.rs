@@ -105,6 +105,7 @@ fn described(members: &[PoolMember]) -> String {
         (FlagsPlace::Nvram { region, len }, _) => {
             format!("in the NVRAM region {} of {}", Uuid::from_bytes(region), Size(len))
         }
+        (FlagsPlace::Mds, _) => "at the metadata server".to_owned(),
         (_, [first, ..]) => format!("on {}", first.claimed.path.display()),
         (_, []) => unreachable!("a pool has a device"),
     }
@@ -112,6 +113,12 @@ fn described(members: &[PoolMember]) -> String {
 
 async fn move_flags(env: &OsEnv, args: &MoveArgs) -> Result<String> {
     let mut members = recognised(env, &args.devices).await?;
+    ensure!(
+        args.to != Place::Mds && first(&members).flags != FlagsPlace::Mds,
+        "the flags are {}, and cannot be moved to or from the metadata server: copy the volumes \
+         into a pool made with `flipside format --flags`",
+        described(&members)
+    );
     let (from, to) = ends(args, &members)?;
     let from = match from {
         Some(path) => Some(open_existing(env, &args.nvram, path, &members).await?),

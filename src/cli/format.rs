@@ -10,11 +10,12 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use uuid::Uuid;
 
 use super::device::{self, Claimed};
 use super::inspect::refuse_if_in_use;
+use super::nvram::Place;
 use super::plan::{PoolPlan, Wish};
 use super::values::{Percent, Size, VolumeSpec};
 use super::zero;
@@ -22,6 +23,7 @@ use crate::env::os::OsEnv;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk as _, Env as _};
 use crate::format::layout::{DeviceFacts, DeviceLayout, Geometry, HEAD_LEN, Span};
+use crate::format::superblock::{FlagsPlace, Superblock};
 use crate::format::superblock_io;
 use crate::journal::Journal;
 use crate::mds::catalog::Fault;
@@ -61,6 +63,10 @@ pub struct Args {
     /// Space that volumes cannot fill, so that a full pool can still be overwritten
     #[arg(long, value_name = "PERCENT", default_value = "10%")]
     journal_reserve: Percent,
+    /// Where flags and journal are kept: device, or mds for the metadata server (for nvram, say
+    /// device here and --flags nvram to serve)
+    #[arg(long, value_enum, default_value = "device")]
+    flags: Place,
     /// Format even what holds something already: that is lost
     #[arg(long)]
     force: bool,
@@ -108,6 +114,14 @@ async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> 
         reserve: args.journal_reserve,
         volumes: &args.volumes,
         now_s: now.map_or(0, |since| since.as_secs()),
+        flags: match args.flags {
+            Place::Device => FlagsPlace::Device,
+            Place::Mds => FlagsPlace::Mds,
+            Place::Nvram => bail!(
+                "a pool begins with its flags on the device: `flipside serve --flags nvram` moves \
+                 them"
+            ),
+        },
     };
     let plan = PoolPlan::new(wish, &facts, || Uuid::new_v4().into_bytes())?;
     if !args.force {
@@ -132,17 +146,26 @@ async fn write(env: &OsEnv, plan: &PoolPlan, claimed: &[Claimed]) -> Result<()> 
     zero::zero(&first.path, &[regions.unit])?;
     create_store(&first.path, plan)
         .with_context(|| format!("the metadata cannot be stored on {}", first.path.display()))?;
-    let region = DeviceRegion::new(first.disk.clone(), regions.unit.offset, regions.unit.len);
-    let pairs = superblock.pool_extents();
-    Journal::format(&region, superblock.pool, superblock.unit, pairs, env.buffers())
-        .await
-        .map_err(|error| anyhow!("{error}"))?;
+    write_journal(env, first, superblock).await?;
     for (of, superblock) in claimed.iter().zip(&plan.superblocks).rev() {
         superblock_io::write(&of.disk, env.buffers(), superblock)
             .await
             .with_context(|| format!("{} cannot be written", of.path.display()))?;
     }
     Ok(())
+}
+
+/// Lays out an empty journal; its region stays unused where the flags are at the metadata server.
+async fn write_journal(env: &OsEnv, first: &Claimed, superblock: &Superblock) -> Result<()> {
+    if superblock.flags == FlagsPlace::Mds {
+        return Ok(());
+    }
+    let regions = superblock.layout.regions.expect("the first device has the regions");
+    let region = DeviceRegion::new(first.disk.clone(), regions.unit.offset, regions.unit.len);
+    let pairs = superblock.pool_extents();
+    Journal::format(&region, superblock.pool, superblock.unit, pairs, env.buffers())
+        .await
+        .map_err(|error| anyhow!("{error}"))
 }
 
 /// The parts of a device where others look for what they know.

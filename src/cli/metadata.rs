@@ -192,7 +192,7 @@ async fn restore(offline: &Offline, mut verified: Verified, force: bool) -> Resu
     let (disk, path) = (of.disk.clone(), of.path.clone());
     let region = region(offline, &disk, superblock, force).await?;
     let place = MetadataPlace::on(&path, superblock)?;
-    let there = newest_start(offline, &region, &place, superblock).await;
+    let there = newest_start(offline, region.as_ref(), &place, superblock).await;
     ensure!(
         force || there <= verified.incarnation,
         "the pool was served since the dump was made (start {there}, and the dump is of {}); with \
@@ -200,7 +200,7 @@ async fn restore(offline: &Offline, mut verified: Verified, force: bool) -> Resu
         verified.incarnation
     );
     verified.incarnation = verified.incarnation.max(there);
-    write(offline, &verified, &order, &region, &place).await?;
+    write(offline, &verified, &order, region.as_ref(), &place).await?;
     println!(
         "pool {} restored: {} volumes, start {}",
         verified.superblocks.first().map_or_else(String::new, |of| of.pool.to_string()),
@@ -268,13 +268,13 @@ fn is_same(one: &Superblock, other: &Superblock) -> bool {
     (one.pool, one.device_index, &one.devices) == (other.pool, other.device_index, &other.devices)
 }
 
-/// Where the unit's region is to be.
+/// Where the unit's region is to be; nowhere where the flags are at the metadata server.
 async fn region(
     offline: &Offline,
     disk: &OsDisk,
     superblock: &Superblock,
     force: bool,
-) -> Result<UnitRegion> {
+) -> Result<Option<UnitRegion>> {
     let span = superblock.layout.regions.expect("the first device has the regions").unit;
     match (superblock.flags, offline.nvram()) {
         (FlagsPlace::Nvram { .. }, None) => {
@@ -291,11 +291,13 @@ async fn region(
                 force || found.is_none_or(|found| found == wanted),
                 "the NVRAM is another one; nothing was changed"
             );
-            Ok(FlagsRegion::Nvram(nvram.part(REGION_START, len)))
+            Ok(Some(FlagsRegion::Nvram(nvram.part(REGION_START, len))))
         }
-        (_, Some(_)) => bail!("the pool's flags are on its first device: --nvram is of no use"),
-        (_, None) => {
-            Ok(FlagsRegion::Device(DeviceRegion::new(disk.clone(), span.offset, span.len)))
+        (_, Some(_)) => bail!("the pool's flags are not in NVRAM: --nvram is of no use"),
+        (FlagsPlace::Mds, None) => Ok(None),
+        (FlagsPlace::Device, None) => {
+            let region = DeviceRegion::new(disk.clone(), span.offset, span.len);
+            Ok(Some(FlagsRegion::Device(region)))
         }
     }
 }
@@ -303,12 +305,15 @@ async fn region(
 /// The last start that region or store know of, as far as they can be read.
 async fn newest_start(
     offline: &Offline,
-    region: &UnitRegion,
+    region: Option<&UnitRegion>,
     place: &MetadataPlace,
     superblock: &Superblock,
 ) -> Incarnation {
-    let inspected = inspect(&offline.env, region, superblock.pool).await.ok();
-    let header = inspected.and_then(|facts| facts.header);
+    let mut header = None;
+    if let Some(region) = region {
+        let inspected = inspect(&offline.env, region, superblock.pool).await.ok();
+        header = inspected.and_then(|facts| facts.header);
+    }
     let store = place.examine().ok().and_then(|facts| facts.store.ok());
     let units = store.iter().flat_map(|store| &store.catalog.units);
     let units = units.filter(|of| of.unit == superblock.unit).map(|of| of.incarnation);
@@ -320,7 +325,7 @@ async fn write(
     offline: &Offline,
     verified: &Verified,
     order: &[usize],
-    region: &UnitRegion,
+    region: Option<&UnitRegion>,
     place: &MetadataPlace,
 ) -> Result<()> {
     let buffers = offline.env.buffers();
@@ -331,16 +336,18 @@ async fn write(
         zero::zero(&of.path, &copies)?;
     }
     let [superblock, ..] = verified.superblocks.as_slice() else { unreachable!("a device") };
-    clear(offline, region).await.context("the journal's region cannot be written")?;
     let start = (superblock.unit, verified.incarnation);
-    Journal::restore(region, superblock.pool, start, &verified.lines, buffers).await?;
+    if let Some(region) = region {
+        clear(offline, region).await.context("the journal's region cannot be written")?;
+        Journal::restore(region, superblock.pool, start, &verified.lines, buffers).await?;
+    }
     if let (FlagsPlace::Nvram { region, len }, Some(nvram)) = (superblock.flags, offline.nvram()) {
         let identity = NvramIdentity { pool: superblock.pool, region, len };
         let mut buffer = buffers.acquire(2 * nvram::LEN).await;
         identity.store(&mut buffer.as_mut_slice()[..2 * nvram::LEN]);
         nvram.persist(vec![(0, buffer.view(0..2 * nvram::LEN))]).await?;
     }
-    place.restore(&verified.kept)?;
+    place.restore(&verified.kept, start, &verified.lines)?;
     for (of, superblock) in claimed.iter().zip(&verified.superblocks).rev() {
         superblock_io::write(&of.disk, buffers, superblock)
             .await

@@ -1,4 +1,5 @@
-//! Where a pool's flags are kept, as `serve` is told: on the device, or in NVRAM.
+//! Where a pool's flags are kept, as `serve` is told: on the device, in NVRAM, or at the metadata
+//! server, where they were formatted to be.
 //!
 //! # Contracts
 //!
@@ -38,15 +39,17 @@ pub enum Place {
     Device,
     /// In NVRAM: see --nvram.
     Nvram,
+    /// At the metadata server, in its store: from `flipside format` on.
+    Mds,
 }
 
 /// Flags that say where the flags are.
 #[derive(clap::Args)]
 pub struct FlagsArgs {
-    /// Where flags and journal are kept; a pool that was served with nvram stays with it, until
-    /// `flipside flags move`
-    #[arg(long, value_enum, default_value = "device", requires_if("nvram", "nvram"))]
-    flags: Place,
+    /// Where flags and journal are kept, by default where the pool has them; nvram moves them there
+    /// from the device, and only `flipside flags move` moves them back
+    #[arg(long, value_enum, requires_if("nvram", "nvram"))]
+    flags: Option<Place>,
     #[command(flatten)]
     nvram: NvramArgs,
 }
@@ -74,7 +77,11 @@ pub async fn place(
 ) -> Result<(Option<OsNvram>, FlagsReport)> {
     let superblock = first(members);
     let path = match (args.flags, &args.nvram.path) {
-        (Place::Nvram, Some(path)) => path,
+        _ if superblock.flags == FlagsPlace::Mds || args.flags == Some(Place::Mds) => {
+            at_server(args, superblock)?;
+            return Ok((None, FlagsReport::mds()));
+        }
+        (Some(Place::Nvram), Some(path)) => path,
         (_, given) => {
             if let FlagsPlace::Nvram { region, len } = superblock.flags {
                 bail!(
@@ -103,6 +110,20 @@ pub async fn place(
     }
     let part = relocate::bound_part(env, first(members), &nvram).await?;
     Ok((Some(part), FlagsReport::nvram(path, nvram.persistence())))
+}
+
+/// Refuses what contradicts flags at the metadata server.
+fn at_server(args: &FlagsArgs, first: &Superblock) -> Result<()> {
+    ensure!(
+        first.flags == FlagsPlace::Mds,
+        "the pool's flags are not at the metadata server; only `flipside format --flags mds` puts \
+         them there"
+    );
+    ensure!(
+        args.flags.is_none_or(|place| place == Place::Mds) && args.nvram.path.is_none(),
+        "the pool's flags are at the metadata server and cannot be moved: leave out --flags"
+    );
+    Ok(())
 }
 
 /// What the first device of a pool says of it.

@@ -129,6 +129,9 @@ impl Offline {
             }
         };
         let facts = place.examine().with_context(|| format!("the metadata on {path}"))?;
+        if let Some(home) = metadata::home(&facts, superblock.unit, superblock.pool_extents()) {
+            found.home = Some(home);
+        }
         found.findings.extend(metadata::judge(&facts, &path));
         if let (Some(home), Some(volumes)) = (&found.home, metadata::volumes(&facts)) {
             let judged = lines::judge(&home.lines, superblock.geometry, &volumes);
@@ -171,7 +174,10 @@ impl Offline {
                 let name = format!("the unit's region in {name}");
                 Ok(Some((FlagsRegion::Nvram(nvram.part(REGION_START, len)), name)))
             }
-            (FlagsPlace::Mds, _) => bail!("the pool's flags are at a metadata server"),
+            (FlagsPlace::Mds, None) => Ok(None),
+            (FlagsPlace::Mds, Some(_)) => {
+                bail!("the pool's flags are at the metadata server: --nvram is of no use")
+            }
         }
     }
 

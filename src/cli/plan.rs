@@ -24,6 +24,8 @@ pub struct Wish<'a> {
     pub volumes: &'a [VolumeSpec],
     /// The time, in seconds since 1970.
     pub now_s: u64,
+    /// Where flags and journal are from the beginning.
+    pub flags: FlagsPlace,
 }
 
 /// Everything about a new pool.
@@ -59,7 +61,7 @@ impl PoolPlan {
                 unit: FIRST_UNIT,
                 geometry: wish.geometry,
                 sector: facts.sector,
-                flags: FlagsPlace::Device,
+                flags: wish.flags,
                 created_s: wish.now_s,
                 layout,
                 journal_reserve: u32::try_from(reserve).expect("fewer than all extents"),
@@ -114,7 +116,8 @@ mod tests {
     const DEVICE: DeviceFacts = DeviceFacts { size: 1 << 30, sector: 512 };
 
     fn wish(volumes: &[VolumeSpec]) -> Wish<'_> {
-        Wish { geometry: Geometry::DEFAULT, reserve: Percent(10), volumes, now_s: 7 }
+        let flags = FlagsPlace::Device;
+        Wish { geometry: Geometry::DEFAULT, reserve: Percent(10), volumes, now_s: 7, flags }
     }
 
     fn plan(volumes: &[VolumeSpec], devices: &[DeviceFacts]) -> Result<PoolPlan> {

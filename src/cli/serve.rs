@@ -23,7 +23,7 @@ use super::device::{self, PoolMember};
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::status::{Recovery, Report};
-use super::values::{CommitInterval, Mode, Settle, SlowIo, WarnFull};
+use super::values::{CommitInterval, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -32,6 +32,7 @@ use crate::env::os::notify::notify;
 use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
+use crate::format::superblock::FlagsPlace;
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
@@ -104,6 +105,10 @@ pub struct Args {
     /// Warn in the log of a request, or an operation on a disk, that takes longer
     #[arg(long, value_name = "TIME|never", default_value = "1s")]
     slow_io: SlowIo,
+    /// With the flags at the metadata server: how long a commit waits for it while it is silent,
+    /// before the volumes take no more writes
+    #[arg(long, value_name = "TIME|never", default_value = "10m")]
+    mds_timeout: MdsTimeout,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -155,6 +160,7 @@ async fn serve(
         settle: args.settle.into(),
         warn_full: args.warn_full.0.clone(),
         discard: args.discard,
+        mds_timeout: args.mds_timeout.0,
         ..Config::default()
     };
     let latencies = Rc::new(Latencies::watched(slow));
@@ -256,9 +262,13 @@ pub(super) fn parts(
         unit: first.superblock.unit,
         geometry: first.superblock.geometry,
         reserve: first.superblock.journal_reserve,
-        region: match nvram {
-            Some(nvram) => FlagsRegion::Nvram(nvram),
-            None => FlagsRegion::Device(DeviceRegion::new(disk.clone(), region.offset, region.len)),
+        region: match (first.superblock.flags, nvram) {
+            (FlagsPlace::Mds, _) => None,
+            (_, Some(nvram)) => Some(FlagsRegion::Nvram(nvram)),
+            (_, None) => {
+                let region = DeviceRegion::new(disk.clone(), region.offset, region.len);
+                Some(FlagsRegion::Device(region))
+            }
         },
         devices,
         link,

@@ -89,6 +89,11 @@ impl FlagsReport {
         Self { place: "device".to_owned(), ..Self::default() }
     }
 
+    /// At the metadata server.
+    pub fn mds() -> Self {
+        Self { place: "mds".to_owned(), ..Self::default() }
+    }
+
     /// In NVRAM.
     pub fn nvram(path: &Path, persistence: Persistence) -> Self {
         Self {

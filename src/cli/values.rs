@@ -106,6 +106,18 @@ impl FromStr for CommitInterval {
     }
 }
 
+/// How long a silent metadata server is waited for; `None` is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MdsTimeout(pub Option<Duration>);
+
+impl FromStr for MdsTimeout {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        parse_time(text).map(Self)
+    }
+}
+
 /// How long I/O may take before it is warned about; `None` is for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowIo(pub Option<Duration>);

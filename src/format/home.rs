@@ -31,6 +31,9 @@ pub const HOME_MAGIC: [u8; 4] = *b"FHOM";
 pub const LINES_PER_PAGE: usize = (HOME_PAGE - PAGE_HEADER) / size_of::<RawLine>();
 const _: () = assert!(size_of::<RawLine>() == 88 && LINES_PER_PAGE == 46);
 
+/// Bytes of a line.
+pub const LINE_BYTES: usize = size_of::<RawLine>();
+
 /// The home page that describes a pair.
 pub fn home_page(pair: PairId) -> u32 {
     pair.0 / LINES_PER_PAGE as u32
@@ -148,10 +151,10 @@ impl Line {
         }
     }
 
-    /// Stores the line at its place among a page's contents.
-    pub fn store(&self, page: &mut [u8], index_in_page: usize) {
+    /// The line as it is stored.
+    pub fn bytes(&self) -> [u8; LINE_BYTES] {
         let (volume, logical) = owner_fields(self.binding.owner);
-        let raw = RawLine {
+        zerocopy::transmute!(RawLine {
             generation: U32::new(self.binding.generation.0),
             volume,
             logical,
@@ -159,20 +162,12 @@ impl Line {
             data_slot: self.binding.data_slot as u8,
             zero: [0; 3],
             map: self.map.into(),
-        };
-        let at = PAGE_HEADER + index_in_page * size_of::<RawLine>();
-        page[at..at + size_of::<RawLine>()].copy_from_slice(raw.as_bytes());
+        })
     }
 
-    /// The line at its place in a verified page; `None` where it says what cannot be.
-    pub fn parse(page: &[u8], index_in_page: usize) -> Option<Line> {
-        Line::parse_unsound(page, index_in_page).filter(Line::is_sound)
-    }
-
-    /// As [`Line::parse`], but with a line that has a [`Flaw`].
-    pub fn parse_unsound(page: &[u8], index_in_page: usize) -> Option<Line> {
-        let at = PAGE_HEADER + index_in_page * size_of::<RawLine>();
-        let (raw, _) = RawLine::ref_from_prefix(page.get(at..)?).ok()?;
+    /// The line that is stored so, even one that has a [`Flaw`]; `None` where it is none.
+    pub fn from_bytes(bytes: &[u8; LINE_BYTES]) -> Option<Line> {
+        let raw = RawLine::ref_from_bytes(bytes).ok()?;
         Some(Line {
             binding: Binding {
                 generation: Generation(raw.generation.get()),
@@ -182,6 +177,23 @@ impl Line {
             },
             map: raw.map.parse()?,
         })
+    }
+
+    /// Stores the line at its place among a page's contents.
+    pub fn store(&self, page: &mut [u8], index_in_page: usize) {
+        let at = PAGE_HEADER + index_in_page * LINE_BYTES;
+        page[at..at + LINE_BYTES].copy_from_slice(&self.bytes());
+    }
+
+    /// The line at its place in a verified page; `None` where it says what cannot be.
+    pub fn parse(page: &[u8], index_in_page: usize) -> Option<Line> {
+        Line::parse_unsound(page, index_in_page).filter(Line::is_sound)
+    }
+
+    /// As [`Line::parse`], but with a line that has a [`Flaw`].
+    pub fn parse_unsound(page: &[u8], index_in_page: usize) -> Option<Line> {
+        let at = PAGE_HEADER + index_in_page * LINE_BYTES;
+        Line::from_bytes(page.get(at..)?.first_chunk()?)
     }
 }
 

@@ -63,8 +63,8 @@ pub const UNIT_SLACK_LEN: u64 = 2 << 20;
 /// The part of the store region that does not depend on the pool's size, in bytes: the store's, and
 /// the volume table's at its end.
 pub const STORE_BASE_LEN: u64 = 8 << 20;
-/// The part of the store region that each extent of the pool needs, in bytes.
-pub const STORE_LEN_PER_EXTENT: u64 = 512;
+/// The part of the store region that each extent of the pool needs, in bytes, its line included.
+pub const STORE_LEN_PER_EXTENT: u64 = 1024;
 
 const _: () = assert!(HEAD_LEN.is_multiple_of(REGION_ALIGN) && HEAD_LEN >= SUPERBLOCK_LEN);
 const _: () = assert!(SECTOR_MAX as u64 <= SUPERBLOCK_LEN, "a superblock is whole sectors");

@@ -249,6 +249,29 @@ impl Record {
     }
 }
 
+/// Records one after another, as they are stored.
+pub fn pack(records: &[Record]) -> Vec<u8> {
+    let mut bytes = vec![0; records.iter().map(Record::stored_len).sum()];
+    let mut rest = bytes.as_mut_slice();
+    for record in records {
+        let (place, after) = rest.split_at_mut(record.stored_len());
+        record.store(place);
+        rest = after;
+    }
+    bytes
+}
+
+/// All of `bytes` as records; `None` where they are anything else.
+pub fn unpack(mut bytes: &[u8]) -> Option<Vec<Record>> {
+    let mut records = Vec::new();
+    while !bytes.is_empty() {
+        let (record, rest) = Record::parse(bytes)?;
+        records.push(record);
+        bytes = rest;
+    }
+    Some(records)
+}
+
 fn put<T: IntoBytes + Immutable>(out: &mut [u8], raw: &T) {
     out[..size_of::<T>()].copy_from_slice(raw.as_bytes());
 }
@@ -345,10 +368,24 @@ pub(crate) mod tests {
             prop_assert_eq!(rest.len(), 64 - record.stored_len());
         }
 
+        /// Goal: many records survive being packed, and a piece of a record is refused.
+        #[test]
+        fn packed_records_unpack(
+            records in prop::collection::vec(record(), 0..9),
+            cut in 1..8_usize,
+        ) {
+            let bytes = pack(&records);
+            prop_assert_eq!(unpack(&bytes), Some(records));
+            if let Some(short) = bytes.len().checked_sub(cut) {
+                prop_assert_eq!(unpack(&bytes[..short]), None);
+            }
+        }
+
         /// Goal: no bytes make the parser panic.
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = Record::parse(&bytes);
+            let _ = unpack(&bytes);
         }
     }
 }

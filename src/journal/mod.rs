@@ -24,6 +24,7 @@ pub mod layout;
 mod list;
 mod open;
 mod pages;
+pub mod place;
 pub mod relocate;
 mod replay;
 mod slots;

@@ -75,6 +75,8 @@ refusals! {
         --flags mds can be attached to read",
     /// The session was attached to read, and this is not reading.
     ReadsOnly = 25: "the session may only read",
+    /// A group that cannot follow what the lines say; the detail holds the index of the record.
+    LineImpossible = 15: "the group cannot follow the flags that are stored",
 }
 
 /// The error of a client's call.

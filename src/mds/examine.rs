@@ -19,6 +19,8 @@ pub struct MetadataFacts {
     pub headers_damaged: [bool; 2],
     /// What each copy of the volume table holds; `None` where it is damaged.
     pub table: [Option<Kept>; 2],
+    /// Whether the store has the only copy of the pairs' lines.
+    pub has_lines: bool,
     /// What the store holds, or what is wrong with it.
     pub store: Result<StoreFacts, StoreError>,
 }
@@ -79,7 +81,7 @@ impl MetadataPlace {
         let (_, table) = self.table()?;
         let headers_damaged = self.headers_damaged()?;
         let store = catching(|| self.examine_store());
-        Ok(MetadataFacts { headers_damaged, table, store })
+        Ok(MetadataFacts { headers_damaged, table, has_lines: self.has_lines, store })
     }
 
     fn examine_store(&self) -> Result<StoreFacts, StoreError> {

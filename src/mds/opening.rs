@@ -9,6 +9,7 @@
 //!
 //! - **Damage**: a store that is damaged anywhere is not used: every page and row is looked at when
 //!   it is opened. A new one is made from the volume table; the unit then tells it of all pairs.
+//!   Not so where the pool's flags are in the store: nobody else has them.
 //! - **Ordering**: a store is given up only for a table that is whole and of the same pool. Cut
 //!   short, what there is of the new store is damaged too, and the next opening begins again.
 
@@ -20,14 +21,16 @@ use std::path::Path;
 use redb::StorageBackend as _;
 
 use super::backend::{CAPACITY_MIN, FixedBackend, RegionBackend};
+use super::catalog::lines::line_rows;
 use super::catalog::{Catalog, PoolSpec, fresh_rows};
 use super::examine::StoreFacts;
 use super::mirrored::{Agreement, Mirrored, compare, sequence_row};
 use super::redb_store::RedbStore;
-use super::store::{Store as _, StoreError};
+use super::store::{Changes, Store as _, StoreError};
 use super::volume_table::{Kept, TABLE_LEN, VolumeTable, newest};
-use crate::format::ids::{ExtentId, ExtentRun, PoolId};
-use crate::format::superblock::Superblock;
+use crate::format::home::Line;
+use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PoolId, UnitId};
+use crate::format::superblock::{FlagsPlace, Superblock};
 
 /// Where a pool's metadata lies.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub struct MetadataPlace {
     capacity: u64,
     pool: PoolId,
     spec: PoolSpec,
+    /// Whether the store has the only copy of the pairs' lines.
+    pub(super) has_lines: bool,
 }
 
 /// What was opened.
@@ -63,6 +68,7 @@ impl MetadataPlace {
             capacity: span.len - TABLE_LEN,
             pool: superblock.pool,
             spec: pool_spec(superblock),
+            has_lines: superblock.flags == FlagsPlace::Mds,
         })
     }
 
@@ -84,16 +90,21 @@ impl MetadataPlace {
             let text = format!("{damage}; and both copies of its volume table are damaged");
             return Err(StoreError::Damaged(text));
         };
-        self.rebuild(kept)?;
+        if self.has_lines {
+            let text = format!("{damage}; and the pool's flags are in it alone: restore a dump");
+            return Err(StoreError::Damaged(text));
+        }
+        self.rebuild(kept, Changes::new())?;
         let catalog = self.open_store(&copies)?;
         Ok(OpenedMetadata { catalog, rebuilt: Some(damage) })
     }
 
-    /// Makes a new store that holds what the table keeps.
-    fn rebuild(&self, kept: &Kept) -> Result<(), StoreError> {
+    /// Makes a new store that holds what the table keeps, and some rows more.
+    fn rebuild(&self, kept: &Kept, more: Changes) -> Result<(), StoreError> {
         // What cannot be a pool's must not cost the old store.
         let mut rows = fresh_rows(&self.spec, &kept.rows)?;
         rows.extend([sequence_row(kept.sequence)]);
+        rows.extend(more);
         self.new_store()?.commit(&rows)
     }
 
@@ -128,10 +139,11 @@ impl MetadataPlace {
     /// Makes a new store from what the old one keeps, or else the table: for a store that is whole
     /// and contradicts the unit's home. The table is whole before the old store is given up.
     pub fn renew(&self) -> Result<(), StoreError> {
+        assert!(!self.has_lines, "nobody else has the lines of this pool");
         drop(self.open()?);
         let (_, copies) = self.table()?;
         let kept = newest(&copies).expect("opening has written it");
-        self.rebuild(kept)
+        self.rebuild(kept, Changes::new())
     }
 
     /// Writes the store region's header again, into the place of the older copy.
@@ -155,12 +167,19 @@ impl MetadataPlace {
         table.write(kept).map_err(|error| failed(&error))
     }
 
-    /// Puts these rows, and nothing else, into store and table; what they held is gone.
-    pub fn restore(&self, kept: &Kept) -> Result<(), StoreError> {
+    /// Puts these rows, and nothing else, into store and table; what they held is gone. The lines
+    /// of the unit after so many starts go into the store where they are kept there.
+    pub fn restore(
+        &self,
+        kept: &Kept,
+        (unit, incarnation): (UnitId, Incarnation),
+        lines: &[Line],
+    ) -> Result<(), StoreError> {
         fresh_rows(&self.spec, &kept.rows)?;
         let (mut table, _) = self.table()?;
         table.write(kept).map_err(|error| failed(&error))?;
-        self.rebuild(kept)
+        let lines = self.has_lines.then(|| line_rows(unit, incarnation, lines));
+        self.rebuild(kept, lines.unwrap_or_default())
     }
 
     /// Which copies of the store region's header are damaged.
@@ -237,6 +256,7 @@ mod tests {
                 devices: vec![ExtentRun { start: ExtentId(0), count: EXTENTS }],
                 reserve: 5,
             },
+            has_lines: false,
         }
     }
 

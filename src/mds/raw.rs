@@ -4,8 +4,10 @@
 //! | operation | request's body | reply's body |
 //! | --- | --- | --- |
 //! | Attach | one [`RawAttach`] | one [`RawPool`] |
-//! | Detach, Renew | empty | empty |
-//! | Transact | [`RawPrimitive`]s | empty |
+//! | Detach | empty | empty |
+//! | Renew | empty | one [`RawTold`] |
+//! | Transact | [`RawPrimitive`]s | one [`RawTold`] |
+//! | HardenExtentFlags | records as in a group ([`crate::format::record`]) | one [`RawTold`] |
 //! | AllocateJournalSpace, AllocateDataExtents | one U32: how many | [`RawRun`]s |
 //! | ReturnExtents | one U32: how much of the data quota with them; [`RawRun`]s | empty |
 //! | CreateVolume | one [`RawVolume`], id 0 | one [`RawVolume`] |
@@ -17,6 +19,8 @@
 //! | RegisterPool | one [`RawPoolSpec`]; [`RawRun`]s: the extents of each device | empty |
 //! | ForgetPool | one [`RawForget`] | empty |
 //! | Overview | see [`super::overview`] | |
+//! | Lines | one [`RawPage`], from a pair | U64: view; [`RawPairLine`]s |
+//! | Changes | U64: since which view | one [`RawChanges`]; [`RawPairLine`]s |
 //! | Status | empty | U64s in the order of [`super::records::ServerStatus`] |
 //!
 //! A page ends the list when it has fewer records than were asked for; the next begins after the
@@ -30,7 +34,8 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::catalog::PoolSpec;
-use super::records::{Claim, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, VolumeInfo};
+use super::records::{Claim, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, Told, VolumeInfo};
+use crate::format::home::{LINE_BYTES, Line};
 use crate::format::ids::{
     ExtentId, ExtentRun, Generation, HostId, Incarnation, LogicalExtent, PairId, PoolId, Slot,
     UnitId, VolumeId,
@@ -130,6 +135,20 @@ raw! {
     RawPage[16] { volume: U32, count: U32, from: U64, }
 }
 
+raw! {
+    /// How far lines have changed, and the readers followed ([`Told`]).
+    RawTold[16] { view: U64, horizon: U64, }
+}
+raw! {
+    /// A pair's line, as in the home ([`crate::format::home`]).
+    RawPairLine[92] { pair: U32, line: [u8; LINE_BYTES], }
+}
+raw! {
+    /// What the lines that follow are: those that changed up to `view`; or, where `reset` is 1,
+    /// none, as it is not known what changed: all are to be asked for.
+    RawChanges[12] { view: U64, reset: U32, }
+}
+
 /// One record at the start of `bytes` with nothing after it.
 pub fn one<T: FromBytes + Unaligned>(bytes: &[u8]) -> Result<T, Malformed> {
     T::read_from_bytes(bytes).map_err(|_| Malformed)
@@ -153,6 +172,34 @@ pub fn pack<T: IntoBytes + Immutable>(records: impl IntoIterator<Item = T>) -> V
         bytes.extend_from_slice(record.as_bytes());
         bytes
     })
+}
+
+impl From<Told> for RawTold {
+    fn from(told: Told) -> Self {
+        RawTold { view: U64::new(told.view), horizon: U64::new(told.horizon) }
+    }
+}
+
+impl From<RawTold> for Told {
+    fn from(raw: RawTold) -> Self {
+        Told { view: raw.view.get(), horizon: raw.horizon.get() }
+    }
+}
+
+impl RawPairLine {
+    /// The record of a pair's line.
+    pub fn new(pair: PairId, line: [u8; LINE_BYTES]) -> Self {
+        RawPairLine { pair: U32::new(pair.0), line }
+    }
+}
+
+/// Every line of `bytes`, sound.
+pub fn lines(bytes: &[u8]) -> Result<Vec<(PairId, Line)>, Malformed> {
+    let line = |raw: &RawPairLine| {
+        let line = Line::from_bytes(&raw.line).filter(Line::is_sound).ok_or(Malformed)?;
+        Ok((PairId(raw.pair.get()), line))
+    };
+    many::<RawPairLine>(bytes)?.iter().map(line).collect()
 }
 
 impl From<&PairRecord> for RawPair {

@@ -1,5 +1,6 @@
 //! What client and server speak of.
 
+use crate::format::home::Line;
 use crate::format::ids::{
     ExtentId, ExtentRun, Generation, HostId, Incarnation, LogicalExtent, PairId, PoolId, Slot,
     UnitId, VolumeId,
@@ -59,7 +60,7 @@ pub enum Primitive {
     BindData(PairRecord),
     /// The whole logical extent was trimmed: no slot is left.
     ReleasePair(PairRecord),
-    /// Harden_Extent_Flags: reserved; a server refuses it for now.
+    /// Harden_Extent_Flags: reserved; flags are hardened by an operation of their own.
     HardenExtentFlags(PairRecord),
 }
 
@@ -76,6 +77,25 @@ impl Primitive {
             | Primitive::HardenExtentFlags(pair) => pair,
         }
     }
+}
+
+/// How far lines have changed, and how far those who read beside the unit know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The view that holds all that was executed so far: grows with each turn of the server that
+    /// changed lines, also over its starts.
+    pub view: u64,
+    /// The lowest view that a reader may still use; `u64::MAX` where there is no reader.
+    pub horizon: u64,
+}
+
+/// The lines of a unit, or those that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinesSeen {
+    /// The view that they are of.
+    pub view: u64,
+    /// The lines; pairs that are not named never belonged to anything, or have not changed.
+    pub lines: Vec<(PairId, Line)>,
 }
 
 /// A volume as the server knows it.
@@ -208,6 +228,8 @@ counters! {
         binds,
         /// Released pairs.
         releases,
+        /// Harden_Extent_Flags requests executed: groups of a pool whose flags are here.
+        hardens,
         /// Records not applied because the stored generation was no older.
         stale,
         /// Allocate_Journal_Space requests executed.

@@ -77,6 +77,8 @@ pub struct Session<P> {
     place: Option<P>,
     /// Above all queries of it that were heard.
     next_query: u64,
+    /// Of a reader: the view of the lines before which it uses nothing.
+    acknowledged: Option<u64>,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -117,12 +119,25 @@ impl<P: Clone + PartialEq> Session<P> {
             pending: BTreeMap::new(),
             place: None,
             next_query: 0,
+            // Of one that was kept nothing is known: what it uses may be as old as can be.
+            acknowledged: claim.reads.then_some(0),
         }
     }
 
     /// What was granted; of a writer, with its incarnation.
     pub fn claim(&self) -> &Claim {
         &self.claim
+    }
+
+    /// The view of the lines before which its client uses nothing; `None` where it does not read
+    /// beside the unit.
+    pub fn acknowledged(&self) -> Option<u64> {
+        self.acknowledged
+    }
+
+    /// Its client uses nothing any more from before this view.
+    pub fn acknowledge(&mut self, view: u64) {
+        self.acknowledged = self.acknowledged.map(|before| before.max(view));
     }
 
     /// Whose session it is.

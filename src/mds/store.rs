@@ -36,11 +36,15 @@ pub enum Table {
     Pools,
     /// One row: how far the log is applied ([`super::log`]).
     Log,
+    /// Unit, pair → the pair's line, where a pool's flags are kept here.
+    Lines,
+    /// One row: how often the store was opened and then changed.
+    Starts,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 13] = [
         Table::Pool,
         Table::Volumes,
         Table::Units,
@@ -52,6 +56,8 @@ impl Table {
         Table::Mirror,
         Table::Pools,
         Table::Log,
+        Table::Lines,
+        Table::Starts,
     ];
 
     /// Its name in the store.
@@ -68,6 +74,8 @@ impl Table {
             Table::Mirror => "mirror",
             Table::Pools => "pools",
             Table::Log => "log",
+            Table::Lines => "lines",
+            Table::Starts => "starts",
         }
     }
 }

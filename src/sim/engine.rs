@@ -97,6 +97,10 @@ pub trait Running: Clone + 'static {
     fn check(&self) -> Result<(), String>;
     /// Whether nothing is under way, in the background either.
     fn is_quiet(&self) -> bool;
+    /// Whether it takes no more changes, as it may, because it waited too long for an answer.
+    fn has_given_up(&self) -> bool {
+        false
+    }
 }
 
 /// A volume. Cheap to clone: a handle.

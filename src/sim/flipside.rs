@@ -2,7 +2,7 @@
 //! always short.
 //!
 //! The flags begin on the first disk or in one of the machine's NVRAMs ([`Places`]), and a start
-//! may move them before it recovers.
+//! may move them before it recovers; or they are at the metadata server, and stay.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -41,6 +41,8 @@ pub struct Flipside {
     geometry: Geometry,
     volatile_cache: bool,
     places: Places,
+    /// Whether the flags are at the metadata server.
+    at_server: bool,
     /// How often a start moves the flags, in parts per million.
     moves_ppm: u32,
     reserve: u32,
@@ -67,6 +69,7 @@ impl Flipside {
             geometry,
             volatile_cache: true,
             places: Places::new(geometry, 512, 4 << 20, vec![extents], reserve),
+            at_server: false,
             moves_ppm: 0,
             reserve,
             volumes: vec![size],
@@ -82,6 +85,13 @@ impl Flipside {
     #[must_use]
     pub fn with_nvrams(mut self, more: &[u64], begins_in: Option<usize>) -> Self {
         self.places.add_nvrams(more, begins_in);
+        self
+    }
+
+    /// The same with the flags at the metadata server.
+    #[must_use]
+    pub fn at_the_server(mut self) -> Self {
+        self.at_server = true;
         self
     }
 
@@ -149,9 +159,10 @@ impl Flipside {
         self.places.extents()
     }
 
-    /// Where the region begins and what lies where in it, unless it may move.
+    /// Where the region begins and what lies where in it, unless it may move or there is none.
     fn region_layout(&self) -> Option<(u64, RegionLayout)> {
-        let (base, len, sector) = self.places.fixed().filter(|_| self.moves_ppm == 0)?;
+        let stays = self.moves_ppm == 0 && !self.at_server;
+        let (base, len, sector) = self.places.fixed().filter(|_| stays)?;
         let layout = RegionLayout::compute(len, self.extents(), sector);
         Some((base, layout.expect("room for a journal")))
     }
@@ -184,7 +195,8 @@ impl Flipside {
         let extent_shift = (block_shift + ratio).max(14);
         let geometry = Geometry::new(1 << block_shift, 1 << extent_shift).expect("sound sizes");
         let sector = if block_shift == 12 { rng.pick(&[512, 4096]) } else { 512 };
-        let nvrams = if rng.chance(300_000) { rng.between(1, 2) } else { 0 };
+        let at_server = rng.chance(200_000);
+        let nvrams = if rng.chance(300_000) && !at_server { rng.between(1, 2) } else { 0 };
         let more: Vec<u64> = (0..nvrams).map(|_| rng.below(40) * SLOT).collect();
         let many = ratio < 7 && rng.chance(100_000);
         let extents = rng.between(20, if many { 200 } else { 60 }) as u32;
@@ -211,6 +223,8 @@ impl Flipside {
             tell_interval: Duration::from_millis(rng.pick(&[1, 20, 500])),
             discard: rng.chance(400_000),
             epoch_data_max: rng.pick(&[0, 64 << 10, EPOCH_DATA_MAX]),
+            // Long enough for most, or none: what is given up ends the work.
+            mds_timeout: rng.pick(&[None, None, None, Some(Duration::from_secs(2))]),
             ..Config::default()
         };
         let room = extents - reserve;
@@ -223,6 +237,7 @@ impl Flipside {
             geometry,
             volatile_cache: rng.chance(900_000),
             places,
+            at_server,
             moves_ppm: if more.is_empty() { 0 } else { rng.pick(&[0, 300_000]) },
             reserve,
             volumes,
@@ -256,7 +271,9 @@ impl Flipside {
             catalog.create_volume(&format!("vol{number}"), *size).map_err(|e| wrong(&e))?;
         }
         catalog.commit().map_err(|e| wrong(&e))?;
-        self.make_region(&env).await?;
+        if !self.at_server {
+            self.make_region(&env).await?;
+        }
         self.places.format(&env).await
     }
 
@@ -286,7 +303,8 @@ impl Flipside {
             self.places.relocate(&env, to).await?;
         }
         let disks: Vec<_> = env.disks().into_iter().map(Latching::new).collect();
-        let region = self.places.open(&env, &disks[0]).await?;
+        let region =
+            if self.at_server { None } else { Some(self.places.open(&env, &disks[0]).await?) };
         let devices = disks.into_iter().zip(self.places.layouts());
         let devices = devices.map(|(disk, layout)| Member { disk, extents: layout.extents });
         let devices = devices.collect();
@@ -490,6 +508,10 @@ impl Running for Serving {
 
     fn is_quiet(&self) -> bool {
         self.unit.is_quiet() && !self.others_busy.get()
+    }
+
+    fn has_given_up(&self) -> bool {
+        self.unit.is_without_answer()
     }
 }
 

@@ -260,19 +260,24 @@ impl<E: Engine> Run<E> {
         let (handle, serving) = (env.clone(), running.clone());
         let quiet = env.run(LIMIT, async move {
             let since = handle.lived();
-            serving.commit().await.map_err(|why| format!("a commit failed: {why:?}"))?;
+            match serving.commit().await {
+                Err(_) if serving.has_given_up() => return Ok(None),
+                committed => committed.map_err(|why| format!("a commit failed: {why:?}"))?,
+            }
             while !serving.is_quiet() {
                 if handle.lived() - since > QUIET_TIME.as_nanos() as u64 {
                     return Err(String::from("long after the last request something is under way"));
                 }
                 handle.sleep(Duration::from_millis(100)).await;
             }
-            Ok(handle.buffers().available())
+            Ok(Some(handle.buffers().available()))
         });
         let free = quiet.map_err(|stop| self.subject.stuck("becoming quiet", stop))??;
         running.check()?;
-        self.subject.settled();
-        Ok(Some(free))
+        if free.is_some() {
+            self.subject.settled();
+        }
+        Ok(free)
     }
 
     /// Nothing that was there when all was quiet before is missing now.
@@ -297,11 +302,12 @@ impl<E: Engine> Run<E> {
         let (handle, ceased) = (env.clone(), self.subject.faults.ceased());
         let result = env.run(LIMIT, async move {
             let result = running.shutdown().await;
+            let given_up = running.has_given_up();
             drop(running);
             handle.set_faults(ceased);
             // The tasks that were told to stop do so.
             handle.sleep(SHUTDOWN_TIME).await;
-            result
+            result.map_err(|why| (why, given_up))
         });
         let struck = env.struck();
         let failing = struck.that_lead_to(Errors::Changes) + struck.that_lead_to(Errors::Reads) > 0;
@@ -317,8 +323,10 @@ impl<E: Engine> Run<E> {
                     ));
                 }
             }
-            Ok(Err(_)) if failing => {}
-            Ok(Err(why)) => return Err(format!("shutdown failed, and no device had: {why:?}")),
+            Ok(Err((_, given_up))) if failing || given_up => {}
+            Ok(Err((why, _))) => {
+                return Err(format!("shutdown failed, and no device had: {why:?}"));
+            }
             Err(stop) => return Err(self.subject.stuck("shutdown", stop)),
         }
         self.subject.crash(env);

@@ -278,7 +278,8 @@ impl<R: Running> Clients<R> {
         let now = self.stage.env.struck();
         let since = |kind| now.that_lead_to(kind) > before.that_lead_to(kind);
         let unread = now.that_lead_to(Errors::Reads) > 0;
-        let stopped = now.that_lead_to(Errors::Changes) > 0;
+        let given_up = self.stage.running.has_given_up();
+        let stopped = given_up || now.that_lead_to(Errors::Changes) > 0;
         match why {
             // A failed device takes its free extents with it, and what cannot be read keeps its
             // pair from being settled.

@@ -27,7 +27,6 @@ use super::policy::SettlePolicy;
 use super::state::{Epoch, Stage, State};
 use crate::env::{Disk, Env, Moment};
 use crate::format::blocks::Location;
-use crate::format::group::GroupState;
 use crate::format::ids::{Generation, PairId, Sequence};
 use crate::format::record::Record;
 use crate::mutants::{Mutant, mutated};
@@ -147,9 +146,7 @@ impl<E: Env> Inner<E> {
         }
         if !records.is_empty() {
             let id = self.state.borrow().domains[volume].id;
-            let transaction = self.journal.local_transaction();
-            let appended = self.journal.append(id.0, transaction, GroupState::Committed, records);
-            match appended.await {
+            match self.journal.append(id.0, records).await {
                 Ok(appended) => sequence = Some(appended),
                 Err(error) => {
                     self.fail_all(&error.to_string());

@@ -65,7 +65,7 @@ use crate::env::latch::Latching;
 use crate::env::{Disk, Env};
 use crate::format::ids::{ExtentId, ExtentRun, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
-use crate::journal::Journal;
+use crate::journal::place::Place;
 use crate::mds::client::Client;
 use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
@@ -79,6 +79,9 @@ use readers::Readers;
 use state::{Stage, State};
 
 use self::recovery::RegionOf;
+
+/// How long a commit waits for a metadata server that is silent, where nothing else was said.
+pub const MDS_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
 
 /// What can be tuned of a unit.
 #[derive(Clone, Debug)]
@@ -97,6 +100,9 @@ pub struct Config {
     pub warn_full: Vec<u8>,
     /// Whether extents that are given back are discarded on their device.
     pub discard: bool,
+    /// Where the flags are at the metadata server: how long a commit waits for its answer before
+    /// the volumes take no more writes; `None`: for ever.
+    pub mds_timeout: Option<Duration>,
 }
 
 impl Default for Config {
@@ -109,6 +115,7 @@ impl Default for Config {
             tell_interval: Duration::from_millis(500),
             warn_full: vec![80, 90],
             discard: false,
+            mds_timeout: Some(MDS_TIMEOUT_DEFAULT),
         }
     }
 }
@@ -139,7 +146,7 @@ struct Inner<E: Env> {
     watermarks: Watermarks,
     config: Config,
     devices: Vec<Device<E>>,
-    journal: Journal<RegionOf<E>>,
+    journal: Place<E, RegionOf<E>>,
     mds: Client<E>,
     counters: Rc<Counters>,
     latencies: Rc<Latencies>,
@@ -243,6 +250,12 @@ impl<E: Env> Unit<E> {
     /// Bytes of metadata written to the unit's region.
     pub fn metadata_bytes(&self) -> u64 {
         self.0.journal.bytes_written()
+    }
+
+    /// Whether nothing can be committed any more, because the metadata server, where the flags are,
+    /// was silent for too long.
+    pub fn is_without_answer(&self) -> bool {
+        self.0.journal.is_without_answer()
     }
 
     /// What the metadata server counts. Waits for as long as it does not answer.

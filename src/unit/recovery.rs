@@ -3,7 +3,8 @@
 //! 1. The devices are claimed and nothing of a predecessor can still arrive (the caller's part).
 //! 2. Devices and region are flushed: what is read must not vanish later.
 //! 3. Home and list are read, every slot is scanned, and what was cut off is invalidated
-//!    ([`Journal::open`]).
+//!    ([`Journal::open`]); or, where they are at the metadata server, its session begins, and it is
+//!    asked for the lines.
 //! 4. The linked groups are applied to the lines again, oldest first.
 //! 5. The metadata server is told what it missed; what it has granted and no pair names is free.
 //! 6. Requests are served.
@@ -33,8 +34,9 @@ use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk, Env, Region};
 use crate::format::home::Line;
-use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId};
+use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
+use crate::journal::place::Place;
 use crate::journal::{Journal, Opened, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{Claim, PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
@@ -66,8 +68,8 @@ pub struct Parts<E: Env> {
     pub reserve: u32,
     /// All devices of the pool.
     pub devices: Vec<Member<E>>,
-    /// Where journal and home are.
-    pub region: RegionOf<E>,
+    /// Where journal and home are; `None`: at the metadata server.
+    pub region: Option<RegionOf<E>>,
     /// The channel to the metadata server.
     pub link: E::Link,
     /// What can be tuned.
@@ -100,13 +102,9 @@ impl<E: Env> Unit<E> {
         if !mutated(Mutant::RecoveryFlushSkipped) {
             make_stable(&parts).await?;
         }
-        let region = parts.region.clone();
-        let opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
-        let Opened { journal, mut lines, groups } = opened;
+        let Found { place: journal, client, lines, groups, stale_pages } =
+            Found::find(&parts, pairs).await?;
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
-        let stale_pages = replay(&mut lines, &groups)?;
-        let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
-        let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
         let volumes = client.volumes().await?;
         // Grants first: a store that was made anew must know of them before it is told of pairs.
         let mut pool = all_grants(&client, pairs).await?;
@@ -116,7 +114,7 @@ impl<E: Env> Unit<E> {
         let mut state = build_state(parts.geometry, lines, &volumes, pool, stale_pages)?;
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
-        groups.iter().for_each(|group| journal.publish(group.sequence));
+        groups.into_iter().for_each(|sequence| journal.publish(sequence));
         let unit = assemble(parts, journal, client, state).await?;
         report.took = unit.0.env.now().since(started);
         unit.start_tasks();
@@ -147,8 +145,64 @@ async fn make_stable<E: Env>(parts: &Parts<E>) -> Result<(), RecoverError> {
         let device = || member.disk.name().to_owned();
         flushed.map_err(|error| RecoverError::Device { device: device(), error })?;
     }
-    let flushed = parts.region.flush().await;
+    let Some(region) = &parts.region else { return Ok(()) };
+    let flushed = region.flush().await;
     flushed.map_err(|error| RecoverError::Device { device: "the journal region".into(), error })
+}
+
+/// The unit's lines, and where they go on.
+struct Found<E: Env> {
+    place: Place<E, RegionOf<E>>,
+    client: Client<E>,
+    lines: Vec<Line>,
+    /// The groups whose effect the lines have, and the home not yet.
+    groups: Vec<Sequence>,
+    stale_pages: BTreeSet<u32>,
+}
+
+impl<E: Env> Found<E> {
+    /// Finds the lines of so many pairs, and begins the session with the metadata server.
+    async fn find(parts: &Parts<E>, pairs: u32) -> Result<Self, RecoverError> {
+        match &parts.region {
+            Some(region) => Self::in_region(parts, region.clone(), pairs).await,
+            None => Self::at_server(parts, pairs).await,
+        }
+    }
+
+    async fn in_region(
+        parts: &Parts<E>,
+        region: RegionOf<E>,
+        pairs: u32,
+    ) -> Result<Self, RecoverError> {
+        let opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
+        let Opened { journal, mut lines, groups } = opened;
+        let stale_pages = replay(&mut lines, &groups)?;
+        let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
+        let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
+        let groups = groups.iter().map(|group| group.sequence).collect();
+        let place = Place::Local(Box::new(journal));
+        Ok(Found { place, client, lines, groups, stale_pages })
+    }
+
+    /// The session comes first: from then on nothing of an earlier start changes the lines.
+    async fn at_server(parts: &Parts<E>, pairs: u32) -> Result<Self, RecoverError> {
+        let Parts { env, pool, unit, .. } = parts;
+        let counted = Claim::of(*pool, *unit, Incarnation::default());
+        let claim = Claim { incarnation: None, ..counted };
+        let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
+        let mut lines = vec![Line::FREE; pairs as usize];
+        for (pair, line) in client.lines().await?.lines {
+            let place = lines.get_mut(pair.0 as usize).ok_or_else(|| {
+                RecoverError::Damaged(format!("the metadata server has a line of pair {pair}"))
+            })?;
+            if !mutated(Mutant::LinesNotRead) {
+                *place = line;
+            }
+        }
+        let patience = parts.config.mds_timeout;
+        let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
+        Ok(Found { place, client, lines, groups: Vec::new(), stale_pages: BTreeSet::new() })
+    }
 }
 
 /// Everything that the server can give: the embedded server serves this unit alone.
@@ -334,7 +388,7 @@ fn build_state(
 
 async fn assemble<E: Env>(
     parts: Parts<E>,
-    journal: Journal<RegionOf<E>>,
+    journal: Place<E, RegionOf<E>>,
     mds: Client<E>,
     state: State,
 ) -> Result<Unit<E>, RecoverError> {

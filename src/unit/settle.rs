@@ -26,11 +26,11 @@ use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, settlement};
 use super::state::{Settling, State, Work};
 use crate::env::Env;
 use crate::format::blocks::{BlockMap, Location};
-use crate::format::group::GroupState;
 use crate::format::home::home_page;
 use crate::format::ids::{ExtentId, Generation, PairId, Slot, VolumeId};
 use crate::format::record::{Binding, Record};
-use crate::mds::records::{PairRecord, Primitive};
+use crate::mds::error::MdsError;
+use crate::mds::records::{PairRecord, Primitive, Told};
 use crate::mutants::{Mutant, mutated};
 use crate::observe::SettleStep;
 
@@ -49,6 +49,8 @@ pub struct SettleReport {
 
 /// After so long without a request a unit counts as idle.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// How often the server is asked whether readers have followed.
+const READERS_ASKED_EVERY: Duration = Duration::from_millis(10);
 /// How long a pair that could not be read is passed over.
 const SHUN_FOR: Duration = Duration::from_millis(100);
 /// How long a settle that found every pair in use waits before it looks again.
@@ -374,9 +376,7 @@ impl<E: Env> Inner<E> {
                     .extend(runs.map(|run| Record::placed(item.pair, generation, &run, location)));
                 records.push(Record::Binding { pair: item.pair, binding: item.after() });
             }
-            let transaction = self.journal.local_transaction();
-            let appended =
-                self.journal.append(u32::MAX, transaction, GroupState::Committed, records);
+            let appended = self.journal.append(u32::MAX, records);
             let sequence = appended.await.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
@@ -403,7 +403,8 @@ impl<E: Env> Inner<E> {
         if mutated(Mutant::LeftSlotReused) {
             self.free(items);
         }
-        if let Err(error) = self.mds.transact(&primitives).await {
+        let told = self.mds.transact(&primitives).await;
+        if let Err(error) = self.unread(told).await {
             // What the pairs left can neither be given back nor bound again.
             let reason = format!("the metadata server failed: {error}");
             self.fail_all(&reason);
@@ -415,6 +416,17 @@ impl<E: Env> Inner<E> {
         self.discard(items.iter().flat_map(Item::freed).collect()).await;
         if !mutated(Mutant::LeftSlotReused) {
             self.free(items);
+        }
+        Ok(())
+    }
+
+    /// Returns when nobody reads by lines from before what was told (design section 8): those who
+    /// read beside the unit say so to the server.
+    async fn unread(&self, told: Result<Told, MdsError>) -> Result<(), MdsError> {
+        let Told { view, mut horizon } = told?;
+        while horizon < view {
+            self.env.sleep(READERS_ASKED_EVERY).await;
+            horizon = self.mds.renew().await?.horizon;
         }
         Ok(())
     }

@@ -30,23 +30,31 @@ pub struct Service {
     pub arguments: Vec<String>,
 }
 
-/// What [`Service::arguments`] must have for a place of flags and journal; files go into the
-/// directory.
-pub type Place = fn(&Path) -> Vec<String>;
-
-/// Flags and journal on the first device.
-pub fn on_the_device(_: &Path) -> Vec<String> {
-    Vec::new()
+/// A place of flags and journal.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// What [`format`] must be told for it.
+    pub format: &'static [&'static str],
+    /// What [`Service::arguments`] must have; files go into the directory.
+    pub serve: fn(&Path) -> Vec<String>,
 }
 
+/// Flags and journal on the first device.
+pub const ON_THE_DEVICE: Place = Place { format: &[], serve: |_| Vec::new() };
+
 /// Flags and journal in a file of the directory, as NVRAM.
-pub fn in_nvram(directory: &Path) -> Vec<String> {
+pub const IN_NVRAM: Place = Place { format: &[], serve: in_nvram };
+
+/// Flags at the metadata server.
+pub const AT_THE_SERVER: Place = Place { format: &["--flags", "mds"], serve: |_| Vec::new() };
+
+/// All places.
+pub const PLACES: [Place; 3] = [ON_THE_DEVICE, IN_NVRAM, AT_THE_SERVER];
+
+fn in_nvram(directory: &Path) -> Vec<String> {
     let path = directory.join("nvram").display().to_string();
     ["--flags", "nvram", "--nvram", &path].map(String::from).to_vec()
 }
-
-/// All places.
-pub const PLACES: [Place; 2] = [on_the_device, in_nvram];
 
 /// A target that serves; killed when dropped.
 pub struct Target {
@@ -55,6 +63,11 @@ pub struct Target {
     control: PathBuf,
     log: PathBuf,
     lines: Receiver<String>,
+}
+
+/// Formats `device` with its flags at a place.
+pub fn format_at(place: Place, device: &Path, arguments: &[&str]) {
+    format(device, &[place.format, arguments].concat());
 }
 
 /// Formats `device`.

@@ -12,16 +12,19 @@
 //! - **Failure**: after [`Fault::Store`] the catalog is not to be used any more: its mirror may be
 //!   ahead of the store.
 
+pub mod lines;
 mod pairs;
 mod rows;
 pub mod space;
 #[cfg(test)]
 mod tests;
+mod views;
 pub mod volumes;
 
 use std::collections::BTreeMap;
 
 use self::rows::{PoolRow, UnitRow};
+use self::views::Views;
 use super::error::Refusal;
 use super::overview::PoolSeen;
 use super::ownership::{self, Start};
@@ -30,6 +33,7 @@ use super::records::{PairRecord, PoolInfo, ServerStatus, VolumeInfo};
 use super::runs::RunSet;
 use super::store::{self, Changes, Store, StoreError, Table};
 use super::volume_table::KeptRows;
+use crate::format::home::Line;
 use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, PoolId, UnitId, VolumeId};
 
 /// Rows read at a time when the store is opened.
@@ -154,6 +158,8 @@ pub struct CatalogFacts {
     pub free: Vec<ExtentRun>,
     /// The pairs, released ones included, by unit and number.
     pub pairs: Vec<(UnitId, PairRecord)>,
+    /// The lines, by unit and number: of pools whose flags are here.
+    pub lines: Vec<(UnitId, PairId, Line)>,
 }
 
 /// The metadata of a pool.
@@ -170,6 +176,7 @@ pub struct Catalog {
     /// How many extents are held.
     bound: u64,
     counters: ServerStatus,
+    views: Views,
 }
 
 impl Catalog {
@@ -199,6 +206,7 @@ impl Catalog {
         catalog.load_volumes()?;
         catalog.load_space()?;
         catalog.load_holders()?;
+        catalog.load_lines()?;
         catalog.check_layout()?;
         Ok(catalog)
     }
@@ -221,6 +229,7 @@ impl Catalog {
             holders: vec![None; extents_end as usize],
             bound: 0,
             counters: ServerStatus::default(),
+            views: Views::new(0),
         }
     }
 
@@ -238,6 +247,7 @@ impl Catalog {
             units: self.units.iter().map(unit).collect(),
             free: self.free.iter().collect(),
             pairs: self.stored_pairs()?,
+            lines: self.stored_lines()?,
         })
     }
 
@@ -252,8 +262,10 @@ impl Catalog {
         if self.changes.is_empty() {
             return Ok(());
         }
+        self.put_start();
         self.store.commit(&self.changes)?;
         self.changes.clear();
+        self.views.turn_ends();
         self.counters.store_commits += 1;
         Ok(())
     }

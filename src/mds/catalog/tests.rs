@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::space::Use;
 use super::*;
-use crate::format::ids::{LogicalExtent, Slot};
+use crate::format::ids::{Generation, LogicalExtent, Slot};
+use crate::format::record::{Binding, Record};
 use crate::mds::backend::RegionBackend;
 use crate::mds::records::{PairRecord, Primitive};
 use crate::mds::redb_store::RedbStore;
@@ -284,8 +285,20 @@ proptest! {
     }
 }
 
+/// A record that binds the pair at the logical extent of the same number.
+fn bound(pair: u32, generation: u32, extents: [Option<u32>; 2]) -> Record {
+    let binding = Binding {
+        generation: Generation(generation),
+        owner: Some((VolumeId(0), LogicalExtent(pair))),
+        extents: extents.map(|extent| extent.map(ExtentId)),
+        data_slot: Slot::Zero,
+    };
+    Record::Binding { pair: PairId(pair), binding }
+}
+
 /// Goal: a store of the size that format gives it holds the pool at its worst (every extent bound,
-/// in no order, every grant a run of its own) through many changes, in small batches and large.
+/// in no order, every grant a run of its own, every line in it) through many changes, in small
+/// batches and large.
 #[test]
 fn the_planned_size_is_enough() {
     for extents in [16, 2_000, 20_000u32] {
@@ -311,6 +324,9 @@ fn the_planned_size_is_enough() {
                     .map(|&line| Primitive::BindData(pair(line, round, slots(line), Slot::Zero)))
                     .collect();
                 catalog.transact(UNIT, &binds).unwrap();
+                let records: Vec<Record> =
+                    lines.iter().map(|&line| bound(line, round, slots(line))).collect();
+                catalog.harden(UNIT, &records).unwrap();
                 catalog.commit().unwrap();
             }
         }

@@ -28,20 +28,23 @@ use zerocopy::little_endian::{U32, U64};
 use self::exchange::Exchange;
 use super::error::{MdsError, Refusal};
 use super::raw::{
-    self, Malformed, RawAttach, RawOwned, RawPage, RawPool, RawPrimitive, RawRun, RawVolume,
+    self, Malformed, RawAttach, RawChanges, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
+    RawTold, RawVolume,
 };
 use super::records::{
-    Claim, Grants, LayoutPage, PairRecord, PoolInfo, Primitive, RETURN_RUNS_MAX, ServerStatus,
-    TRANSACT_PRIMITIVES_MAX, VolumeInfo,
+    Claim, Grants, LayoutPage, LinesSeen, PairRecord, PoolInfo, Primitive, RETURN_RUNS_MAX,
+    ServerStatus, TRANSACT_PRIMITIVES_MAX, Told, VolumeInfo,
 };
 use super::wire::{self, Operation};
 use crate::env::{Env, Link, Moment};
 use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, UnitId, VolumeId};
+use crate::format::record::{self, Record};
 
 /// Records of a page, by what a page holds.
 const VOLUMES_PAGE: u32 = 64;
 const RUNS_PAGE: u32 = 1024;
 const LAYOUT_PAGE: u32 = 512;
+const LINES_PAGE: u32 = 256;
 
 /// A session with the metadata server. Cheap to clone: a handle.
 pub struct Client<E: Env> {
@@ -107,9 +110,9 @@ impl<E: Env> Client<E> {
         self.exchange.call(Operation::Detach, &[]).await.map(drop)
     }
 
-    /// Says that the session lives.
-    pub async fn renew(&self) -> Result<(), MdsError> {
-        self.exchange.call(Operation::Renew, &[]).await.map(drop)
+    /// Says that the session lives; tells how far readers beside the unit have come.
+    pub async fn renew(&self) -> Result<Told, MdsError> {
+        told(Operation::Renew, &self.exchange.call(Operation::Renew, &[]).await?)
     }
 
     /// The pool, as told at attach.
@@ -185,12 +188,56 @@ impl<E: Env> Client<E> {
     }
 
     /// Executes all of the batch as one durable transaction, or none of it.
-    pub async fn transact(&self, primitives: &[Primitive]) -> Result<(), MdsError> {
+    pub async fn transact(&self, primitives: &[Primitive]) -> Result<Told, MdsError> {
         if primitives.len() > TRANSACT_PRIMITIVES_MAX {
             return Err(MdsError::TooLarge { what: "primitives", limit: TRANSACT_PRIMITIVES_MAX });
         }
         let body = raw::pack(primitives.iter().map(RawPrimitive::from));
-        self.exchange.call(Operation::Transact, &body).await.map(drop)
+        told(Operation::Transact, &self.exchange.call(Operation::Transact, &body).await?)
+    }
+
+    /// Harden_Extent_Flags: applies a group's records to the lines that the server keeps, as one
+    /// durable transaction, or none of them. They are [`wire::MESSAGE_BYTES_MAX`] at most together.
+    pub async fn harden(&self, records: &[Record]) -> Result<Told, MdsError> {
+        let body = record::pack(records);
+        if body.len() > wire::MESSAGE_BYTES_MAX {
+            let limit = wire::MESSAGE_BYTES_MAX;
+            return Err(MdsError::TooLarge { what: "bytes of records", limit });
+        }
+        let operation = Operation::HardenExtentFlags;
+        told(operation, &self.exchange.call(operation, &body).await?)
+    }
+
+    /// Every line that the server keeps of this unit. Where they change meanwhile, the view is one
+    /// from before: what changed since then may be in them or not.
+    pub async fn lines(&self) -> Result<LinesSeen, MdsError> {
+        let operation = Operation::Lines;
+        let mut seen: Option<LinesSeen> = None;
+        loop {
+            let last = seen.as_ref().and_then(|seen| seen.lines.last());
+            let from = last.map_or(0, |(pair, _)| u64::from(pair.0) + 1);
+            let reply = self.page(operation, VolumeId(0), LINES_PAGE, from).await?;
+            let (view, rest) = parsed(operation, raw::first::<U64>(&reply))?;
+            let page = parsed(operation, raw::lines(rest))?;
+            let full = page.len() >= LINES_PAGE as usize;
+            let first = LinesSeen { view: view.get(), lines: Vec::new() };
+            let seen = seen.get_or_insert(first);
+            seen.lines.extend(page);
+            if !full {
+                return Ok(std::mem::replace(seen, LinesSeen { view: 0, lines: Vec::new() }));
+            }
+        }
+    }
+
+    /// The lines that changed since a view, up to the view that the answer is of; `None` where that
+    /// is not known: then all are to be asked for. Says that nothing from before `since` is used
+    /// here any more.
+    pub async fn changes(&self, since: u64) -> Result<Option<LinesSeen>, MdsError> {
+        let operation = Operation::Changes;
+        let reply = self.exchange.call(operation, U64::new(since).as_bytes()).await?;
+        let (head, rest) = parsed(operation, raw::first::<RawChanges>(&reply))?;
+        let lines = parsed(operation, raw::lines(rest))?;
+        Ok((head.reset == 0).then_some(LinesSeen { view: head.view.get(), lines }))
     }
 
     /// The live pairs of a volume from a logical extent on.
@@ -287,6 +334,10 @@ fn named(
     let (operation, refusal) = (operation.name(), Refusal::NameInvalid);
     let invalid = MdsError::Refused { operation, refusal, detail: 0 };
     RawVolume::named(volume, name, size).ok_or(invalid)
+}
+
+fn told(operation: Operation, reply: &[u8]) -> Result<Told, MdsError> {
+    parsed(operation, raw::one::<RawTold>(reply)).map(Told::from)
 }
 
 fn parsed<T>(operation: Operation, result: Result<T, Malformed>) -> Result<T, MdsError> {

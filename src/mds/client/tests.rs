@@ -7,7 +7,9 @@ use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::env::{Disk, Durability, Nvram, Region};
-use crate::format::ids::{Incarnation, PoolId, Slot};
+use crate::format::home::Line;
+use crate::format::ids::{ExtentId, Generation, Incarnation, PairId, PoolId, Slot};
+use crate::format::record::{Binding, Record};
 use crate::mds::catalog::PoolSpec;
 use crate::mds::pools::Pools;
 use crate::mds::redb_store::RedbStore;
@@ -358,6 +360,54 @@ fn a_newer_start() {
     let expected =
         MdsError::Refused { operation: "Attach", refusal: Refusal::StaleIncarnation, detail: 1 };
     assert_eq!(stale.err(), Some(expected));
+}
+
+/// Goal: over a bad network groups of many datagrams are hardened whole, once and in order; the
+/// lines are read back, and what changed since a view; a start that counts at the server comes
+/// after all that the server knows.
+#[test]
+fn flags_at_the_server() {
+    let record = |pair: u32, generation| {
+        let binding = Binding {
+            generation: Generation(generation),
+            owner: Some((VolumeId(0), LogicalExtent(pair))),
+            extents: [Some(ExtentId(pair)), None],
+            data_slot: Slot::Zero,
+        };
+        Record::Binding { pair: PairId(pair), binding }
+    };
+    for start in 1..=2 {
+        let (_, env) = world(start, 20, 1472);
+        let mine = env.clone();
+        run(&env, async move {
+            let counted = Claim { incarnation: None, ..claim() };
+            let link = || TestLink(Rc::clone(&mine.0));
+            let first = Client::attach(mine.clone(), link(), counted).await.unwrap();
+            assert_eq!(first.incarnation(), Incarnation(1));
+            drop(first);
+            mine.sleep(Duration::from_secs(60)).await;
+            let client = Client::attach(mine.clone(), link(), counted).await.unwrap();
+            assert_eq!(client.incarnation(), Incarnation(2));
+            while !client.allocate_data_extents(5000).await.unwrap().is_empty() {}
+            let before = client.renew().await.unwrap();
+            assert_eq!(before.horizon, u64::MAX, "nobody reads");
+            let groups = (1..=3_u32)
+                .map(|round| (0..1000).map(|pair| record(pair, round)).collect::<Vec<Record>>());
+            let groups: Vec<_> = groups.collect();
+            let all = groups.iter().map(|group| client.harden(group));
+            for told in futures_util::future::join_all(all).await {
+                assert!(told.unwrap().view > before.view);
+            }
+            let seen = client.lines().await.unwrap();
+            assert_eq!(seen.lines.len(), 1000);
+            let newest = |(_, line): &(PairId, Line)| line.binding.generation == Generation(3);
+            assert!(seen.lines.iter().all(newest));
+            assert_eq!(client.changes(before.view).await.unwrap(), Some(seen.clone()));
+            assert_eq!(client.changes(seen.view).await.unwrap().unwrap().lines, []);
+            assert_eq!(client.changes(0).await.unwrap(), None);
+            assert_eq!(client.server_status().await.unwrap().hardens, 3);
+        });
+    }
 }
 
 /// Goal: dropping the last handle ends the client's tasks, and a call that waits fails as closed;

@@ -33,16 +33,20 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
 use crate::env::Moment;
-use crate::format::ids::{ExtentRun, LogicalExtent, UnitId, VolumeId};
+use crate::format::home::Line;
+use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId, VolumeId};
+use crate::format::record;
 use crate::mds::catalog::{Fault, space::Use};
 use crate::mds::error::Refusal;
 use crate::mds::overview::{RawPoolSeen, RawSessionSeen, Section};
 use crate::mds::pools::Pools;
 use crate::mds::raw::{
-    self, Malformed, RawOwned, RawPage, RawPair, RawPrimitive, RawRun, RawVolume,
+    self, Malformed, RawChanges, RawOwned, RawPage, RawPair, RawPairLine, RawPrimitive, RawRun,
+    RawTold, RawVolume,
 };
 use crate::mds::records::{
-    Claim, Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, VolumeInfo,
+    Claim, LinesSeen, Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, Told,
+    VolumeInfo,
 };
 use crate::mds::session::{Admitted, Answer, Session};
 use crate::mds::store::StoreError;
@@ -53,6 +57,9 @@ use crate::mutants::{Mutant, mutated};
 pub const BUFFERED_BYTES_MAX: usize = 64 << 20;
 /// The largest body of a page, in bytes.
 const PAGE_BYTES_MAX: usize = 32 << 10;
+
+/// The most lines that one answer tells of that changed.
+const CHANGES_MAX: usize = wire::MESSAGE_BYTES_MAX / 2 / size_of::<RawPairLine>();
 
 const _: () = assert!(PAGE_BYTES_MAX < wire::MESSAGE_BYTES_MAX);
 
@@ -140,7 +147,7 @@ impl<P: Clone + PartialEq> Server<P> {
             self.failure = self.pools.commit().err();
         }
         for query in std::mem::take(&mut turn.queries) {
-            let outcome = self.query(query.header.operation, query.claim.as_ref(), &query.body);
+            let outcome = self.query(query.header, query.claim.as_ref(), &query.body);
             let Query { peer, header, payload_max, .. } = query;
             turn.replies.push(Reply { peer, header, payload_max, outcome });
         }
@@ -212,6 +219,7 @@ impl<P: Clone + PartialEq> Server<P> {
         if header.operation.is_sessionless() {
             return self.take_sessionless(turn, peer, datagram);
         }
+        self.harden_for_anyone(datagram);
         let Some(session) = self.sessions.get_mut(&header.session) else {
             // A session that is detached already is what a repeated detach wants.
             let detached = header.operation == Operation::Detach;
@@ -269,6 +277,20 @@ impl<P: Clone + PartialEq> Server<P> {
         buffered + bytes <= BUFFERED_BYTES_MAX
     }
 
+    /// Hardens for a session that was replaced, which is a mutant's doing.
+    fn harden_for_anyone(&mut self, datagram: &Datagram<'_>) {
+        let stale = mutated(Mutant::HardenOfStaleSession)
+            && !self.sessions.contains_key(&datagram.header.session)
+            && datagram.header.operation == Operation::HardenExtentFlags;
+        let claim = self.sessions.values().next().map(|known| *known.claim()).filter(|_| stale);
+        if let (Some(claim), Some(records)) = (claim, record::unpack(datagram.body))
+            && let Some(catalog) = self.pools.catalog_mut(claim.pool)
+        {
+            // Refused or not: who asked is not told.
+            let _ = catalog.harden(claim.unit, &records);
+        }
+    }
+
     /// Whether a repeated request is executed again, which is a mutant's doing.
     fn executes_again(operation: Operation, parts: u16) -> bool {
         let absolute = operation == Operation::Transact;
@@ -320,7 +342,17 @@ impl<P: Clone + PartialEq> Server<P> {
                 catalog.detach(unit, session);
                 self.sessions.remove(&session);
             }
-            Operation::Transact => catalog.transact(unit, &primitives(body)?)?,
+            Operation::Transact => {
+                catalog.transact(unit, &primitives(body)?)?;
+                let view = catalog.view();
+                return Ok(RawTold::from(self.told(claim.pool, view)).as_bytes().to_vec());
+            }
+            Operation::HardenExtentFlags => {
+                let records = record::unpack(body).ok_or(Malformed);
+                catalog.harden(unit, &well_formed(records)?)?;
+                let view = catalog.view();
+                return Ok(RawTold::from(self.told(claim.pool, view)).as_bytes().to_vec());
+            }
             Operation::AllocateJournalSpace | Operation::AllocateDataExtents => {
                 let purpose = match operation {
                     Operation::AllocateJournalSpace => Use::Journal,
@@ -355,7 +387,6 @@ impl<P: Clone + PartialEq> Server<P> {
             Operation::RemoveVolume => {
                 catalog.remove_volume(VolumeId(volume(body)?.id.get()))?;
             }
-            Operation::HardenExtentFlags => return Err(Fault::Refused(Refusal::Unsupported, 0)),
             Operation::Attach
             | Operation::Renew
             | Operation::ListVolumes
@@ -373,9 +404,23 @@ impl<P: Clone + PartialEq> Server<P> {
         Ok(Vec::new())
     }
 
-    fn query(&mut self, operation: Operation, claim: Option<&Claim>, body: &[u8]) -> Outcome {
+    /// How far lines of a pool have changed, what this turn did so far included, and its readers
+    /// followed.
+    fn told(&self, pool: PoolId, view: u64) -> Told {
+        let of_pool = self.sessions.values().filter(|known| known.claim().pool == pool);
+        let acknowledged = of_pool.filter_map(Session::acknowledged);
+        Told { view, horizon: acknowledged.min().unwrap_or(u64::MAX) }
+    }
+
+    fn query(&mut self, header: Header, claim: Option<&Claim>, body: &[u8]) -> Outcome {
+        if header.operation == Operation::Changes
+            && let Ok(since) = raw::one::<U64>(body)
+            && let Some(session) = self.sessions.get_mut(&header.session)
+        {
+            session.acknowledge(since.get());
+        }
         let result = match claim {
-            Some(claim) => self.answer_query(operation, claim, body),
+            Some(claim) => self.answer_query(header.operation, claim, body),
             None => self.answer_overview(body),
         };
         result.map_err(|fault| match fault {
@@ -398,7 +443,9 @@ impl<P: Clone + PartialEq> Server<P> {
         let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
         let page = || well_formed(raw::one::<RawPage>(body));
         match operation {
-            Operation::Renew => Ok(Vec::new()),
+            Operation::Renew => {
+                Ok(RawTold::from(self.told(claim.pool, catalog.view())).as_bytes().to_vec())
+            }
             Operation::Status => {
                 let counters = self.with_own(self.pools.counters(claim.pool));
                 Ok(raw::pack(counters.words().map(U64::new)))
@@ -430,7 +477,20 @@ impl<P: Clone + PartialEq> Server<P> {
                 };
                 Ok(raw::pack(pairs.into_iter().map(record)))
             }
-            Operation::Lines | Operation::Changes => Err(Fault::Refused(Refusal::Unsupported, 0)),
+            Operation::Lines => {
+                let page = page()?;
+                let from = u32::try_from(page.from.get());
+                let from = from.map_err(|_| Fault::Refused(Refusal::OutOfRange, 0))?;
+                let limit = limit::<RawPairLine>(&page);
+                let lines = catalog.lines(claim.unit, PairId(from), limit)?;
+                let mut reply = U64::new(catalog.view()).as_bytes().to_vec();
+                reply.extend(raw::pack(lines.into_iter().map(pair_line)));
+                Ok(reply)
+            }
+            Operation::Changes => {
+                let since = well_formed(raw::one::<U64>(body))?;
+                Ok(changes(catalog.changes(claim.unit, since.get(), CHANGES_MAX)?))
+            }
             _ => unreachable!("{} is no query of a session", operation.name()),
         }
     }
@@ -494,6 +554,19 @@ fn refusal_of(error: &StoreError) -> Refusal {
 
 fn well_formed<T>(result: Result<T, Malformed>) -> Result<T, Fault> {
     result.map_err(|Malformed| Fault::Refused(Refusal::Malformed, 0))
+}
+
+/// What changed; `None`: what is not known.
+fn changes(seen: Option<LinesSeen>) -> Vec<u8> {
+    let reset = U32::new(seen.is_none().into());
+    let LinesSeen { view, lines } = seen.unwrap_or(LinesSeen { view: 0, lines: Vec::new() });
+    let mut reply = RawChanges { view: U64::new(view), reset }.as_bytes().to_vec();
+    reply.extend(raw::pack(lines.into_iter().map(pair_line)));
+    reply
+}
+
+fn pair_line((pair, line): (PairId, Line)) -> RawPairLine {
+    RawPairLine::new(pair, line.bytes())
 }
 
 fn check_count(count: usize, limit: usize) -> Result<(), Fault> {
