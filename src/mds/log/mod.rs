@@ -60,7 +60,8 @@ struct Tail {
     sequence: u64,
 }
 
-/// A store with a log before it. Its parts are let go of in this order: the lock of the place last.
+/// A store with a log before it. Its parts are let go of in this order: the place, and with it the
+/// lock, after the thread.
 pub struct LoggedStore<S, L> {
     checkpointer: Checkpointer<S>,
     below: S,
