@@ -42,6 +42,7 @@ use flipside::mds::store::Store;
 use flipside::mds::wire::{self, Header, Kind, Operation, PAYLOAD_MAX, WINDOW};
 use hdrhistogram::Histogram;
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use serde::Serialize;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
@@ -216,7 +217,7 @@ impl Bench {
         let replies = self.handle(request);
         let reply = wire::parse(&replies[0].1).expect("a reply");
         let runs = raw::runs(reply.body).expect("runs");
-        client.extents = runs.into_iter().flat_map(|run| run.iter()).collect();
+        client.extents = runs.into_iter().flat_map(ExtentRun::iter).collect();
         assert_eq!(client.extents.len() as u32, pairs * 2, "all that was asked for");
         client.floor = client.sequence;
         while client.generation == 1 {
@@ -287,13 +288,23 @@ fn check(reply: &[u8]) -> u64 {
     reply.header.session
 }
 
-fn cpu_time() -> Duration {
+/// Processor time of all threads so far, in microseconds.
+fn cpu_time() -> u64 {
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("one's own usage");
     let times = [usage.user_time(), usage.system_time()];
-    times
-        .iter()
-        .map(|time| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()) as u64))
-        .sum()
+    let micros =
+        |time: &TimeVal| time.tv_sec().cast_unsigned() * 1_000_000 + time.tv_usec().cast_unsigned();
+    times.iter().map(micros).sum()
+}
+
+/// How many of that in a second.
+fn per_second(count: u64, elapsed: Duration) -> u64 {
+    (u128::from(count) * 1_000_000 / elapsed.as_micros()) as u64
+}
+
+/// The part of one processor that was used, in percent.
+fn cpu_percent(since: u64, elapsed: Duration) -> u64 {
+    per_second(cpu_time() - since, elapsed) / 10_000
 }
 
 /// Of microseconds, up to a minute.
@@ -315,15 +326,14 @@ fn measured(options: &Options, case: Case) -> Outcome {
     let Case { store: name, load, sessions, window, batch } = case;
     let folder = options.dir.join("store");
     fs::create_dir_all(&folder).expect("a folder");
-    let store: Box<dyn Store> = match name {
-        "log" => hosted::open(&folder.join("logged")).expect("a new store"),
-        _ => {
-            let mut how = File::options();
-            let how = how.read(true).write(true).create_new(true);
-            let file = how.open(folder.join("redb")).expect("a new file");
-            let backend = redb::backends::FileBackend::new(file).expect("a new file");
-            Box::new(RedbStore::open(backend).expect("a new store"))
-        }
+    let store: Box<dyn Store> = if name == "log" {
+        hosted::open(&folder.join("logged")).expect("a new store")
+    } else {
+        let mut how = File::options();
+        let how = how.read(true).write(true).create_new(true);
+        let file = how.open(folder.join("redb")).expect("a new file");
+        let backend = redb::backends::FileBackend::new(file).expect("a new file");
+        Box::new(RedbStore::open(backend).expect("a new store"))
     };
     let mut bench = Bench::new(store, sessions);
     let mut times = histogram();
@@ -331,17 +341,16 @@ fn measured(options: &Options, case: Case) -> Outcome {
     let length = Duration::from_secs(options.seconds);
     let (mut done, mut sent) = (0, 0);
     while before.2.elapsed() < length {
-        done += match load {
-            "closed" => bench.closed(window, batch, &mut times),
-            _ => {
-                let interval = u64::from(batch) * 1_000_000_000 / options.rate;
-                let due = |number| before.2 + Duration::from_nanos(number * interval);
-                bench.paced(due, &mut sent, batch, &mut times)
-            }
+        done += if load == "closed" {
+            bench.closed(window, batch, &mut times)
+        } else {
+            let interval = u64::from(batch) * 1_000_000_000 / options.rate;
+            let due = |number| before.2 + Duration::from_nanos(number * interval);
+            bench.paced(due, &mut sent, batch, &mut times)
         };
     }
     let elapsed = before.2.elapsed();
-    let cpu = cpu_time() - before.1;
+    let cpu_percent = cpu_percent(before.1, elapsed);
     let status = bench.server.status();
     let commits = status.store_commits - before.0.store_commits;
     let bytes = status.store_bytes_written - before.0.store_bytes_written;
@@ -353,13 +362,13 @@ fn measured(options: &Options, case: Case) -> Outcome {
         sessions,
         window,
         batch,
-        primitives_per_second: (done as f64 / elapsed.as_secs_f64()) as u64,
+        primitives_per_second: per_second(done, elapsed),
         p50_us: times.value_at_quantile(0.5),
         p99_us: times.value_at_quantile(0.99),
         max_us: times.max(),
         primitives_per_commit: done / commits.max(1),
         bytes_per_primitive: bytes / done.max(1),
-        cpu_percent: (100.0 * cpu.as_secs_f64() / elapsed.as_secs_f64()) as u64,
+        cpu_percent,
     }
 }
 
@@ -384,16 +393,16 @@ fn device(options: &Options, of: &Outcome) -> Outcome {
         times.saturating_record(before.elapsed().as_micros() as u64);
         at += blocks.len() as u64;
     }
-    let elapsed = start.elapsed().as_secs_f64();
+    let elapsed = start.elapsed();
     fs::remove_file(&path).expect("the file goes");
     let done = times.len() * of.primitives_per_commit;
     Outcome {
         store: "device",
-        primitives_per_second: (done as f64 / elapsed) as u64,
+        primitives_per_second: per_second(done, elapsed),
         p50_us: times.value_at_quantile(0.5),
         p99_us: times.value_at_quantile(0.99),
         max_us: times.max(),
-        cpu_percent: (100.0 * (cpu_time() - cpu).as_secs_f64() / elapsed) as u64,
+        cpu_percent: cpu_percent(cpu, elapsed),
         ..*of
     }
 }

@@ -298,7 +298,7 @@ mod tests {
         assert!(!path.join(FOLDER_NEW).exists());
     }
 
-    /// Goal: a part that is missing, cut off, damaged or another store's is refused with what it is.
+    /// Goal: a part that is missing, cut off, damaged or another store's is refused as that.
     #[test]
     fn parts_that_do_not_fit() {
         let (_one, first) = folder();

@@ -28,7 +28,9 @@
 //! | 16 | 8 | sequence: counts the records of all epochs |
 //! | 24 | 4 | bytes of the changes |
 //! | 28 | 4 | number of changes |
-//! | 32 | | changes: table (1 byte), kind (1: 0 a row, 1 none), length of key (2), of value (4); key; value |
+//! | 32 | | changes: table (1 byte), kind (1), length of key (2), of value (4); key; value |
+//!
+//! A change's kind is 0 for a row, 1 for none.
 //!
 //! # Contract
 //!
@@ -421,7 +423,8 @@ mod tests {
         ) {
             let mut bytes = half(std::slice::from_ref(&rows));
             prop_assert_eq!(read(&bytes, 10).unwrap(), (11, rows));
-            let used = RECORD_HEADER + u32::from_le_bytes(bytes[24..28].try_into().unwrap()) as usize;
+            let length = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
+            let used = RECORD_HEADER + length as usize;
             let bit = bit.index(used * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(read(&bytes, 10).unwrap(), (10, Changes::new()));

@@ -30,8 +30,8 @@
 //!
 //! # Contracts
 //!
-//! - **Whole, Durability**: as [`Store`]'s. A commit whose record does not fit a half is a commit of
-//!   the store below, together with all before it.
+//! - **Whole, Durability**: as [`Store`]'s. A commit whose record does not fit a half is one
+//!   of the store below, together with all before it.
 //! - **Order**: the store below holds a prefix of the commits at any time.
 //! - **Failure**: the first failed write, of log or store, is the answer to all that follows.
 //! - **Ownership**: nobody else changes the store below, nor the log.
@@ -60,7 +60,8 @@ struct Tail {
     sequence: u64,
 }
 
-/// A store with a log before it. Its parts are let go of in this order: the lock of the place last.
+/// A store with a log before it. Its parts are let go of in this order: the place, and with it the
+/// lock, after the thread.
 pub struct LoggedStore<S, L> {
     checkpointer: Checkpointer<S>,
     below: S,

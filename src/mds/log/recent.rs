@@ -37,7 +37,8 @@ fn merged<'a, V>(
 }
 
 /// Up to `limit` rows of a page of a table's rows, as they are after the changes, of which those of
-/// `newer` count first. The page has all rows from `from` up to and including `end`, or to the last.
+/// `newer` count first. The page has all rows from `from` up to `end`, that one included, or to the
+/// last.
 pub fn after(
     [newer, older]: [&Changes; 2],
     table: Table,
