@@ -145,7 +145,7 @@ impl Ring {
         Sleep::new(&self.0, duration)
     }
 
-    /// Nanoseconds of the clock that [`Ring::sleep`] goes by: CLOCK_BOOTTIME, which never goes back.
+    /// Nanoseconds of the clock that [`Ring::sleep`] goes by: CLOCK_BOOTTIME.
     pub fn now_ns(&self) -> u64 {
         super::timer::now_ns()
     }
