@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::{Server, Turn, well_formed};
 use crate::format::ids::{Incarnation, PoolId};
-use crate::mds::catalog::Fault;
+use crate::mds::catalog::{Catalog, Fault};
 use crate::mds::error::Refusal;
 use crate::mds::overview::{PoolSeen, SessionSeen};
 use crate::mds::ownership::{self, Owner, Start};
@@ -73,8 +73,11 @@ impl<P: Clone + PartialEq> Server<P> {
         } else {
             self.attach_writer(id, claim, Incarnation(attach.after.get()))?
         };
+        // What it will know is no older than this.
+        let view = self.pools.catalog(granted.pool).map_or(0, Catalog::view);
         let mut session = Session::new(granted, payload_max, sequence);
         session.begin(self.now);
+        session.acknowledge(view);
         self.put_session(granted.pool, id, Some(session.row()));
         self.sessions.insert(id, session);
         self.pool_told(&granted)
