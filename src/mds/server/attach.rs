@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::{Server, Turn, well_formed};
 use crate::format::ids::{Incarnation, PoolId};
-use crate::mds::catalog::Fault;
+use crate::mds::catalog::{Catalog, Fault};
 use crate::mds::error::Refusal;
 use crate::mds::overview::{PoolSeen, SessionSeen};
 use crate::mds::ownership::{self, Owner, Start};
@@ -75,6 +75,9 @@ impl<P: Clone + PartialEq> Server<P> {
         };
         let mut session = Session::new(granted, payload_max, sequence);
         session.begin(self.now);
+        // What it knows it will have asked for from now on.
+        let view = self.pools.catalog(granted.pool).map_or(0, Catalog::view);
+        session.acknowledge(view);
         self.put_session(granted.pool, id, Some(session.row()));
         self.sessions.insert(id, session);
         self.pool_told(&granted)
