@@ -24,6 +24,11 @@ impl Lease {
         lease
     }
 
+    /// How long it is after each renewal, by the server's clock.
+    pub fn length(&self) -> Duration {
+        self.length
+    }
+
     /// A request that was sent then was answered. One that was sent earlier than another changes
     /// nothing.
     pub fn renew(&mut self, sent: Moment) {

@@ -104,7 +104,8 @@ impl<E: Env> Clone for Follower<E> {
 
 struct Inner<E: Env> {
     parts: Parts<E>,
-    client: RefCell<Client<E>>,
+    /// The session; none between one that has ended and the next.
+    client: RefCell<Option<Client<E>>>,
     state: RefCell<State>,
     counters: Counters,
     /// A read waits for an answer.
@@ -176,7 +177,7 @@ impl<E: Env> Follower<E> {
             under_way: BTreeMap::new(),
         };
         let inner = Rc::new(Inner {
-            client: RefCell::new(client),
+            client: RefCell::new(Some(client)),
             state: RefCell::new(state),
             counters: Counters { readings: Cell::new(1), ..Counters::default() },
             wanted: Notify::new(),
@@ -229,7 +230,7 @@ impl<E: Env> Follower<E> {
         inner.stopped.set(true);
         inner.stop.notify_one();
         inner.told.notify_waiters();
-        let client = inner.client.borrow().clone();
+        let Some(client) = inner.client.take() else { return };
         let enough = Box::pin(inner.parts.env.sleep(patience));
         // Where it does not hear of it, the lease ends by itself.
         let _ = futures_util::future::select(Box::pin(client.detach()), enough).await;

@@ -80,7 +80,13 @@ impl<E: Env> Inner<E> {
     /// one.
     async fn turn(&self) {
         self.due().await;
-        let Err(error) = self.ask().await else { return };
+        let session = self.client.borrow().clone();
+        let asked = match session {
+            Some(client) => self.ask(&client).await,
+            None => Err(FollowError::Mds(MdsError::Closed)),
+        };
+        let Err(error) = asked else { return };
+        self.client.take();
         tracing::warn!(%error, "the session of a reader has ended; another one begins");
         let now = self.parts.env.now();
         self.state.borrow_mut().lease.end(now);
@@ -101,15 +107,14 @@ impl<E: Env> Inner<E> {
             }
             let unacknowledged = state.acknowledged < state.cache.view();
             let every = if unacknowledged { UNACKNOWLEDGED_EVERY } else { EVERY };
-            every.min(self.client.borrow().lease() / TIMES_A_LEASE)
+            every.min(state.lease.length() / TIMES_A_LEASE)
         };
         let sleep = Box::pin(self.parts.env.sleep(every));
         select(sleep, Box::pin(self.wanted.notified())).await;
     }
 
     /// Asks what has changed, and takes it in.
-    async fn ask(&self) -> Result<(), FollowError> {
-        let client = self.client.borrow().clone();
+    async fn ask(&self, client: &Client<E>) -> Result<(), FollowError> {
         let sent = self.parts.env.now();
         let (number, since, used) = {
             let mut state = self.state.borrow_mut();
@@ -123,10 +128,10 @@ impl<E: Env> Inner<E> {
                 let seen = checked(&self.parts, seen)?;
                 self.state.borrow_mut().cache.apply(seen);
             }
-            _ => self.read_anew(&client).await?,
+            _ => self.read_anew(client).await?,
         }
         self.answered(sent, number, used);
-        self.list_volumes(&client).await
+        self.list_volumes(client).await
     }
 
     async fn read_anew(&self, client: &Client<E>) -> Result<(), FollowError> {
@@ -155,8 +160,8 @@ impl<E: Env> Inner<E> {
     async fn begin_again(&self) -> Result<(), FollowError> {
         let sent = self.parts.env.now();
         let (client, lease) = attach(&self.parts).await?;
-        self.client.replace(client.clone());
         self.read_anew(&client).await?;
+        self.client.replace(Some(client));
         let number = {
             let mut state = self.state.borrow_mut();
             state.lease = lease;
