@@ -308,6 +308,7 @@ impl World {
             }
             Either::Left((Err(ReadError::LeaseOver { .. }), _)) if self.faulty => {
                 self.over.set(self.over.get() + 1);
+                self.env.sleep(LEASE / 10).await;
                 Ok(())
             }
             Either::Left((Err(error), _)) => Err(format!("a read failed: {error}")),
