@@ -229,7 +229,7 @@ impl Catalog {
             holders: vec![None; extents_end as usize],
             bound: 0,
             counters: ServerStatus::default(),
-            views: Views::new(0),
+            views: Views::new(1),
         }
     }
 

@@ -73,10 +73,10 @@ impl<P: Clone + PartialEq> Server<P> {
         } else {
             self.attach_writer(id, claim, Incarnation(attach.after.get()))?
         };
+        // What it will know is no older than this.
+        let view = self.pools.catalog(granted.pool).map_or(0, Catalog::view);
         let mut session = Session::new(granted, payload_max, sequence);
         session.begin(self.now);
-        // What it knows it will have asked for from now on.
-        let view = self.pools.catalog(granted.pool).map_or(0, Catalog::view);
         session.acknowledge(view);
         self.put_session(granted.pool, id, Some(session.row()));
         self.sessions.insert(id, session);

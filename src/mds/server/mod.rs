@@ -36,7 +36,7 @@ use crate::env::Moment;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId, VolumeId};
 use crate::format::record;
-use crate::mds::catalog::{Fault, space::Use};
+use crate::mds::catalog::{Catalog, Fault, space::Use};
 use crate::mds::error::Refusal;
 use crate::mds::overview::{RawPoolSeen, RawSessionSeen, Section};
 use crate::mds::pools::Pools;
@@ -368,25 +368,11 @@ impl<P: Clone + PartialEq> Server<P> {
                 check_count(runs.len(), RETURN_RUNS_MAX)?;
                 catalog.give_back(unit, &runs, data.get())?;
             }
-            Operation::CreateVolume => {
-                let asked = well_formed(VolumeInfo::try_from(&volume(body)?))?;
-                let made = catalog.create_volume(&asked.name, asked.size)?;
-                return Ok(RawVolume::from(&made).as_bytes().to_vec());
-            }
-            Operation::ResizeVolume => {
-                let record = volume(body)?;
-                catalog.resize_volume(VolumeId(record.id.get()), record.size.get())?;
-            }
-            Operation::RenameVolume => {
-                let asked = well_formed(VolumeInfo::try_from(&volume(body)?))?;
-                catalog.rename_volume(asked.id, &asked.name)?;
-            }
-            Operation::DeleteVolume => {
-                catalog.delete_volume(VolumeId(volume(body)?.id.get()))?;
-            }
-            Operation::RemoveVolume => {
-                catalog.remove_volume(VolumeId(volume(body)?.id.get()))?;
-            }
+            Operation::CreateVolume
+            | Operation::ResizeVolume
+            | Operation::RenameVolume
+            | Operation::DeleteVolume
+            | Operation::RemoveVolume => return change_volume(catalog, operation, body),
             Operation::Attach
             | Operation::Renew
             | Operation::ListVolumes
@@ -591,6 +577,30 @@ fn primitives(body: &[u8]) -> Result<Vec<Primitive>, Fault> {
 
 fn volume(body: &[u8]) -> Result<RawVolume, Fault> {
     well_formed(raw::one(body))
+}
+
+/// Executes a mutation of a volume.
+fn change_volume(
+    catalog: &mut Catalog,
+    operation: Operation,
+    body: &[u8],
+) -> Result<Vec<u8>, Fault> {
+    let record = volume(body)?;
+    let named = || well_formed(VolumeInfo::try_from(&record));
+    let id = VolumeId(record.id.get());
+    match operation {
+        Operation::CreateVolume => {
+            let asked = named()?;
+            let made = catalog.create_volume(&asked.name, asked.size)?;
+            return Ok(RawVolume::from(&made).as_bytes().to_vec());
+        }
+        Operation::ResizeVolume => catalog.resize_volume(id, record.size.get())?,
+        Operation::RenameVolume => catalog.rename_volume(id, &named()?.name)?,
+        Operation::DeleteVolume => catalog.delete_volume(id)?,
+        Operation::RemoveVolume => catalog.remove_volume(id)?,
+        _ => unreachable!("{} changes no volume", operation.name()),
+    }
+    Ok(Vec::new())
 }
 
 /// How many records of that type a page may have: at least one.
