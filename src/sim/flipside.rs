@@ -22,7 +22,7 @@ use crate::env::sim::rng::Rng;
 use crate::env::sim::{self, DiskShape, Shape, SimEnv, SimStorage};
 use crate::format::group::{Group, Part, SLOT_BYTES};
 use crate::format::ids::{ExtentRun, PoolId, UnitId};
-use crate::format::layout::{Geometry, REGION_ALIGN};
+use crate::format::layout::{DeviceLayout, Geometry, REGION_ALIGN};
 use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
 use crate::mds::catalog::{Catalog, PoolSpec};
@@ -153,6 +153,11 @@ impl Flipside {
         let plain = Self { granule, ..Self::plain(geometry, 12, 4, size, config) };
         let small = plain.with_region(5 * REGION_ALIGN);
         if nvram { small.with_nvrams(&[0], Some(0)) } else { small }
+    }
+
+    /// What lies where on each disk.
+    pub(super) fn layouts(&self) -> Vec<DeviceLayout> {
+        self.places.layouts()
     }
 
     fn extents(&self) -> u32 {
@@ -469,6 +474,15 @@ impl Serving {
     /// The environment that it runs in.
     pub fn env(&self) -> &SimEnv {
         &self.env
+    }
+
+    /// Ends the metadata server, and starts another one with what it has stored.
+    pub(super) fn restart_server(&self) -> Result<(), String> {
+        let store = self.tables.open(self.env.call_counter(), true);
+        let catalog = Catalog::open(Box::new(store)).map_err(|error| error.to_string())?;
+        let server = Server::new(Pools::single(catalog)).map_err(|error| error.to_string())?;
+        self.env.serve(Box::new(server));
+        Ok(())
     }
 
     /// The unit itself.
