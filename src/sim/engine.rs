@@ -57,6 +57,8 @@ pub trait Engine: Clone + 'static {
     fn epochs_are_long(&self) -> bool {
         false
     }
+    /// What serves it from outside fails no more.
+    fn calm(&self) {}
     /// The same system for a machine that parts from this one's: what is stored outside of the
     /// machine's media is copied.
     #[must_use]

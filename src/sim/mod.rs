@@ -58,10 +58,12 @@
 
 pub mod action;
 mod churn;
+pub mod cluster;
 mod cut;
 pub mod engine;
 pub mod exhaustive;
 pub mod flipside;
+pub mod host;
 pub mod metadata;
 pub mod oracle;
 mod places;

@@ -53,6 +53,11 @@ impl<E: Engine> Subject<E> {
     /// Draws engine, machine and faults.
     pub fn draw(rng: &mut Rng, loud: bool) -> Self {
         let engine = E::draw(&mut rng.fork());
+        Self::of(engine, rng, loud)
+    }
+
+    /// Draws machine and faults of an engine.
+    pub fn of(engine: E, rng: &mut Rng, loud: bool) -> Self {
         let mut machine = Machine::new(rng.bits(), &engine.shape());
         machine.loud(loud);
         let models = Models::new(&engine.volumes(), engine.granule(), engine.room());
@@ -81,6 +86,12 @@ impl<E: Engine> Subject<E> {
         self.machine.reseed(rng.fork());
     }
 
+    /// Nothing fails any more, in the machine or beside it.
+    pub fn calm(&mut self) {
+        self.faults = self.faults.ceased();
+        self.engine.calm();
+    }
+
     /// What a plan leaves out does not happen.
     pub fn leave_out(&mut self, without: Without) {
         for row in TABLE.iter().filter(|row| without.fault(row.fault)) {
@@ -92,16 +103,17 @@ impl<E: Engine> Subject<E> {
     }
 
     /// Makes the volumes.
-    pub fn format(&mut self) -> Result<(), String> {
+    pub async fn format(&mut self) -> Result<(), String> {
         let env = self.machine.boot(self.faults.ceased());
         let format = self.engine.format(env.clone(), self.machine.storage());
-        env.run(LIMIT, format).map_err(|stop| self.stuck("format", stop))??;
+        let made = env.run_beside(LIMIT, format).await;
+        made.map_err(|stop| self.stuck("format", stop))??;
         self.machine.halt(&env, Crash::Power);
         Ok(())
     }
 
     /// Boots until a recovery has got through and left an image that is allowed.
-    pub fn recover(&mut self) -> Result<(SimEnv, E::Running), String> {
+    pub async fn recover(&mut self) -> Result<(SimEnv, E::Running), String> {
         for depth in 0.. {
             // The first attempts may crash, and may meet failing devices; the last may not.
             let trying = depth < DEPTH_MAX;
@@ -113,11 +125,12 @@ impl<E: Engine> Subject<E> {
             } else if rotten.expected == Expected::Success && self.rng.chance(self.nested_ppm) {
                 env.crash_in(Some(self.rng.log_between(1, 400)));
             }
-            let Some(running) = self.open(&env, &rotten)? else { continue };
+            let Some(running) = self.open(&env, &rotten).await? else { continue };
             env.set_faults(self.faults.ceased());
             env.heal();
             let (models, volumes) = (Rc::clone(&self.models), running.volumes());
-            match env.run(LIMIT, async move { models.verify(&volumes).await }) {
+            let verified = async move { models.verify(&volumes).await };
+            match env.run_beside(LIMIT, verified).await {
                 Ok(Ok(())) => {
                     env.crash_in(None);
                     self.images += 1;
@@ -133,10 +146,11 @@ impl<E: Engine> Subject<E> {
     }
 
     /// One attempt at a recovery; nothing where it crashed, or failed as it may.
-    fn open(&mut self, env: &SimEnv, rotten: &Rotten) -> Result<Option<E::Running>, String> {
+    async fn open(&mut self, env: &SimEnv, rotten: &Rotten) -> Result<Option<E::Running>, String> {
         let engine = self.engine.clone();
         let (storage, handle) = (self.machine.storage(), env.clone());
-        let opened = env.run(LIMIT, async move { engine.open(handle, storage).await });
+        let opening = async move { engine.open(handle, storage).await };
+        let opened = env.run_beside(LIMIT, opening).await;
         let struck = env.struck();
         let failing = [Errors::Reads, Errors::Changes, Errors::Recovery]
             .iter()
@@ -205,7 +219,7 @@ impl<E: Engine> Subject<E> {
 
     /// Checks the image that a crash at this instant would leave, while the machine runs on: on
     /// another machine, which recovers from it.
-    pub fn check_image(&mut self, env: &SimEnv) -> Result<(), String> {
+    pub async fn check_image(&mut self, env: &SimEnv) -> Result<(), String> {
         let crash = self.draw_crash();
         let machine = self.machine.fork(env, crash, &mut self.rng);
         let mut fork = Subject {
@@ -219,7 +233,7 @@ impl<E: Engine> Subject<E> {
             crashes: 1,
             images: 0,
         };
-        let (other, running) = fork.recover().map_err(|why| {
+        let (other, running) = fork.recover().await.map_err(|why| {
             format!("after a crash ({crash:?}) at {} ns of a run that went on: {why}", env.lived())
         })?;
         drop(running);

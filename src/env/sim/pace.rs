@@ -1,0 +1,54 @@
+//! Several machines in one time: each has its turn while nothing of the others comes earlier.
+//!
+//! Machines touch each other only where their events do; so it is enough that all events of all of
+//! them happen in the order of true time, which no jump of a clock changes.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
+/// How far a machine has come, and how far it may go. Cheap to clone: a handle.
+#[derive(Clone, Debug)]
+pub struct Pace(Rc<Moments>);
+
+#[derive(Debug)]
+struct Moments {
+    /// When the next thing happens on the machine, in nanoseconds of true time.
+    next: Cell<u64>,
+    /// What comes later has to wait.
+    until: Cell<u64>,
+}
+
+impl Pace {
+    /// That of a machine which shares its time with no other.
+    pub fn alone() -> Self {
+        Self(Rc::new(Moments { next: Cell::new(0), until: Cell::new(u64::MAX) }))
+    }
+
+    /// That of a machine which shares its time, and begins then.
+    pub fn beside(from: u64) -> Self {
+        Self(Rc::new(Moments { next: Cell::new(from), until: Cell::new(from) }))
+    }
+
+    /// How far the machine has come: when the next thing happens on it, or what happens now does.
+    pub fn next(&self) -> u64 {
+        self.0.next.get()
+    }
+
+    /// Lets the machine do all that comes until then.
+    pub fn let_go(&self, until: u64) {
+        self.0.until.set(until);
+    }
+
+    /// Waits until it may do what comes at that moment. Whoever schedules the machines polls, and
+    /// nobody is woken.
+    pub(super) async fn reach(&self, moment: u64) {
+        self.0.next.set(moment.max(self.next()));
+        poll_fn(|_| match self.next() <= self.0.until.get() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
+}
