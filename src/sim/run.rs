@@ -303,6 +303,10 @@ impl<E: Engine> Run<E> {
                 committed => committed.map_err(|why| format!("a commit failed: {why:?}"))?,
             }
             while !serving.is_quiet() {
+                // What comes and goes beside the clients' volumes may wait too long, too.
+                if serving.has_given_up() {
+                    return Ok(None);
+                }
                 if handle.lived() - since > QUIET_TIME.as_nanos() as u64 {
                     return Err(String::from("long after the last request something is under way"));
                 }
