@@ -21,11 +21,12 @@ fn seeds_keep_every_promise() {
         Err(failures) => panic!("{} seeds failed", failures.len()),
     };
     let hosts = totals.did.hosts;
-    eprintln!("the servers: {hosts:?}");
+    eprintln!("the servers: {hosts:?}; {} takeovers", totals.did.takeovers);
     if totals.seeds >= ENOUGH {
         for (row, count) in TABLE.iter().zip(totals.did.struck.0) {
             assert!(count > 0, "no {} in {} seeds", row.name, totals.seeds);
         }
+        assert!(totals.did.takeovers > 0, "nobody has taken over");
         let unplanned = hosts.crashes - hosts.struck;
         assert!(hosts.shared > 0 && hosts.struck > 0 && unplanned > 0, "{hosts:?}");
     }

@@ -21,13 +21,13 @@ use crate::env::region::DeviceRegion;
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{self, DiskShape, Shape, SimEnv, SimStorage};
 use crate::format::group::{Group, Part, SLOT_BYTES};
-use crate::format::ids::{ExtentRun, PoolId, UnitId};
+use crate::format::ids::{ExtentRun, HostId, PoolId, UnitId};
 use crate::format::layout::{Geometry, REGION_ALIGN};
 use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
 use crate::mds::catalog::PoolSpec;
 use crate::unit::limits::EPOCH_DATA_MAX;
-use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
+use crate::unit::{self, Config, IoError, Member, Ownership, SettlePolicy, Unit, UnitParts};
 
 const POOL: PoolId = PoolId(*b"simulated pool!!");
 pub(super) const UNIT: UnitId = UnitId(1);
@@ -376,6 +376,24 @@ impl Engine for Flipside {
         if let Metadata::Hosted(seat) = &self.metadata {
             seat.host().calm();
         }
+    }
+
+    fn elsewhere(&self, fenced: bool) -> Option<Self> {
+        // What is in the persistent memory of a machine is nobody else's.
+        let reached = matches!(self.metadata, Metadata::Hosted(_)) && !self.places.has_nvram();
+        let mut other = self.clone();
+        let Ownership { host, .. } = &mut other.config.ownership;
+        *host = HostId([host.0[0].wrapping_add(1); 16]);
+        other.config.ownership.fenced = fenced;
+        reached.then_some(other)
+    }
+
+    fn came_in(&mut self) {
+        self.config.ownership.fenced = false;
+    }
+
+    fn is_owned_elsewhere(why: &str) -> bool {
+        why.contains("attached to another host")
     }
 
     fn fork(&self) -> Self {

@@ -73,6 +73,7 @@ pub mod shrink;
 pub mod stamp;
 mod subject;
 pub mod sweep;
+mod takeover;
 #[cfg(test)]
 mod toy;
 pub mod workload;

@@ -92,6 +92,10 @@ impl Places {
         Span { offset: HEAD_LEN, len: self.region_len }
     }
 
+    pub fn has_nvram(&self) -> bool {
+        !self.nvrams.is_empty()
+    }
+
     /// Size and sector of the machine's persistent memory.
     pub fn nvram_shape(&self) -> Option<(u64, u32)> {
         let total = self.nvrams.iter().sum();

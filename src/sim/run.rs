@@ -38,6 +38,8 @@ pub struct Report {
     pub struck: Struck,
     /// The persist points seen and crashed at.
     pub points: Points,
+    /// How often a pool went to another machine while the one that served it lived.
+    pub takeovers: u64,
     /// What servers that are shared went through.
     pub hosts: host::Seen,
 }
@@ -53,6 +55,7 @@ impl Report {
         self.unexplained += other.unexplained;
         self.struck.add_all(&other.struck);
         self.points.add_all(&other.points);
+        self.takeovers += other.takeovers;
         self.hosts.add_all(&other.hosts);
     }
 }
@@ -75,6 +78,8 @@ impl fmt::Display for Failure {
 /// What crashes are aimed at: the parts of the region, however seldom they are written.
 const PARTS: [&str; 6] =
     ["journal slot", "journal slots", "status 0", "status 1", "home 0", "home 1"];
+/// How often a look ends with another machine having the pool.
+const TAKEN_PPM: u32 = 150_000;
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
 /// How long after the clients have gone and all is committed nothing must be under way any more.
@@ -195,6 +200,7 @@ impl<E: Engine> Run<E> {
             unexplained: self.subject.models.unexplained(),
             struck: *machine.struck(),
             points: machine.points().clone(),
+            takeovers: self.subject.takeovers,
             hosts: host::Seen::default(),
         })
     }
@@ -225,6 +231,7 @@ impl<E: Engine> Run<E> {
             }
             Err(Looked::At(stop)) => return Err(self.subject.stuck("the work", stop)),
             Err(Looked::Wrong(what)) => return Err(what),
+            Err(Looked::TakenOver) => return Ok(()),
         }
         env.crash_at(None);
         env.crash_in(None);
@@ -247,6 +254,7 @@ impl<E: Engine> Run<E> {
                 return Err(self.subject.stuck("the work after all faults ceased", stop));
             }
             Err(Looked::Wrong(what)) => return Err(what),
+            Err(Looked::TakenOver) => unreachable!("the last round ends where it began"),
         }
         self.check_quiet(env, &running, full).await?;
         self.stop(env, running).await?;
@@ -282,6 +290,10 @@ impl<E: Engine> Run<E> {
             running.check().map_err(Looked::Wrong)?;
             for _ in 0..self.images_each {
                 self.subject.check_image(env).await.map_err(Looked::Wrong)?;
+            }
+            if !bounded && self.subject.may_be_taken_over() && self.rng.chance(TAKEN_PPM) {
+                self.subject.take_over(env, job).await.map_err(Looked::Wrong)?;
+                return Err(Looked::TakenOver);
             }
         }
         unreachable!("without a pause the job ends")
@@ -384,4 +396,6 @@ enum Looked {
     At(Stop),
     /// Something is wrong.
     Wrong(String),
+    /// Another machine has the pool.
+    TakenOver,
 }

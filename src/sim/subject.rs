@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::engine::{Engine, Running};
 use super::plan::Without;
+use super::takeover::Former;
 use super::workload::Models;
 use crate::env::sim::faults::{Errors, Fault, TABLE};
 use crate::env::sim::rng::Rng;
@@ -18,11 +19,13 @@ pub(super) const LIMIT: Limit = Limit { time_ns: 4 * 3600 * 1_000_000_000, steps
 
 /// The machine, the engine, and the oracle's knowledge.
 pub(super) struct Subject<E: Engine> {
-    engine: E,
+    pub engine: E,
     pub machine: Machine,
     pub models: Rc<Models>,
     pub faults: Faults,
-    rng: Rng,
+    pub rng: Rng,
+    /// The machine that the pool was taken from, while it lives.
+    pub former: Option<Former>,
     /// How often a crash is of the process only, and how often one strikes a recovery.
     process_ppm: u32,
     nested_ppm: u32,
@@ -30,6 +33,8 @@ pub(super) struct Subject<E: Engine> {
     pub crashes: u64,
     /// Images checked after a recovery.
     pub images: u64,
+    /// How often the pool went to another machine.
+    pub takeovers: u64,
 }
 
 /// What rotted before a recovery.
@@ -70,8 +75,10 @@ impl<E: Engine> Subject<E> {
             process_ppm: rng.pick(&[50_000, 250_000, 500_000, 800_000]),
             nested_ppm: rng.pick(&[0, 300_000, 800_000]),
             rng: rng.fork(),
+            former: None,
             crashes: 0,
             images: 0,
+            takeovers: 0,
         }
     }
 
@@ -128,6 +135,7 @@ impl<E: Engine> Subject<E> {
             let Some(running) = self.open(&env, &rotten).await? else { continue };
             env.set_faults(self.faults.ceased());
             env.heal();
+            self.end_former(&env).await?;
             let (models, volumes) = (Rc::clone(&self.models), running.volumes());
             let verified = async move { models.verify(&volumes).await };
             match env.run_beside(LIMIT, verified).await {
@@ -230,8 +238,10 @@ impl<E: Engine> Subject<E> {
             rng: self.rng.fork(),
             process_ppm: self.process_ppm,
             nested_ppm: self.nested_ppm,
+            former: None,
             crashes: 1,
             images: 0,
+            takeovers: 0,
         };
         let (other, running) = fork.recover().await.map_err(|why| {
             format!("after a crash ({crash:?}) at {} ns of a run that went on: {why}", env.lived())
@@ -257,7 +267,7 @@ impl<E: Engine> Subject<E> {
         self.crashes += 1;
     }
 
-    fn draw_crash(&mut self) -> Crash {
+    pub fn draw_crash(&mut self) -> Crash {
         if self.rng.chance(self.process_ppm) { Crash::Process } else { Crash::Power }
     }
 

@@ -253,6 +253,16 @@ impl Machine {
         fork
     }
 
+    /// The same with the disks of this one, which are taken from it: it runs on without them. The
+    /// other takes its place in time.
+    #[must_use]
+    pub fn take_over(&mut self, env: &SimEnv, crash: Crash, rng: &mut Rng) -> Machine {
+        let mut other = self.fork(env, crash, rng);
+        other.pace = self.pace.clone();
+        env.take_disks();
+        other
+    }
+
     /// Takes over what another machine saw.
     pub fn absorb(&mut self, fork: &Machine) {
         self.struck.add_all(&fork.struck);

@@ -189,6 +189,25 @@ impl SimEnv {
         }
     }
 
+    /// Does all of a job that comes before a moment; what it ended with, if it has.
+    pub fn go_until<T>(&self, job: &mut Job<T>, moment: u64) -> Option<Result<T, Stop>> {
+        while self.next_moment() < moment {
+            match self.advance(job, &mut || ()) {
+                None | Some(Err(Stop::Paused)) => {}
+                ended => return ended,
+            }
+        }
+        None
+    }
+
+    /// The disks are taken away: from now on they do nothing of what they are told, and say so.
+    pub fn take_disks(&self) {
+        let mut world = self.0.world.borrow_mut();
+        for fault in [Fault::ReadError, Fault::WriteError, Fault::FlushError] {
+            world.faults = world.faults.clone().with(fault, 1_000_000);
+        }
+    }
+
     /// When the next thing happens, as [`SimEnv::lived`] counts.
     fn next_moment(&self) -> u64 {
         let world = self.0.world.borrow();
