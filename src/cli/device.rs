@@ -128,7 +128,7 @@ mod tests {
     use super::super::values::Percent;
     use super::*;
     use crate::format::layout::{DeviceFacts, Geometry};
-    use crate::format::superblock::FlagsPlace;
+    use crate::format::superblock::{FlagsPlace, MetadataAt};
 
     fn pool(seed: u8) -> Vec<Superblock> {
         let next = std::cell::Cell::new(seed);
@@ -138,6 +138,7 @@ mod tests {
             volumes: &[],
             now_s: 0,
             flags: FlagsPlace::Device,
+            metadata: MetadataAt::Device,
         };
         let facts = [DeviceFacts { size: 1 << 30, sector: 512 }; 3];
         let identity = || {

@@ -31,6 +31,9 @@ pub fn text(report: &Report) -> String {
     out.line("pool", &report.pool);
     out.line("devices", &report.devices.join(", "));
     out.line("flags", &report.flags.text());
+    if let Some(mds) = &report.mds {
+        out.line("metadata server", &mds.text());
+    }
     for export in &report.exports {
         out.line("export", export);
     }
@@ -138,7 +141,7 @@ fn latency_table(rows: &[(&str, LatencySummary)]) -> String {
 }
 
 /// A table whose `numbers` are the columns that end at the same place.
-fn table<const COLUMNS: usize, Row: IntoIterator<Item = String>>(
+pub fn table<const COLUMNS: usize, Row: IntoIterator<Item = String>>(
     header: [&str; COLUMNS],
     rows: impl IntoIterator<Item = Row>,
     numbers: Range<usize>,

@@ -11,18 +11,20 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::future::{Either, select};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
+use super::link::{self, MetadataServer, OwnServer};
+use super::network::MdsArgs;
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
-use super::status::{Recovery, Report};
+use super::owner::OwnerArgs;
+use super::status::{MdsReport, Recovery, Report};
 use super::values::{CommitInterval, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
@@ -36,9 +38,6 @@ use crate::format::superblock::FlagsPlace;
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
-use crate::mds::opening::MetadataPlace;
-use crate::mds::pools::Pools;
-use crate::mds::{embedded, server, wire};
 use crate::observe::{Latencies, SlowWatch};
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
 
@@ -46,9 +45,6 @@ use crate::unit::{Config, Member, Unit, UnitParts, Volume};
 const BUFFERS_LEN: usize = 512 << 20;
 /// How long clients are waited for when the target stops.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
-/// How long the metadata server may take to close its store.
-const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
-const CLOSE_PAUSE: Duration = Duration::from_millis(5);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -113,6 +109,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
+    mds: MdsArgs,
+    #[command(flatten)]
+    owner: OwnerArgs,
+    #[command(flatten)]
     flags: FlagsArgs,
     /// All devices of the pool, in any order
     #[arg(required_unless_present = "config", value_name = "DEVICE")]
@@ -133,19 +133,20 @@ pub fn run(args: Args) -> Result<()> {
     let served = ring.block_on(serve(env, args, passed, signals));
     // Tasks hold the link to the metadata server, which ends when the last of them is gone.
     ring.shutdown();
-    let (ended, metadata_server) = served?;
-    await_end(&metadata_server);
+    let (ended, own_server) = served?;
+    own_server.map(OwnServer::await_end);
     ended
 }
 
-/// Serves until told to stop; how that went, and the thread that is left.
+/// Serves until told to stop; how that went, and the metadata server that is left.
 async fn serve(
     env: OsEnv,
     args: Args,
     passed: Vec<OwnedFd>,
     signals: Signals,
-) -> Result<(Result<()>, JoinHandle<()>)> {
+) -> Result<(Result<()>, Option<OwnServer>)> {
     let claimed = device::claim_all(&env, &args.devices).await?;
+    let reservations = args.owner.secure(&env, &args.mds, &claimed).await?;
     let mut members = device::recognise(&env, claimed).await?;
     let (nvram, flags) = nvram::place(&env, &args.flags, &mut members).await?;
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
@@ -153,14 +154,14 @@ async fn serve(
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
     let pool = first.superblock.pool;
     let (clients, operators) = bind(&args, passed, pool)?;
-    let (link, metadata_server) = start_metadata_server(first)
-        .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
+    let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
     let config = Config {
         commit_interval: args.commit_interval.0,
         settle: args.settle.into(),
         warn_full: args.warn_full.0.clone(),
         discard: args.discard,
         mds_timeout: args.mds_timeout.0,
+        ownership: args.owner.terms()?,
         ..Config::default()
     };
     let latencies = Rc::new(Latencies::watched(slow));
@@ -171,7 +172,7 @@ async fn serve(
         Either::Left((recovered, _)) => recovered?,
         Either::Right(_) => {
             info!("told to stop before anything was served");
-            return Ok((Ok(()), metadata_server));
+            return Ok((Ok(()), own_server));
         }
     };
     let recovery = Recovery::from(report);
@@ -195,6 +196,7 @@ async fn serve(
         pid: std::process::id(),
         devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
         flags,
+        mds: mds.map(MdsReport::new),
         recovery,
         ..Report::default()
     };
@@ -205,7 +207,10 @@ async fn serve(
     let signal = signals.next().await?;
     info!(?signal, "stopping");
     let ended = stop(&env, &unit, &server, &signals).await;
-    Ok((ended, metadata_server))
+    if ended.is_ok() {
+        reservations.release();
+    }
+    Ok((ended, own_server))
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
@@ -224,17 +229,6 @@ fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, 
     let bound = addresses.map(|address| address.bind(args.socket_mode.0));
     let clients = passed.into_iter().map(Bound::adopt).chain(bound);
     Ok((clients.collect::<Result<_, _>>()?, operators))
-}
-
-/// Opens the store on the first device and starts the server on its thread.
-pub(super) fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)> {
-    let opened = MetadataPlace::on(&first.claimed.path, &first.superblock)?.open()?;
-    if let Some(damage) = opened.rebuilt {
-        error!(%damage, "the metadata store was damaged; a new one was made from its second copy");
-    }
-    let embedded = embedded::start(server::Server::new(Pools::single(opened.catalog))?)?;
-    let link = OsLink::new(wire::PAYLOAD_MAX, embedded.requests, embedded.replies);
-    Ok((link, embedded.thread))
 }
 
 /// What the unit is made of.
@@ -307,17 +301,4 @@ async fn stop(
     unit.shut_down().await.context("not everything could be committed")?;
     info!("everything is committed");
     Ok(())
-}
-
-/// Waits until the metadata server has closed its store.
-pub(super) fn await_end(thread: &JoinHandle<()>) {
-    let mut waited = Duration::ZERO;
-    while !thread.is_finished() {
-        if waited >= CLOSE_TIME_MAX {
-            warn!("the metadata server has not ended; its store is as after a crash");
-            return;
-        }
-        std::thread::sleep(CLOSE_PAUSE);
-        waited += CLOSE_PAUSE;
-    }
 }

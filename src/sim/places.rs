@@ -12,7 +12,7 @@ use crate::format::layout::{
     DeviceExtents, DeviceLayout, Geometry, HEAD_LEN, REGION_ALIGN, Regions, SUPERBLOCK_LEN, Span,
 };
 use crate::format::nvram::REGION_START;
-use crate::format::superblock::{FlagsPlace, PoolDevice, Superblock};
+use crate::format::superblock::{FlagsPlace, MetadataAt, PoolDevice, Superblock};
 use crate::format::superblock_io;
 use crate::journal::identity;
 use crate::journal::relocate::{self, Move, Moved, PoolDisk, relocate};
@@ -150,6 +150,7 @@ impl Places {
             geometry: self.geometry,
             sector: self.sector,
             flags: FlagsPlace::Device,
+            metadata: MetadataAt::Device,
             created_s: 0,
             layout,
             journal_reserve: self.reserve,
