@@ -22,14 +22,14 @@ use crate::env::sim::rng::Rng;
 use crate::env::sim::{self, DiskShape, Shape, SimEnv, SimStorage};
 use crate::format::group::{Group, Part, SLOT_BYTES};
 use crate::format::ids::{ExtentRun, HostId, PoolId, UnitId};
-use crate::format::layout::{Geometry, REGION_ALIGN};
+use crate::format::layout::{DeviceLayout, Geometry, REGION_ALIGN};
 use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
 use crate::mds::catalog::PoolSpec;
 use crate::unit::limits::EPOCH_DATA_MAX;
 use crate::unit::{self, Config, IoError, Member, Ownership, SettlePolicy, Unit, UnitParts};
 
-const POOL: PoolId = PoolId(*b"simulated pool!!");
+pub(super) const POOL: PoolId = PoolId(*b"simulated pool!!");
 pub(super) const UNIT: UnitId = UnitId(1);
 const SLOT: u64 = SLOT_BYTES as u64;
 
@@ -158,6 +158,11 @@ impl Flipside {
         let plain = Self { granule, ..Self::plain(geometry, 12, 4, size, config) };
         let small = plain.with_region(5 * REGION_ALIGN);
         if nvram { small.with_nvrams(&[0], Some(0)) } else { small }
+    }
+
+    /// What lies where on each disk.
+    pub(super) fn layouts(&self) -> Vec<DeviceLayout> {
+        self.places.layouts()
     }
 
     fn extents(&self) -> u32 {
@@ -490,6 +495,11 @@ impl Serving {
     /// The environment that it runs in.
     pub fn env(&self) -> &SimEnv {
         &self.env
+    }
+
+    /// Ends the metadata server, and starts another one with what it has stored.
+    pub(super) fn restart_server(&self) -> Result<(), String> {
+        self.metadata.serve(&self.env)
     }
 
     /// The unit itself.

@@ -26,7 +26,7 @@ use super::limits::Limits;
 use super::manage::Management;
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
-use super::readers::Readers;
+use super::readers::{Readers, followed};
 use super::settle::bound;
 use super::state::{Domain, Pairs, Stage, State, VolumeState};
 use super::{Config, Device, Inner, RecoverError, Unit};
@@ -199,6 +199,8 @@ impl<E: Env> Found<E> {
         let claim = parts.config.ownership.claim(Claim { incarnation: None, ..counted });
         let claimed = env.now();
         let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
+        // What an earlier start has freed may be read still.
+        followed(env, &client, client.renew().await?).await?;
         let mut lines = vec![Line::FREE; pairs as usize];
         for (pair, line) in client.lines().await?.lines {
             let place = lines.get_mut(pair.0 as usize).ok_or_else(|| {

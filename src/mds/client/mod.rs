@@ -29,7 +29,7 @@ use self::exchange::Exchange;
 use super::error::{MdsError, Refusal};
 use super::raw::{
     self, Malformed, RawAttach, RawChanges, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
-    RawTold, RawVolume,
+    RawSince, RawTold, RawVolume,
 };
 use super::records::{
     Claim, Grants, LayoutPage, LinesSeen, PairRecord, PoolInfo, Primitive, RETURN_RUNS_MAX,
@@ -229,15 +229,25 @@ impl<E: Env> Client<E> {
         }
     }
 
-    /// The lines that changed since a view, up to the view that the answer is of; `None` where that
-    /// is not known: then all are to be asked for. Says that nothing from before `since` is used
-    /// here any more.
-    pub async fn changes(&self, since: u64) -> Result<Option<LinesSeen>, MdsError> {
+    /// The lines that changed since a view, up to the view that the answer is of, which is no
+    /// older than this call; `None` where that is not known: then all are to be asked for. Says
+    /// that nothing from before the view `used` is used here any more.
+    pub async fn changes(&self, since: u64, used: u64) -> Result<Option<LinesSeen>, MdsError> {
         let operation = Operation::Changes;
-        let reply = self.exchange.call(operation, U64::new(since).as_bytes()).await?;
-        let (head, rest) = parsed(operation, raw::first::<RawChanges>(&reply))?;
-        let lines = parsed(operation, raw::lines(rest))?;
-        Ok((head.reset == 0).then_some(LinesSeen { view: head.view.get(), lines }))
+        let mut seen = LinesSeen { view: since, lines: Vec::new() };
+        loop {
+            let asked = RawSince { since: U64::new(seen.view), used: U64::new(used) };
+            let reply = self.exchange.call(operation, asked.as_bytes()).await?;
+            let (head, rest) = parsed(operation, raw::first::<RawChanges>(&reply))?;
+            if head.rest == raw::REST_UNKNOWN {
+                return Ok(None);
+            }
+            seen.view = head.view.get();
+            seen.lines.extend(parsed(operation, raw::lines(rest))?);
+            if head.rest != raw::REST_MORE {
+                return Ok(Some(seen));
+            }
+        }
     }
 
     /// The live pairs of a volume from a logical extent on.
