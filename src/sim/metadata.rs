@@ -11,8 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::env::Moment;
 use crate::env::sim::calls::{Calls, Fate};
 use crate::env::sim::{Peer, Server};
-use crate::mds::catalog::Catalog;
-use crate::mds::records::PairRecord;
+use crate::mds::catalog::{Catalog, CatalogFacts};
 use crate::mds::server;
 use crate::mds::store::{Changes, Row, Store, StoreError, Table};
 
@@ -82,12 +81,11 @@ impl Tables {
         hasher.finish()
     }
 
-    /// The pairs that are stored.
-    pub fn pairs(&self) -> Result<Vec<PairRecord>, String> {
+    /// What is stored.
+    pub fn facts(&self) -> Result<CatalogFacts, String> {
         let store = self.fork().open(Calls::new(None), false);
         let facts = Catalog::open(Box::new(store)).and_then(|catalog| catalog.facts());
-        let pairs = facts.map_err(|error| error.to_string())?.pairs;
-        Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
+        facts.map_err(|error| error.to_string())
     }
 
     fn rows(&self) -> MutexGuard<'_, Contents> {

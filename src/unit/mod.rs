@@ -4,6 +4,7 @@
 //! | file | what it is about |
 //! | --- | --- |
 //! | [`block`], [`policy`], [`limits`], [`request`] | decisions: plain functions over plain data |
+//! | [`grant`], [`allotment`] | what the unit has of the pool ahead of need |
 //! | [`fullness`] | when to warn that the pool fills up: a plain decision, too |
 //! | [`state`], [`extents`], [`pool`], [`readers`] | what the unit knows |
 //! | [`admission`] | the instant at which a request joins an epoch |
@@ -25,6 +26,7 @@
 //!   it as a task of its own.
 
 mod admission;
+mod allotment;
 pub mod block;
 mod commit;
 mod copy;
@@ -33,6 +35,7 @@ mod error;
 mod extents;
 pub mod fullness;
 mod gauges;
+pub mod grant;
 mod invariants;
 pub mod limits;
 mod manage;
@@ -103,6 +106,9 @@ pub struct Config {
     /// Where the flags are at the metadata server: how long a commit waits for its answer before
     /// the volumes take no more writes; `None`: for ever.
     pub mds_timeout: Option<Duration>,
+    /// How many free extents, and how much of the quota for data, the unit keeps in hand; `None`:
+    /// all that there is.
+    pub grant: Option<u32>,
 }
 
 impl Default for Config {
@@ -116,6 +122,7 @@ impl Default for Config {
             warn_full: vec![80, 90],
             discard: false,
             mds_timeout: Some(MDS_TIMEOUT_DEFAULT),
+            grant: None,
         }
     }
 }
@@ -164,6 +171,8 @@ struct Inner<E: Env> {
     checkpoint_lock: Mutex<()>,
     /// Wakes the task that tells the metadata server.
     news: Notify,
+    /// Wakes the task that keeps the grant.
+    grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
     /// The background tasks end when this is set and they are woken.
@@ -324,6 +333,7 @@ impl<E: Env> Inner<E> {
         self.stopped.set(true);
         self.settle_wanted.notify_one();
         self.news.notify_one();
+        self.grant_wanted.notify_one();
         self.journal.look_again();
         self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
     }
