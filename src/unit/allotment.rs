@@ -52,7 +52,7 @@ impl<E: Env> Inner<E> {
         loop {
             self.grant_wanted.notified().await;
             while !self.stopped.get()
-                && let Some(step) = self.state.borrow().grant_step()
+                && let Some(step) = self.grant_step()
             {
                 if let Err(error) = self.take_step(step).await {
                     self.fail_all(&error.to_string());
@@ -63,6 +63,10 @@ impl<E: Env> Inner<E> {
                 return;
             }
         }
+    }
+
+    fn grant_step(&self) -> Option<Step> {
+        self.state.borrow().grant_step()
     }
 
     async fn take_step(&self, step: Step) -> Result<(), AllotmentError> {
