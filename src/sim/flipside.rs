@@ -25,7 +25,8 @@ use crate::format::ids::{ExtentRun, HostId, PoolId, UnitId};
 use crate::format::layout::{DeviceLayout, Geometry, REGION_ALIGN};
 use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
-use crate::mds::catalog::PoolSpec;
+use crate::mds::catalog::{PoolSpec, UnitFacts};
+use crate::mds::records::Grants;
 use crate::unit::limits::EPOCH_DATA_MAX;
 use crate::unit::{self, Config, IoError, Member, Ownership, SettlePolicy, Unit, UnitParts};
 
@@ -339,8 +340,12 @@ impl Engine for Flipside {
     type Running = Serving;
 
     fn draw(rng: &mut Rng) -> Self {
-        let drawn = Self::draw_any(rng);
-        if rng.chance(120_000) { drawn.with_long_epochs() } else { drawn }
+        let mut drawn = Self::draw_any(rng);
+        if rng.chance(120_000) {
+            drawn = drawn.with_long_epochs();
+        }
+        drawn.config.grant = rng.pick(&[None, None, None, Some(1), Some(2), Some(8)]);
+        drawn
     }
 
     fn shape(&self) -> Shape {
@@ -534,7 +539,15 @@ impl Running for Serving {
 
     fn check(&self) -> Result<(), String> {
         self.unit.check_invariants()?;
-        if self.is_quiet() { self.unit.check_told(&self.metadata.pairs(self.pool)?) } else { Ok(()) }
+        if !self.is_quiet() {
+            return Ok(());
+        }
+        let stored = self.metadata.facts(self.pool)?;
+        let pairs: Vec<_> = stored.pairs.into_iter().map(|(_, pair)| pair).collect();
+        self.unit.check_told(&pairs)?;
+        let unit = stored.units.into_iter().find(|unit| unit.unit == UNIT);
+        let grants = |unit: UnitFacts| Grants { runs: unit.granted, data_quota: unit.data_quota };
+        self.unit.check_granted(&unit.map(grants).unwrap_or_default())
     }
 
     fn is_quiet(&self) -> bool {

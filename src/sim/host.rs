@@ -20,7 +20,6 @@ use crate::env::sim::{self, Pace, Peer, SimEnv};
 use crate::format::ids::{ExtentRun, PoolId};
 use crate::mds::catalog::CatalogFacts;
 use crate::mds::pools::Pools;
-use crate::mds::records::PairRecord;
 use crate::mds::server::Server;
 
 /// Where a datagram comes from: a machine's seat, and the client on it.
@@ -140,8 +139,8 @@ impl Host {
         inner.back_at = 0;
     }
 
-    /// What a pool's rows say, all of the store's invariants being checked.
-    fn facts(&self, pool: PoolId) -> Result<CatalogFacts, String> {
+    /// All that is stored of a pool; the store's invariants are checked.
+    pub(super) fn facts(&self, pool: PoolId) -> Result<CatalogFacts, String> {
         let text = |error| format!("the metadata server's store: {error}");
         let store = self.0.borrow().tables.fork().open(Calls::new(None), false);
         let pools = Pools::hosted(Box::new(store)).map_err(text)?;
@@ -150,6 +149,7 @@ impl Host {
         let facts = catalog.facts().map_err(text)?;
         // That each session is of a unit, and each unit's there.
         Server::<Place>::new(pools).map_err(text)?;
+        check_extents(&facts)?;
         Ok(facts)
     }
 }
@@ -172,13 +172,6 @@ impl Seat {
     pub fn serve(&self, env: &SimEnv) {
         let (seat, pace) = (self.clone(), env.pace().clone());
         env.serve(Box::new(Relay { seat, pace }));
-    }
-
-    /// The pairs of a pool that are stored; every extent is free or granted, and once.
-    pub fn pairs(&self, pool: PoolId) -> Result<Vec<PairRecord>, String> {
-        let facts = self.host.facts(pool)?;
-        check_extents(&facts)?;
-        Ok(facts.pairs.into_iter().map(|(_, pair)| pair).collect())
     }
 }
 

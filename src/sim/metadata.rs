@@ -14,11 +14,11 @@ use crate::env::sim::calls::{Calls, Fate};
 use crate::env::sim::{Peer, Server, SimEnv};
 use crate::env::{Env as _, Moment};
 use crate::format::ids::{Incarnation, PoolId};
-use crate::mds::catalog::{Catalog, PoolSpec};
+use crate::mds::catalog::{Catalog, CatalogFacts, PoolSpec};
 use crate::mds::client::{self, Client};
 use crate::mds::error::MdsError;
 use crate::mds::pools::Pools;
-use crate::mds::records::{Claim, PairRecord};
+use crate::mds::records::Claim;
 use crate::mds::server;
 use crate::mds::store::{Changes, Row, Store, StoreError, Table};
 
@@ -97,12 +97,11 @@ impl Tables {
         hasher.finish()
     }
 
-    /// The pairs that are stored.
-    pub fn pairs(&self) -> Result<Vec<PairRecord>, String> {
+    /// What is stored.
+    pub fn facts(&self) -> Result<CatalogFacts, String> {
         let store = self.fork().open(Calls::new(None), false);
         let facts = Catalog::open(Box::new(store)).and_then(|catalog| catalog.facts());
-        let pairs = facts.map_err(|error| error.to_string())?.pairs;
-        Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
+        facts.map_err(|error| error.to_string())
     }
 
     fn rows(&self) -> MutexGuard<'_, Contents> {
@@ -179,11 +178,11 @@ impl Metadata {
         }
     }
 
-    /// The pairs that are stored of a pool.
-    pub fn pairs(&self, pool: PoolId) -> Result<Vec<PairRecord>, String> {
+    /// All that is stored of a pool.
+    pub fn facts(&self, pool: PoolId) -> Result<CatalogFacts, String> {
         match self {
-            Metadata::Embedded(tables) => tables.pairs(),
-            Metadata::Hosted(seat) => seat.pairs(pool),
+            Metadata::Embedded(tables) => tables.facts(),
+            Metadata::Hosted(seat) => seat.host().facts(pool),
         }
     }
 

@@ -160,26 +160,25 @@ impl<E: Env> Client<E> {
         loop {
             let from = grants.runs.last().map_or(0, |last| u64::from(last.end().0));
             let reply = self.page(operation, VolumeId(0), RUNS_PAGE, from).await?;
-            let (quota, rest) = parsed(operation, raw::first::<U64>(&reply))?;
-            let page = parsed(operation, raw::runs(rest))?;
-            grants.data_quota = quota.get();
-            let count = page.len();
-            grants.runs.extend(page);
+            let page = parsed(operation, raw::grants(&reply))?;
+            grants.data_quota = page.data_quota;
+            let count = page.runs.len();
+            grants.runs.extend(page.runs);
             if count < RUNS_PAGE as usize {
                 return Ok(grants);
             }
         }
     }
 
-    /// Asks for extents that count against the quota for data: may be fewer, none when the pool is
-    /// full.
-    pub async fn allocate_data_extents(&self, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+    /// Asks for so much of the quota for data, and as many extents: may be less of each, nothing
+    /// when the pool is full.
+    pub async fn allocate_data_extents(&self, count: u32) -> Result<Grants, MdsError> {
         self.allocate(Operation::AllocateDataExtents, count).await
     }
 
     /// Asks for extents of any use (Allocate_Journal_Space): may be fewer, none when no extent is
     /// free.
-    pub async fn allocate_journal_space(&self, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+    pub async fn allocate_journal_space(&self, count: u32) -> Result<Grants, MdsError> {
         self.allocate(Operation::AllocateJournalSpace, count).await
     }
 
@@ -322,9 +321,9 @@ impl<E: Env> Client<E> {
         self.exchange.status()
     }
 
-    async fn allocate(&self, operation: Operation, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+    async fn allocate(&self, operation: Operation, count: u32) -> Result<Grants, MdsError> {
         let reply = self.exchange.call(operation, U32::new(count).as_bytes()).await?;
-        parsed(operation, raw::runs(&reply))
+        parsed(operation, raw::grants(&reply))
     }
 
     async fn page(
