@@ -131,8 +131,8 @@ fn a_bad_network() {
         let mut granted = 0;
         for number in 0..50 {
             client.create_volume(&format!("vol{number}"), 1 << 20).await.unwrap();
-            let runs = client.allocate_journal_space(10).await.unwrap();
-            granted += runs.iter().map(|run| run.count).sum::<u32>();
+            let given = client.allocate_journal_space(10).await.unwrap();
+            granted += given.runs.iter().map(|run| run.count).sum::<u32>();
         }
         assert_eq!((granted, client.volumes().await.unwrap().len()), (500, 50));
         assert!(client.status().repeated > 0, "nothing was lost");

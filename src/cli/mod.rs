@@ -15,6 +15,7 @@ mod control;
 mod device;
 mod documents;
 mod flags;
+mod follow;
 mod format;
 mod inspect;
 mod link;

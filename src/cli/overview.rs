@@ -38,7 +38,10 @@ pub fn text(report: &Report) -> String {
         out.line("export", export);
     }
     out.line("serving", &format!("for {} s, version {}", report.uptime_s, report.version));
-    out.line("recovered", &report.recovery.to_string());
+    match &report.follow {
+        Some(follow) => out.line("follows", &follow.text()),
+        None => out.line("recovered", &report.recovery.to_string()),
+    }
     out.line("connections", &format!("{} open", now.connections_open));
     out.table(&volume_table(&now.volumes));
     out.line("space", &space_text(now.space));

@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
+use super::follow;
 use super::link::{self, MetadataServer, OwnServer};
 use super::network::MdsArgs;
 use super::nvram::{self, FlagsArgs};
@@ -44,7 +45,7 @@ use crate::unit::{Config, Member, Unit, UnitParts, Volume};
 /// Memory for all I/O, in bytes.
 const BUFFERS_LEN: usize = 512 << 20;
 /// How long clients are waited for when the target stops.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
+pub(super) const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,6 +57,8 @@ Examples:
     flipside --log debug serve --config /etc/flipside.toml
   With the journal in persistent memory, or in a file on a faster disk:
     flipside serve --flags nvram --nvram /mnt/pmem/flags /dev/sdx
+  Beside the target that serves it, to read only, with the flags at the metadata server:
+    flipside serve --mds 10.0.0.1:10810 --follow /dev/sdx
   To attach a volume:
     nbd-client -unix /run/vm.sock -N vol0 /dev/nbd0
 
@@ -95,12 +98,16 @@ pub struct Args {
     /// Refuse the clients' writes
     #[arg(long)]
     read_only: bool,
+    /// Read the volumes beside the target that writes them, maybe on another machine with the same
+    /// devices: nothing is claimed or written; needs the flags at the metadata server
+    #[arg(long, requires = "mds", conflicts_with_all = ["shared", "fenced"])]
+    follow: bool,
     /// The socket for status, commit, settle and volume
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Warn in the log of a request, or an operation on a disk, that takes longer
     #[arg(long, value_name = "TIME|never", default_value = "1s")]
-    slow_io: SlowIo,
+    pub(super) slow_io: SlowIo,
     /// With the flags at the metadata server: how long a commit waits for it while it is silent,
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
@@ -109,14 +116,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    mds: MdsArgs,
+    pub(super) mds: MdsArgs,
     #[command(flatten)]
-    owner: OwnerArgs,
+    pub(super) owner: OwnerArgs,
     #[command(flatten)]
     flags: FlagsArgs,
     /// All devices of the pool, in any order
     #[arg(required_unless_present = "config", value_name = "DEVICE")]
-    devices: Vec<PathBuf>,
+    pub(super) devices: Vec<PathBuf>,
 }
 
 /// Serves a pool.
@@ -130,7 +137,12 @@ pub fn run(args: Args) -> Result<()> {
         Ok(limit) => debug!(limit, "open files"),
         Err(error) => warn!("the limit of open files stays as it is: {error}"),
     }
-    let served = ring.block_on(serve(env, args, passed, signals));
+    let served = ring.block_on(async {
+        if args.follow {
+            return follow::serve(env, args, passed, signals).await.map(|ended| (ended, None));
+        }
+        serve(env, args, passed, signals).await
+    });
     // Tasks hold the link to the metadata server, which ends when the last of them is gone.
     ring.shutdown();
     let (ended, own_server) = served?;
@@ -214,14 +226,20 @@ async fn serve(
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
-fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
+pub(super) fn bind(
+    args: &Args,
+    passed: Vec<OwnedFd>,
+    pool: PoolId,
+) -> Result<(Vec<Bound>, Bound)> {
+    // The one that writes and one that follows may be on one machine.
+    let name = if args.follow { format!("{pool}.follow") } else { pool.to_string() };
     let control = match &args.control {
         Some(path) => path.clone(),
-        None => socket_path(&make_runtime_dir()?, pool),
+        None => socket_path(&make_runtime_dir()?, &name),
     };
     let operators = Address::Unix(control).bind(crate::front::listen::SOCKET_MODE_DEFAULT)?;
     let own = if args.listen.is_empty() && passed.is_empty() {
-        vec![Address::Unix(make_runtime_dir()?.join(format!("{pool}.nbd")))]
+        vec![Address::Unix(make_runtime_dir()?.join(format!("{name}.nbd")))]
     } else {
         Vec::new()
     };
@@ -273,7 +291,7 @@ pub(super) fn parts(
 }
 
 /// Tells whoever started the target that it can be used.
-fn say_ready(exports: &[String]) {
+pub(super) fn say_ready(exports: &[String]) {
     let mut out = std::io::stdout().lock();
     let lines = exports.iter().try_for_each(|uri| writeln!(out, "ready {uri}"));
     if let Err(error) = lines.and_then(|()| out.flush()) {

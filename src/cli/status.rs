@@ -14,6 +14,7 @@ use super::network::{self, MdsArgs};
 use super::overview;
 use crate::env::Moment;
 use crate::env::os::nvram::Persistence;
+use crate::follow::FollowStatus;
 use crate::front::control::Request;
 use crate::mds::client::ClientStatus;
 use crate::mds::client::pools::overview as overview_of;
@@ -194,6 +195,50 @@ impl MdsReport {
     }
 }
 
+/// How a target that only reads follows the one that writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowReport {
+    /// The view that it has seen.
+    pub view: u64,
+    /// How old that is, in milliseconds.
+    pub age_ms: u64,
+    /// What is left of the lease, in milliseconds; 0: reads fail.
+    pub lease_left_ms: u64,
+    /// Questions about what changed that were answered.
+    pub polls: u64,
+    /// Reads that were answered.
+    pub reads: u64,
+    /// Times that blocks were read again because they had changed meanwhile.
+    pub again: u64,
+    /// Times that all lines were read.
+    pub readings: u64,
+}
+
+impl From<FollowStatus> for FollowReport {
+    fn from(status: FollowStatus) -> Self {
+        let FollowStatus { view, age, lease_left, polls, reads, again, readings } = status;
+        let [age_ms, lease_left_ms] = [age, lease_left].map(|time| time.as_millis() as u64);
+        Self { view, age_ms, lease_left_ms, polls, reads, again, readings }
+    }
+}
+
+impl FollowReport {
+    /// For people.
+    pub fn text(&self) -> String {
+        let Self { view, age_ms, lease_left_ms, polls, reads, again, readings } = self;
+        let lease = match lease_left_ms {
+            0 => "the lease is OVER: reads fail until the metadata server answers".to_owned(),
+            left => format!("{:.1} s of the lease left", *left as f64 / 1000.0),
+        };
+        format!(
+            "view {}.{}, {age_ms} ms old, {lease}; {reads} reads, {again} of them again, {polls} \
+             polls, all lines read {readings} times",
+            view >> 32,
+            view & u64::from(u32::MAX)
+        )
+    }
+}
+
 /// A target at one moment. The names are those of `status --json` and stay.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -213,6 +258,8 @@ pub struct Report {
     pub mds: Option<MdsReport>,
     /// Where its exports can be found.
     pub exports: Vec<String>,
+    /// How it follows the target that writes, where it only reads beside it.
+    pub follow: Option<FollowReport>,
     /// What it found when it started.
     pub recovery: Recovery,
     /// What the metadata server counts, where it answered in time.
@@ -282,6 +329,19 @@ mod tests {
         assert_eq!(text, all);
         let text = report.at(second(15), ClientStatus::default(), None).text();
         assert_eq!(text, "10.0.0.1:7, 0 requests, 0 repeated");
+    }
+
+    /// Goal: a reader whose lease is over cannot be overlooked.
+    #[test]
+    fn followers_are_told() {
+        let second = std::time::Duration::from_secs(1);
+        let status = FollowStatus { view: 3 << 32 | 7, lease_left: second, ..Default::default() };
+        let mut report = FollowReport::from(status);
+        let text = "view 3.7, 0 ms old, 1.0 s of the lease left; 0 reads, 0 of them again, 0 polls, \
+                    all lines read 0 times";
+        assert_eq!(report.text(), text);
+        report.lease_left_ms = 0;
+        assert!(report.text().contains("OVER"));
     }
 
     /// Goal: a recovery is told with all that it found.

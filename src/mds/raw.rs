@@ -8,7 +8,7 @@
 //! | Renew | empty | one [`RawTold`] |
 //! | Transact | [`RawPrimitive`]s | one [`RawTold`] |
 //! | HardenExtentFlags | records as in a group ([`crate::format::record`]) | one [`RawTold`] |
-//! | AllocateJournalSpace, AllocateDataExtents | one U32: how many | [`RawRun`]s |
+//! | AllocateJournalSpace, AllocateDataExtents | one U32: how many | U64: quota; [`RawRun`]s |
 //! | ReturnExtents | one U32: how much of the data quota with them; [`RawRun`]s | empty |
 //! | CreateVolume | one [`RawVolume`], id 0 | one [`RawVolume`] |
 //! | ResizeVolume, DeleteVolume, RemoveVolume | one [`RawVolume`], name empty | empty |
@@ -20,7 +20,7 @@
 //! | ForgetPool | one [`RawForget`] | empty |
 //! | Overview | see [`super::overview`] | |
 //! | Lines | one [`RawPage`], from a pair | U64: view; [`RawPairLine`]s |
-//! | Changes | U64: since which view | one [`RawChanges`]; [`RawPairLine`]s |
+//! | Changes | one [`RawSince`] | one [`RawChanges`]; [`RawPairLine`]s |
 //! | Status | empty | U64s in the order of [`super::records::ServerStatus`] |
 //!
 //! A page ends the list when it has fewer records than were asked for; the next begins after the
@@ -34,7 +34,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::catalog::PoolSpec;
-use super::records::{Claim, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, Told, VolumeInfo};
+use super::records::{Claim, Grants, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, Told, VolumeInfo};
 use crate::format::home::{LINE_BYTES, Line};
 use crate::format::ids::{
     ExtentId, ExtentRun, Generation, HostId, Incarnation, LogicalExtent, PairId, PoolId, Slot,
@@ -46,6 +46,13 @@ pub const NO_EXTENT: u32 = u32::MAX;
 
 /// Of who attaches and does not count the starts itself.
 const NO_INCARNATION: u32 = u32::MAX;
+
+/// [`RawChanges::rest`]: nothing more changed.
+pub const REST_NONE: u32 = 0;
+/// [`RawChanges::rest`]: what changed is not known.
+pub const REST_UNKNOWN: u32 = 1;
+/// [`RawChanges::rest`]: more changed, and is told to who asks again.
+pub const REST_MORE: u32 = 2;
 /// Options of who attaches.
 const OPTION_FENCED: u32 = 1;
 const OPTION_READS: u32 = 2;
@@ -144,9 +151,14 @@ raw! {
     RawPairLine[92] { pair: U32, line: [u8; LINE_BYTES], }
 }
 raw! {
-    /// What the lines that follow are: those that changed up to `view`; or, where `reset` is 1,
-    /// none, as it is not known what changed: all are to be asked for.
-    RawChanges[12] { view: U64, reset: U32, }
+    /// Since which view changes are asked for; and before which nothing is used any more.
+    RawSince[16] { since: U64, used: U64, }
+}
+raw! {
+    /// What the lines that follow are: those that changed up to `view`, after which more did where
+    /// `rest` is [`REST_MORE`]; or none where it is [`REST_UNKNOWN`], as it is not known what
+    /// changed: all are to be asked for.
+    RawChanges[12] { view: U64, rest: U32, }
 }
 
 /// One record at the start of `bytes` with nothing after it.
@@ -305,6 +317,19 @@ impl TryFrom<&RawRun> for ExtentRun {
 /// Every run of `bytes`.
 pub fn runs(bytes: &[u8]) -> Result<Vec<ExtentRun>, Malformed> {
     many::<RawRun>(bytes)?.iter().map(ExtentRun::try_from).collect()
+}
+
+/// Grants: the quota, and the runs.
+pub fn grants_body(grants: &Grants) -> Vec<u8> {
+    let mut body = U64::new(grants.data_quota).as_bytes().to_vec();
+    body.extend(pack(grants.runs.iter().map(|run| RawRun::from(*run))));
+    body
+}
+
+/// The grants in a body that is nothing else.
+pub fn grants(bytes: &[u8]) -> Result<Grants, Malformed> {
+    let (quota, rest) = first::<U64>(bytes)?;
+    Ok(Grants { runs: runs(rest)?, data_quota: quota.get() })
 }
 
 impl RawVolume {

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::{Server, Turn, well_formed};
 use crate::format::ids::{Incarnation, PoolId};
-use crate::mds::catalog::Fault;
+use crate::mds::catalog::{Catalog, Fault};
 use crate::mds::error::Refusal;
 use crate::mds::overview::{PoolSeen, SessionSeen};
 use crate::mds::ownership::{self, Owner, Start};
@@ -73,8 +73,11 @@ impl<P: Clone + PartialEq> Server<P> {
         } else {
             self.attach_writer(id, claim, Incarnation(attach.after.get()))?
         };
+        // What it will know is no older than this.
+        let view = self.pools.catalog(granted.pool).map_or(0, Catalog::view);
         let mut session = Session::new(granted, payload_max, sequence);
         session.begin(self.now);
+        session.acknowledge(view);
         self.put_session(granted.pool, id, Some(session.row()));
         self.sessions.insert(id, session);
         self.pool_told(&granted)
@@ -96,11 +99,12 @@ impl<P: Clone + PartialEq> Server<P> {
             host: session.claim().host,
             left_ms: session.left_ms(self.now),
         });
-        ownership::may_write(owner, &claim).or_else(refuse)?;
+        let asked = claim.incarnation.map_or(Start::After(after), Start::Is);
+        let last = catalog.last_start(claim.unit);
+        ownership::may_attach(owner, last, asked, &claim).or_else(refuse)?;
         if owner.is_none() {
             self.check_room()?;
         }
-        let asked = claim.incarnation.map_or(Start::After(after), Start::Is);
         let catalog = self.pools.catalog_mut(claim.pool).expect("looked up above");
         let (incarnation, earlier) = catalog.attach(claim.unit, asked, id)?;
         let flags_here = catalog.flags_here();

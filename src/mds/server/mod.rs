@@ -36,13 +36,13 @@ use crate::env::Moment;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId, VolumeId};
 use crate::format::record;
-use crate::mds::catalog::{Fault, space::Use};
+use crate::mds::catalog::{Catalog, Fault, space::Use};
 use crate::mds::error::Refusal;
 use crate::mds::overview::{RawPoolSeen, RawSessionSeen, Section};
 use crate::mds::pools::Pools;
 use crate::mds::raw::{
     self, Malformed, RawChanges, RawOwned, RawPage, RawPair, RawPairLine, RawPrimitive, RawRun,
-    RawTold, RawVolume,
+    RawSince, RawTold, RawVolume,
 };
 use crate::mds::records::{
     Claim, LinesSeen, Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, Told,
@@ -359,8 +359,7 @@ impl<P: Clone + PartialEq> Server<P> {
                     _ => Use::Data,
                 };
                 let count: U32 = well_formed(raw::one(body))?;
-                let runs = catalog.allocate(unit, purpose, count.get());
-                return Ok(raw::pack(runs.into_iter().map(RawRun::from)));
+                return Ok(raw::grants_body(&catalog.allocate(unit, purpose, count.get())));
             }
             Operation::ReturnExtents => {
                 let (data, rest): (U32, _) = well_formed(raw::first(body))?;
@@ -368,25 +367,11 @@ impl<P: Clone + PartialEq> Server<P> {
                 check_count(runs.len(), RETURN_RUNS_MAX)?;
                 catalog.give_back(unit, &runs, data.get())?;
             }
-            Operation::CreateVolume => {
-                let asked = well_formed(VolumeInfo::try_from(&volume(body)?))?;
-                let made = catalog.create_volume(&asked.name, asked.size)?;
-                return Ok(RawVolume::from(&made).as_bytes().to_vec());
-            }
-            Operation::ResizeVolume => {
-                let record = volume(body)?;
-                catalog.resize_volume(VolumeId(record.id.get()), record.size.get())?;
-            }
-            Operation::RenameVolume => {
-                let asked = well_formed(VolumeInfo::try_from(&volume(body)?))?;
-                catalog.rename_volume(asked.id, &asked.name)?;
-            }
-            Operation::DeleteVolume => {
-                catalog.delete_volume(VolumeId(volume(body)?.id.get()))?;
-            }
-            Operation::RemoveVolume => {
-                catalog.remove_volume(VolumeId(volume(body)?.id.get()))?;
-            }
+            Operation::CreateVolume
+            | Operation::ResizeVolume
+            | Operation::RenameVolume
+            | Operation::DeleteVolume
+            | Operation::RemoveVolume => return change_volume(catalog, operation, body),
             Operation::Attach
             | Operation::Renew
             | Operation::ListVolumes
@@ -414,10 +399,10 @@ impl<P: Clone + PartialEq> Server<P> {
 
     fn query(&mut self, header: Header, claim: Option<&Claim>, body: &[u8]) -> Outcome {
         if header.operation == Operation::Changes
-            && let Ok(since) = raw::one::<U64>(body)
+            && let Ok(asked) = raw::one::<RawSince>(body)
             && let Some(session) = self.sessions.get_mut(&header.session)
         {
-            session.acknowledge(since.get());
+            session.acknowledge(asked.used.get());
         }
         let result = match claim {
             Some(claim) => self.answer_query(header.operation, claim, body),
@@ -488,8 +473,9 @@ impl<P: Clone + PartialEq> Server<P> {
                 Ok(reply)
             }
             Operation::Changes => {
-                let since = well_formed(raw::one::<U64>(body))?;
-                Ok(changes(catalog.changes(claim.unit, since.get(), CHANGES_MAX)?))
+                let since = well_formed(raw::one::<RawSince>(body))?.since.get();
+                let seen = catalog.changes(claim.unit, since, CHANGES_MAX)?;
+                Ok(changes(seen, catalog.view()))
             }
             _ => unreachable!("{} is no query of a session", operation.name()),
         }
@@ -556,11 +542,16 @@ fn well_formed<T>(result: Result<T, Malformed>) -> Result<T, Fault> {
     result.map_err(|Malformed| Fault::Refused(Refusal::Malformed, 0))
 }
 
-/// What changed; `None`: what is not known.
-fn changes(seen: Option<LinesSeen>) -> Vec<u8> {
-    let reset = U32::new(seen.is_none().into());
+/// What changed, of all up to a view; `None`: what is not known.
+fn changes(seen: Option<LinesSeen>, last: u64) -> Vec<u8> {
+    let rest = match &seen {
+        None => raw::REST_UNKNOWN,
+        Some(seen) if seen.view < last => raw::REST_MORE,
+        Some(_) => raw::REST_NONE,
+    };
     let LinesSeen { view, lines } = seen.unwrap_or(LinesSeen { view: 0, lines: Vec::new() });
-    let mut reply = RawChanges { view: U64::new(view), reset }.as_bytes().to_vec();
+    let head = RawChanges { view: U64::new(view), rest: U32::new(rest) };
+    let mut reply = head.as_bytes().to_vec();
     reply.extend(raw::pack(lines.into_iter().map(pair_line)));
     reply
 }
@@ -585,6 +576,30 @@ fn primitives(body: &[u8]) -> Result<Vec<Primitive>, Fault> {
 
 fn volume(body: &[u8]) -> Result<RawVolume, Fault> {
     well_formed(raw::one(body))
+}
+
+/// Executes a mutation of a volume.
+fn change_volume(
+    catalog: &mut Catalog,
+    operation: Operation,
+    body: &[u8],
+) -> Result<Vec<u8>, Fault> {
+    let record = volume(body)?;
+    let named = || well_formed(VolumeInfo::try_from(&record));
+    let id = VolumeId(record.id.get());
+    match operation {
+        Operation::CreateVolume => {
+            let asked = named()?;
+            let made = catalog.create_volume(&asked.name, asked.size)?;
+            return Ok(RawVolume::from(&made).as_bytes().to_vec());
+        }
+        Operation::ResizeVolume => catalog.resize_volume(id, record.size.get())?,
+        Operation::RenameVolume => catalog.rename_volume(id, &named()?.name)?,
+        Operation::DeleteVolume => catalog.delete_volume(id)?,
+        Operation::RemoveVolume => catalog.remove_volume(id)?,
+        _ => unreachable!("{} changes no volume", operation.name()),
+    }
+    Ok(Vec::new())
 }
 
 /// How many records of that type a page may have: at least one.

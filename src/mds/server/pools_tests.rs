@@ -170,7 +170,7 @@ fn a_turn_of_many_pools_is_one_commit() {
     let (pools, sessions) = seen(&rig);
     assert_eq!(pools.iter().map(|pool| pool.granted).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(sessions.iter().map(|of| of.requests).collect::<Vec<_>>(), [2, 2]);
-    assert_eq!(rig.turn(&[renew(1), renew(2)]), vec![Ok(Vec::new()); 2]);
+    assert!(rig.turn(&[renew(1), renew(2)]).iter().all(Result::is_ok));
     assert_eq!(*rig.commits.lock().unwrap(), 2, "nothing was changed");
     // After a crash the same requests are answered from the record.
     rig.restart();
@@ -211,7 +211,7 @@ fn ownership_of_a_pool() {
     rig.now_ms += 400;
     let refused = |left| Err((Refusal::OwnedElsewhere, left));
     assert_eq!(rig.attach(2, &claim(ONE, B), 1), refused(600));
-    assert_eq!(rig.ask(renew(1)), Ok(Vec::new()));
+    assert!(rig.ask(renew(1)).is_ok());
     assert_eq!(rig.attach(2, &claim(ONE, B), 1), refused(1000));
     rig.now_ms += 5000;
     assert_eq!(rig.attach(2, &claim(ONE, B), 1), refused(0));
@@ -272,10 +272,12 @@ fn readers() {
     assert_eq!(rig.ask(list(Operation::Layout)), Ok(Vec::new()));
     rig.restart();
     rig.now_ms += 900;
-    assert_eq!(rig.ask(renew(9)), Ok(Vec::new()), "it is kept over a restart");
+    let told = rig.ask(renew(9)).expect("it is kept over a restart");
+    let told = Told::from(raw::one::<RawTold>(&told).unwrap());
+    assert_eq!(told.horizon, 0, "nothing is known of what it uses");
     rig.now_ms += 1000;
     assert_eq!(rig.ask(renew(9)), Err((Refusal::UnknownSession, 0)));
-    assert_eq!(rig.ask(renew(1)), Ok(Vec::new()), "its lease has ended, its session has not");
+    assert!(rig.ask(renew(1)).is_ok(), "its lease has ended, its session has not");
     rig.restart();
     assert_eq!(seen(&rig).1.len(), 1, "the reader is durably forgotten");
     assert_eq!(rig.attach(10, &reader(ONE), 0), Ok(0));
