@@ -167,17 +167,8 @@ async fn serve(
     let pool = first.superblock.pool;
     let (clients, operators) = bind(&args, passed, pool)?;
     let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
-    let config = Config {
-        commit_interval: args.commit_interval.0,
-        settle: args.settle.into(),
-        warn_full: args.warn_full.0.clone(),
-        discard: args.discard,
-        mds_timeout: args.mds_timeout.0,
-        ownership: args.owner.terms()?,
-        ..Config::default()
-    };
     let latencies = Rc::new(Latencies::watched(slow));
-    let parts = parts(&env, config, &members, nvram, link, latencies);
+    let parts = parts(&env, config(&args)?, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
@@ -223,6 +214,19 @@ async fn serve(
         reservations.release();
     }
     Ok((ended, own_server))
+}
+
+/// What the unit is told of all that can be tuned.
+fn config(args: &Args) -> Result<Config> {
+    Ok(Config {
+        commit_interval: args.commit_interval.0,
+        settle: args.settle.into(),
+        warn_full: args.warn_full.0.clone(),
+        discard: args.discard,
+        mds_timeout: args.mds_timeout.0,
+        ownership: args.owner.terms(&args.mds)?,
+        ..Config::default()
+    })
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
