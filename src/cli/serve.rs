@@ -26,7 +26,7 @@ use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::owner::OwnerArgs;
 use super::status::{MdsReport, Recovery, Report};
-use super::values::{CommitInterval, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
+use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -112,6 +112,9 @@ pub struct Args {
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
     mds_timeout: MdsTimeout,
+    /// How many free extents to keep in hand, for when the metadata server is away
+    #[arg(long, value_name = "EXTENTS|all", default_value = "all")]
+    grant: Grant,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -225,16 +228,13 @@ fn config(args: &Args) -> Result<Config> {
         discard: args.discard,
         mds_timeout: args.mds_timeout.0,
         ownership: args.owner.terms(&args.mds)?,
+        grant: args.grant.0,
         ..Config::default()
     })
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
-pub(super) fn bind(
-    args: &Args,
-    passed: Vec<OwnedFd>,
-    pool: PoolId,
-) -> Result<(Vec<Bound>, Bound)> {
+pub(super) fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
     // The one that writes and one that follows may be on one machine.
     let name = if args.follow { format!("{pool}.follow") } else { pool.to_string() };
     let control = match &args.control {
