@@ -147,16 +147,15 @@ async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> 
             refuse_if_in_use(&of.path, of.disk.len(), FORCE)?;
         }
     }
-    match &args.mds.mds {
-        None => write(env, &plan, &claimed).await?,
-        Some(_) => {
-            let server = RemotePool { server: Remote::new(env, &args.mds)?, plan: &plan };
-            server.make().await?;
-            if let Err(error) = write(env, &plan, &claimed).await {
-                server.forget().await;
-                return Err(error);
-            }
-        }
+    if args.mds.mds.is_none() {
+        write(env, &plan, &claimed).await?;
+        return Ok(plan);
+    }
+    let server = RemotePool { server: Remote::new(env, &args.mds)?, plan: &plan };
+    server.make().await?;
+    if let Err(error) = write(env, &plan, &claimed).await {
+        server.forget().await;
+        return Err(error);
     }
     Ok(plan)
 }

@@ -149,7 +149,9 @@ pub fn run(args: Args) -> Result<()> {
     // Tasks hold the link to the metadata server, which ends when the last of them is gone.
     ring.shutdown();
     let (ended, own_server) = served?;
-    own_server.map(OwnServer::await_end);
+    if let Some(own_server) = own_server {
+        own_server.await_end();
+    }
     ended
 }
 

@@ -1,6 +1,7 @@
 //! `flipside status`: what a running target does, or a metadata server, for people or as JSON.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -152,7 +153,7 @@ pub struct MdsReport {
 
 impl MdsReport {
     /// For a server at that address.
-    pub fn new(address: impl ToString) -> Self {
+    pub fn new(address: SocketAddr) -> Self {
         Self { address: address.to_string(), ..Self::default() }
     }
 
@@ -313,7 +314,7 @@ mod tests {
     /// Goal: a metadata server that is silent, and a lease that ends, cannot be overlooked.
     #[test]
     fn silence_is_told() {
-        let report = MdsReport::new("10.0.0.1:7");
+        let report = MdsReport::new("10.0.0.1:7".parse().unwrap());
         let second = |s: u64| Moment(s * 1_000_000_000);
         let status = ClientStatus {
             silent_since: Some(second(10)),

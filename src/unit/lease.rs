@@ -161,7 +161,9 @@ impl<E: Env> Inner<E> {
             let stopped = pin!(self.hold.stop.notified());
             let idle = select(pause, stopped);
             match select(pin!(self.renew()), idle).await {
-                Either::Left((Ok(()), idle)) => drop(idle.await),
+                Either::Left((Ok(()), idle)) => {
+                    idle.await;
+                }
                 Either::Left((Err(error), _)) => {
                     self.note_refusal(&error);
                     return;

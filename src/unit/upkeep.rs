@@ -87,7 +87,7 @@ impl<E: Env> Inner<E> {
                     tracing::warn!(%error, "the metadata server will be told at the next start");
                     return;
                 }
-                Either::Right((_, waiting)) => goodbye = waiting,
+                Either::Right(((), waiting)) => goodbye = waiting,
             }
             let silent = self.mds.status().silent_since;
             if silent.is_some_and(|since| self.env.now().since(since) >= SILENCE_MAX) {
