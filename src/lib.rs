@@ -8,6 +8,7 @@
 //! | [`cli`] | one file a command |
 //! | [`front`] | what clients talk to: NBD, the control socket |
 //! | [`check`] | what is damaged in a pool that is not served, and repairs |
+//! | [`follow`] | volumes read beside the unit that writes them |
 //! | [`unit`] | the storage unit: block states, admission, epochs, settle, recovery |
 //! | [`journal`] | the nonlinear journal: groups, links, states, replay |
 //! | [`mds`] | the metadata server, its protocol, its client and its store |
@@ -21,6 +22,7 @@
 pub mod check;
 pub mod cli;
 pub mod env;
+pub mod follow;
 pub mod format;
 pub mod front;
 pub mod journal;

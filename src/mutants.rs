@@ -105,6 +105,11 @@ mutants! {
     ReturnedTwice: "what is given back to the metadata server stays in the pool",
     ExhaustedBelieved: "a metadata server that had nothing more is never asked again",
     SessionUnchecked: "a datagram of another session is taken",
+    // Readers beside the unit.
+    ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",
+    ReaderLeaseBelievedTooLong: "a reader goes on by its lines when its lease is over",
+    ReadNotValidated: "a reader does not ask whether what it has read was still there",
+    StaleLineKept: "a reader keeps a line that changed within its generation",
 }
 
 #[cfg(feature = "mutants")]

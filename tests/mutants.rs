@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use flipside::mutants::{Mutant, choose};
 use flipside::sim::flipside::Flipside;
+use flipside::sim::follower;
 use flipside::sim::plan::Plan;
-use flipside::sim::run::run_plan;
+use flipside::sim::run::{run_plan, run_seed};
 use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, sweep};
 
@@ -42,6 +43,15 @@ const RECORDED: [Mutant; 12] = [
     Mutant::SealedIgnored,
     Mutant::BusyIgnored,
 ];
+/// Those of readers beside the unit: a world of their own finds them.
+const OF_READERS: [Mutant; 4] = [
+    Mutant::ReaderNotWaitedFor,
+    Mutant::ReaderLeaseBelievedTooLong,
+    Mutant::ReadNotValidated,
+    Mutant::StaleLineKept,
+];
+/// The swaps of a world with a reader.
+const SWAPS: u64 = 60;
 /// One mutant at a time, in the whole process.
 static CHOICE: Mutex<()> = Mutex::new(());
 
@@ -70,9 +80,20 @@ fn plan() -> Sweep {
 
 /// The first seed that fails, and how.
 fn hunt(plan: Sweep) -> Option<(u64, String)> {
-    let failures = sweep::<Flipside>(plan, Duration::MAX, |_| {}).err()?;
+    let failures = sweep(plan, run_seed::<Flipside>, Duration::MAX, |_| {}).err()?;
     let first = failures.iter().min_by_key(|failure| failure.seed)?;
     Some((first.seed, first.to_string()))
+}
+
+/// The same with a reader beside the writer.
+fn hunt_with_reader(plan: Sweep) -> Option<(u64, String)> {
+    let until = plan.time.map(|time| Instant::now() + time);
+    let mut seeds = plan.base..plan.base + plan.count;
+    seeds.find_map(|seed| {
+        let late = until.is_some_and(|until| Instant::now() > until);
+        let failed = if late { None } else { follower::run(seed, SWAPS).err() };
+        failed.map(|how| (seed, how))
+    })
 }
 
 /// Goal: each recorded plan shows its mutant within some salts, and the first failing seeds of
@@ -129,9 +150,12 @@ fn every_mutant_is_found() {
     for mutant in Mutant::ALL.iter().copied().filter(|m| format!("{m:?}").contains(&only)) {
         choose(Some(mutant));
         let started = Instant::now();
-        let found = hunt(plan());
+        let of_reader = OF_READERS.contains(&mutant);
+        let found = if of_reader { hunt_with_reader(plan()) } else { hunt(plan()) };
         let took = started.elapsed().as_secs_f64();
-        if let Some((seed, _)) = &found {
+        if let Some((seed, _)) = &found
+            && !of_reader
+        {
             show_small(mutant, *seed);
         }
         choose(None);

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::format::ids::{PoolId, UnitId};
     use crate::format::layout::{self, Geometry, plan};
-    use crate::format::superblock::{FlagsPlace, PoolDevice};
+    use crate::format::superblock::{FlagsPlace, MetadataAt, PoolDevice};
 
     const SIZE: u64 = 1 << 30;
 
@@ -153,6 +153,7 @@ mod tests {
             geometry: Geometry::DEFAULT,
             sector: 512,
             flags: FlagsPlace::Device,
+            metadata: MetadataAt::Device,
             created_s: 0,
             layout: *layout,
             journal_reserve: 10,

@@ -19,7 +19,7 @@ use crate::format::ids::{
 };
 use crate::format::layout::{DeviceExtents, DeviceLayout, Geometry, Regions, Span};
 use crate::format::record::Binding;
-use crate::format::superblock::{FlagsPlace, PoolDevice, Superblock};
+use crate::format::superblock::{FlagsPlace, MetadataAt, PoolDevice, Superblock};
 use crate::mds::catalog::{CatalogFacts, fresh_rows};
 use crate::mds::opening::pool_spec;
 use crate::mds::store::Table;
@@ -251,6 +251,7 @@ impl Dump {
                 geometry,
                 sector: device.sector,
                 flags,
+                metadata: MetadataAt::Device,
                 created_s: self.pool.created_s,
                 layout: device.layout(),
                 journal_reserve: self.pool.journal_reserve,

@@ -76,6 +76,10 @@ pub enum Code {
     StoreContradicts,
     /// The store holds an extent for what is not there.
     ExtentLeaked,
+    /// The metadata server's store does not have the pool.
+    PoolUnknown,
+    /// The metadata server's store has the pool as one of other extents.
+    PoolDiffers,
     /// The store knows of a later start of the unit than the region.
     IncarnationBehind,
 }

@@ -1,13 +1,16 @@
 //! The store, the volume table, and both against the home.
 
 use super::finding::{Code, Finding, Mend};
+use super::lines;
 use super::region::Recovered;
 use crate::format::home::Line;
 use crate::format::ids::{Incarnation, UnitId};
-use crate::mds::examine::{MetadataFacts, StoreFacts};
+use crate::format::superblock::{FlagsPlace, Superblock};
+use crate::mds::catalog::CatalogFacts;
+use crate::mds::examine::{HostedFacts, MetadataFacts};
 use crate::mds::mirrored::{Agreement, compare};
 use crate::mds::raw::{RawVolume, one};
-use crate::mds::records::{PairRecord, VolumeInfo};
+use crate::mds::records::{PairRecord, PoolInfo, VolumeInfo};
 use crate::mds::store::{StoreError, Table};
 use crate::mds::volume_table::{Kept, newest};
 
@@ -80,7 +83,11 @@ pub fn volumes(facts: &MetadataFacts) -> Option<Vec<VolumeInfo>> {
 
 /// The lines of that unit of a pool of so many pairs, where they are in the store.
 pub fn home(facts: &MetadataFacts, unit: UnitId, pairs: u32) -> Option<Recovered> {
-    let catalog = &facts.store.as_ref().ok().filter(|_| facts.has_lines)?.catalog;
+    home_in(&facts.store.as_ref().ok().filter(|_| facts.has_lines)?.catalog, unit, pairs)
+}
+
+/// The lines of that unit of a pool of so many pairs, which are in the store.
+fn home_in(catalog: &CatalogFacts, unit: UnitId, pairs: u32) -> Option<Recovered> {
     let mut lines = vec![Line::FREE; pairs as usize];
     for (_, pair, line) in catalog.lines.iter().filter(|(of, _, _)| *of == unit) {
         *lines.get_mut(pair.0 as usize)? = *line;
@@ -99,9 +106,9 @@ pub fn volumes_of(kept: &Kept) -> Vec<VolumeInfo> {
 
 /// What is wrong with a store against the home of that unit. The store may be older, never newer:
 /// it is told lazily.
-pub fn against(store: &StoreFacts, unit: UnitId, home: &Recovered) -> Vec<Finding> {
+pub fn against(store: &CatalogFacts, unit: UnitId, home: &Recovered) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for of in &store.catalog.units {
+    for of in &store.units {
         if of.unit == unit && of.incarnation > home.incarnation {
             let what = format!(
                 "the store knows of start {} and the unit's region of start {}: the region is an \
@@ -118,13 +125,47 @@ pub fn against(store: &StoreFacts, unit: UnitId, home: &Recovered) -> Vec<Findin
             findings.push(Finding::mendable(Code::ExtentLeaked, place, what, Mend::NewStore));
         }
     }
-    let pairs = store.catalog.pairs.iter().filter(|(of, _)| *of == unit);
+    let pairs = store.pairs.iter().filter(|(of, _)| *of == unit);
     findings.extend(pairs.filter_map(|(_, record)| judge_pair(store, record, home)));
     findings
 }
 
+/// What is wrong between a pool's devices and the store of the metadata server that has the pool;
+/// and the home, which is `region` or in the store. Nothing of it can be mended from here.
+pub fn against_server(
+    store: &HostedFacts,
+    superblock: &Superblock,
+    region: Option<Recovered>,
+) -> (Option<Recovered>, Vec<Finding>) {
+    let pool = superblock.pool;
+    let place = format!("pool {pool}");
+    let Some((_, catalog)) = store.pools.iter().find(|(of, _)| *of == pool) else {
+        let what = "the metadata store does not have it: it is another server's, or was forgotten";
+        return (region, vec![Finding::lasting(Code::PoolUnknown, place, what)]);
+    };
+    let PoolInfo { extent_size, extents, reserve, .. } = catalog.pool;
+    let here =
+        (superblock.geometry.extent_size(), superblock.pool_extents(), superblock.journal_reserve);
+    if (extent_size, extents, reserve) != here {
+        let what = "the metadata store has it with other extents than its devices";
+        return (region, vec![Finding::lasting(Code::PoolDiffers, place, what)]);
+    }
+    let home = match superblock.flags {
+        FlagsPlace::Mds => home_in(catalog, superblock.unit, superblock.pool_extents()),
+        FlagsPlace::Device | FlagsPlace::Nvram { .. } => region,
+    };
+    let Some(found) = &home else { return (home, Vec::new()) };
+    let mut findings = lines::judge(&found.lines, superblock.geometry, &catalog.volumes);
+    findings.extend(against(catalog, superblock.unit, found));
+    for finding in &mut findings {
+        finding.mend = None;
+        finding.repairable = false;
+    }
+    (home, findings)
+}
+
 /// What is wrong with one pair of the store.
-fn judge_pair(store: &StoreFacts, record: &PairRecord, home: &Recovered) -> Option<Finding> {
+fn judge_pair(store: &CatalogFacts, record: &PairRecord, home: &Recovered) -> Option<Finding> {
     let pair = record.pair;
     let mend = |code, what: String| {
         Some(Finding::mendable(code, format!("pair {pair}"), what, Mend::NewStore))
@@ -146,7 +187,7 @@ fn judge_pair(store: &StoreFacts, record: &PairRecord, home: &Recovered) -> Opti
         );
         return Some(Finding::lasting(Code::StoreNewer, format!("pair {pair}"), what));
     }
-    if live && !store.catalog.volumes.iter().any(|volume| volume.id == record.volume) {
+    if live && !store.volumes.iter().any(|volume| volume.id == record.volume) {
         return leaked("a volume that there is not");
     }
     if record.generation < binding.generation {

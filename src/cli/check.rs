@@ -6,7 +6,7 @@
 //! (after `--repair`: still), 2 where it could not be looked at.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -15,8 +15,11 @@ use serde::Serialize;
 
 use super::device;
 use super::offline::{Examination, Offline};
-use crate::check::finding::{Finding, Mend};
+use crate::check::finding::{Code, Finding, Mend};
 use crate::check::mend;
+use crate::mds::examine::{self, HostedFacts};
+use crate::mds::hosted::{self, HostedError};
+use crate::mds::store::StoreError;
 
 /// Memory for I/O, in bytes.
 const BUFFERS_LEN: usize = 16 << 20;
@@ -29,6 +32,9 @@ Examples:
     flipside check /dev/sdx
   A pool of two devices with its journal in NVRAM, repaired where that is possible:
     flipside check --repair --nvram /mnt/pmem/flags /dev/sdx /dev/sdy
+  The store of a metadata server that is stopped, and a pool of it:
+    flipside check --mds-store /var/lib/flipside/mds
+    flipside check --mds-store /var/lib/flipside/mds /dev/sdx
 
 What is kept twice is repaired from the good copy: superblocks, pages of the journal's region, the
 volumes. The contents of volumes have no checksums and are not checked.
@@ -51,8 +57,12 @@ pub struct Args {
     /// The NVRAM, for a pool that was served with --flags nvram
     #[arg(long, value_name = "PATH")]
     nvram: Option<PathBuf>,
+    /// The store of a metadata server that is stopped: checked by itself, and against the devices
+    /// of one of its pools where they are named
+    #[arg(long, value_name = "PATH", conflicts_with = "repair")]
+    mds_store: Option<PathBuf>,
     /// All devices of the pool, in any order
-    #[arg(required = true, value_name = "DEVICE")]
+    #[arg(required_unless_present = "mds_store", value_name = "DEVICE")]
     devices: Vec<PathBuf>,
 }
 
@@ -73,7 +83,19 @@ struct Report<'a> {
 pub fn run(args: Args) -> ExitCode {
     let checked = device::environment(BUFFERS_LEN).and_then(|(ring, env)| {
         let checked = ring.block_on(async move {
-            let offline = Offline::claim(&env, &args.devices, args.nvram.as_deref()).await?;
+            let store = args.mds_store.as_deref().map(|path| (path, look(path)));
+            let store = match store {
+                Some((path, looked)) => match looked? {
+                    Ok(facts) => Some(facts),
+                    Err(damage) => return tell_store(path, Err(&damage), args.json),
+                },
+                None => None,
+            };
+            if let (Some(path), Some(facts), []) = (&args.mds_store, &store, &*args.devices) {
+                return tell_store(path, Ok(facts), args.json);
+            }
+            let mut offline = Offline::claim(&env, &args.devices, args.nvram.as_deref()).await?;
+            offline.mds_store = store;
             check(&offline, &args).await
         });
         ring.shutdown();
@@ -87,6 +109,59 @@ pub fn run(args: Args) -> ExitCode {
             ExitCode::from(COULD_NOT)
         }
     }
+}
+
+/// What a metadata server's store holds, or how it is damaged; fails where it cannot be looked at.
+fn look(path: &Path) -> Result<Result<HostedFacts, StoreError>> {
+    let looked = match hosted::look(path) {
+        Ok(store) => examine::hosted(store),
+        Err(HostedError::Store(_, error)) => Err(error),
+        Err(error) => return Err(error.into()),
+    };
+    match looked {
+        Err(error @ StoreError::Damaged(_)) => Ok(Err(error)),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+        Ok(facts) => Ok(Ok(facts)),
+    }
+}
+
+/// What is told of a metadata server's store.
+#[derive(Serialize)]
+struct StoreReport {
+    sound: bool,
+    pools: usize,
+    sessions: u64,
+    findings: Vec<Finding>,
+}
+
+/// Says how a metadata server's store is; whether it is sound.
+fn tell_store(path: &Path, facts: Result<&HostedFacts, &StoreError>, json: bool) -> Result<bool> {
+    let place = path.display();
+    let damaged = |error: &StoreError| Finding::lasting(Code::StoreDamaged, &place, error);
+    let report = StoreReport {
+        sound: facts.is_ok(),
+        pools: facts.map_or(0, |facts| facts.pools.len()),
+        sessions: facts.map_or(0, |facts| facts.sessions),
+        findings: facts.err().map(damaged).into_iter().collect(),
+    };
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+        return Ok(report.sound);
+    }
+    for finding in &report.findings {
+        writeln!(out, "{finding}: bring it back from where it was copied to")?;
+    }
+    if let Ok(facts) = facts {
+        writeln!(out, "{place}: {} pools, {} sessions", facts.pools.len(), facts.sessions)?;
+        for (pool, of) in &facts.pools {
+            let (volumes, pairs) = (of.volumes.len(), of.pairs.len());
+            writeln!(out, "pool {pool}: {volumes} volumes, {pairs} pairs")?;
+        }
+        writeln!(out, "the metadata store is sound")?;
+    }
+    Ok(report.sound)
 }
 
 /// Whether the pool is sound in the end.
@@ -147,14 +222,13 @@ async fn repair(offline: &Offline, found: &Examination) -> Result<()> {
 }
 
 fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> {
-    let store = found.metadata.as_ref().and_then(|(_, facts)| facts.store.as_ref().ok());
     let used = found.home.as_ref().map_or(0, |home| {
         home.lines.iter().flat_map(|line| line.binding.extents).flatten().count() as u64
     });
     let report = Report {
         sound: found.findings.is_empty(),
         pool: found.pool.as_ref().map(|pool| pool.superblock.pool.to_string()),
-        volumes: store.map_or(0, |store| store.catalog.volumes.len()),
+        volumes: found.volumes,
         extents: found.pool.as_ref().map_or(0, |pool| pool.superblock.pool_extents().into()),
         extents_used: used,
         groups: found.home.as_ref().map_or(0, |home| home.groups),
@@ -179,6 +253,9 @@ fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> 
         report.extents_used, report.extents, report.volumes, report.groups
     )?;
     let again = report.findings.iter().filter(|finding| finding.repairable).count();
+    if found.store_elsewhere {
+        writeln!(out, "its metadata server's store was not looked at: --mds-store does that")?;
+    }
     match (report.findings.len(), again) {
         (0, _) => writeln!(out, "the pool is sound")?,
         (all, again) => writeln!(out, "{all} damages, of which --repair can mend {again}")?,

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
-use crate::format::ids::PoolId;
 use crate::front::control::{Request, call};
 
 /// The end of the names of control sockets.
@@ -50,9 +49,9 @@ pub fn make_runtime_dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The default control socket of a pool's target.
-pub fn socket_path(dir: &Path, pool: PoolId) -> PathBuf {
-    dir.join(format!("{pool}.{EXTENSION}"))
+/// The default control socket of a target of that name: its pool's, and how it serves it.
+pub fn socket_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.{EXTENSION}"))
 }
 
 /// The one control socket of a directory.
@@ -88,11 +87,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = only_socket(&dir.path().join("absent")).unwrap_err();
         assert!(error.to_string().starts_with("no target runs"));
-        let first = socket_path(dir.path(), PoolId([1; 16]));
+        let first = socket_path(dir.path(), "one");
         std::fs::write(&first, "").unwrap();
         std::fs::write(dir.path().join("other.sock"), "").unwrap();
         assert_eq!(only_socket(dir.path()).unwrap(), first);
-        std::fs::write(socket_path(dir.path(), PoolId([2; 16])), "").unwrap();
+        std::fs::write(socket_path(dir.path(), "two"), "").unwrap();
         assert!(only_socket(dir.path()).unwrap_err().to_string().contains("--control"));
     }
 }

@@ -16,7 +16,7 @@ use crate::uring::{Ring, RingOptions};
 /// What of the memory for I/O is registered with the ring at most, in bytes.
 const ARENA_LEN: usize = 64 << 20;
 
-/// A device that this process holds.
+/// A device that this process holds, or observes.
 pub struct Claimed {
     /// Its path, as it was given.
     pub path: PathBuf,
@@ -72,11 +72,30 @@ pub async fn recognise(env: &OsEnv, claimed: Vec<Claimed>) -> Result<Vec<PoolMem
         }
         members.push(PoolMember { claimed, superblock });
     }
+    let mut members = whole_pool(members)?;
+    relocate::complete(env, &mut disks(&mut members)).await?;
+    Ok(members)
+}
+
+/// Opens all devices of one pool to read them beside the target that has claimed them, which is
+/// left to mend what there is to mend.
+pub async fn observe(env: &OsEnv, paths: &[PathBuf]) -> Result<Vec<PoolMember>> {
+    let mut members = Vec::with_capacity(paths.len());
+    for path in paths {
+        let disk = OsDisk::observe(env.ring(), path)?;
+        let read = superblock_io::read(&disk, env.buffers()).await;
+        let (superblock, _) = read.with_context(|| path.display().to_string())?;
+        members.push(PoolMember { claimed: Claimed { path: path.clone(), disk }, superblock });
+    }
+    whole_pool(members)
+}
+
+/// The devices in their order, if they are all of one pool.
+fn whole_pool(mut members: Vec<PoolMember>) -> Result<Vec<PoolMember>> {
     members.sort_by_key(|member| member.superblock.device_index);
     let named: Vec<_> =
         members.iter().map(|member| (member.claimed.path.as_path(), &member.superblock)).collect();
     check_pool(&named)?;
-    relocate::complete(env, &mut disks(&mut members)).await?;
     Ok(members)
 }
 
@@ -128,7 +147,7 @@ mod tests {
     use super::super::values::Percent;
     use super::*;
     use crate::format::layout::{DeviceFacts, Geometry};
-    use crate::format::superblock::FlagsPlace;
+    use crate::format::superblock::{FlagsPlace, MetadataAt};
 
     fn pool(seed: u8) -> Vec<Superblock> {
         let next = std::cell::Cell::new(seed);
@@ -138,6 +157,7 @@ mod tests {
             volumes: &[],
             now_s: 0,
             flags: FlagsPlace::Device,
+            metadata: MetadataAt::Device,
         };
         let facts = [DeviceFacts { size: 1 << 30, sector: 512 }; 3];
         let identity = || {

@@ -6,6 +6,10 @@
 //! - **Ordering**: what the devices held is made unrecognisable first and the superblocks are
 //!   written last, that of the first device after all others: a format that is cut short leaves no
 //!   pool, neither the old nor half of a new one.
+//! - **At a metadata server** the pool is registered and its volumes are made before anything is
+//!   written to the devices, so that a server that refuses or is silent costs nothing. Cut short
+//!   after that, the server has a pool that no device knows: the same command makes another one,
+//!   and `flipside mds forget` removes the first, whose name was said before it was registered.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -15,19 +19,25 @@ use uuid::Uuid;
 
 use super::device::{self, Claimed};
 use super::inspect::refuse_if_in_use;
+use super::network::{MdsArgs, Remote};
 use super::nvram::Place;
+use super::owner::host;
 use super::plan::{PoolPlan, Wish};
 use super::values::{Percent, Size, VolumeSpec};
 use super::zero;
 use crate::env::os::OsEnv;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk as _, Env as _};
+use crate::format::ids::Incarnation;
 use crate::format::layout::{DeviceFacts, DeviceLayout, Geometry, HEAD_LEN, Span};
-use crate::format::superblock::{FlagsPlace, Superblock};
+use crate::format::superblock::{FlagsPlace, MetadataAt, Superblock};
 use crate::format::superblock_io;
 use crate::journal::Journal;
 use crate::mds::catalog::Fault;
-use crate::mds::opening::MetadataPlace;
+use crate::mds::client::Client;
+use crate::mds::client::pools::{forget, overview, register};
+use crate::mds::opening::{MetadataPlace, pool_spec};
+use crate::mds::records::Claim;
 
 /// Memory for I/O, in bytes.
 const BUFFERS_LEN: usize = 16 << 20;
@@ -41,6 +51,8 @@ Examples:
     flipside format /dev/sdx
   Two volumes on two disks:
     flipside format --volume db=200G --volume logs=20G /dev/sdx /dev/sdy
+  Of which a metadata server keeps the metadata:
+    flipside format --mds 10.0.0.1:10810 --key-file /etc/flipside.key --volume db=200G /dev/sdx
   A file, to try it out:
     truncate -s 1G pool.img && flipside format pool.img
 
@@ -67,6 +79,8 @@ pub struct Args {
     /// device here and --flags nvram to serve)
     #[arg(long, value_enum, default_value = "device")]
     flags: Place,
+    #[command(flatten)]
+    mds: MdsArgs,
     /// Format even what holds something already: that is lost
     #[arg(long)]
     force: bool,
@@ -114,6 +128,10 @@ async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> 
         reserve: args.journal_reserve,
         volumes: &args.volumes,
         now_s: now.map_or(0, |since| since.as_secs()),
+        metadata: match args.mds.mds {
+            Some(_) => MetadataAt::Server,
+            None => MetadataAt::Device,
+        },
         flags: match args.flags {
             Place::Device => FlagsPlace::Device,
             Place::Mds => FlagsPlace::Mds,
@@ -129,8 +147,74 @@ async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> 
             refuse_if_in_use(&of.path, of.disk.len(), FORCE)?;
         }
     }
-    write(env, &plan, &claimed).await?;
+    match &args.mds.mds {
+        None => write(env, &plan, &claimed).await?,
+        Some(_) => {
+            let server = RemotePool { server: Remote::new(env, &args.mds)?, plan: &plan };
+            server.make().await?;
+            if let Err(error) = write(env, &plan, &claimed).await {
+                server.forget().await;
+                return Err(error);
+            }
+        }
+    }
     Ok(plan)
+}
+
+/// A pool as a metadata server of its own has it.
+struct RemotePool<'a> {
+    server: Remote,
+    plan: &'a PoolPlan,
+}
+
+impl RemotePool<'_> {
+    fn superblock(&self) -> &Superblock {
+        self.plan.superblocks.first().expect("a pool has a device")
+    }
+
+    /// Registers the pool and makes its volumes, or leaves nothing of it.
+    async fn make(&self) -> Result<()> {
+        let (server, superblock) = (&self.server, self.superblock());
+        let pool = superblock.pool;
+        eprintln!("flipside: registering pool {pool} with the metadata server at {}", server.at);
+        let spec = pool_spec(superblock);
+        // Whose answer is not understood must not be told to do anything.
+        server.answered(overview(&server.env, server.link()?)).await?;
+        server.answered(register(&server.env, server.link()?, pool, &spec)).await?;
+        let made = self.make_volumes().await;
+        if made.is_err() {
+            self.forget().await;
+        }
+        made
+    }
+
+    /// Attaches as the unit before its first start, so that this counts for nothing.
+    async fn make_volumes(&self) -> Result<()> {
+        let Superblock { pool, unit, flags, .. } = *self.superblock();
+        let claim = Claim::of(pool, unit, Incarnation::default());
+        let counted_there = flags == FlagsPlace::Mds;
+        let incarnation = claim.incarnation.filter(|_| !counted_there);
+        let claim = Claim { host: host(None)?, incarnation, ..claim };
+        let server = &self.server;
+        let client = Client::attach(server.env.clone(), server.link()?, claim);
+        let client = server.answered(client).await?;
+        for VolumeSpec { name, size } in &self.plan.volumes {
+            let made = server.answered(client.create_volume(name, size.0)).await;
+            made.with_context(|| format!("volume {name}"))?;
+        }
+        server.answered(client.detach()).await
+    }
+
+    /// Has the server forget the pool, as far as it can be told.
+    async fn forget(&self) {
+        let pool = self.superblock().pool;
+        let Ok(link) = self.server.link() else { return };
+        let forgotten = forget(&self.server.env, link, pool, true);
+        let forgotten = self.server.answered(forgotten).await;
+        if let Err(error) = forgotten {
+            eprintln!("flipside: pool {pool} stays registered ({error:#}): flipside mds forget");
+        }
+    }
 }
 
 /// Writes what was planned, in the order that the module promises.
@@ -144,8 +228,11 @@ async fn write(env: &OsEnv, plan: &PoolPlan, claimed: &[Claimed]) -> Result<()> 
     };
     let regions = superblock.layout.regions.expect("the first device has the regions");
     zero::zero(&first.path, &[regions.unit])?;
-    create_store(&first.path, plan)
-        .with_context(|| format!("the metadata cannot be stored on {}", first.path.display()))?;
+    if superblock.metadata == MetadataAt::Device {
+        create_store(&first.path, plan).with_context(|| {
+            format!("the metadata cannot be stored on {}", first.path.display())
+        })?;
+    }
     write_journal(env, first, superblock).await?;
     for (of, superblock) in claimed.iter().zip(&plan.superblocks).rev() {
         superblock_io::write(&of.disk, env.buffers(), superblock)

@@ -1,4 +1,5 @@
-//! `flipside mds`: serves the metadata of many pools to targets over UDP until told to stop.
+//! `flipside mds`: serves the metadata of many pools to targets over UDP until told to stop; and
+//! `flipside mds forget`: has such a server forget a pool.
 //!
 //! # Contracts
 //!
@@ -14,12 +15,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::{Either, select};
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
-use super::network::{HostPort, KeyArgs};
+use super::network::{self, HostPort, KeyArgs, MdsArgs};
 use crate::env::Moment;
 use crate::env::os::notify::notify;
 use crate::env::os::{Signals, notify_ready};
+use crate::format::ids::PoolId;
 use crate::front::metadata::Port;
+use crate::mds::client::pools::{forget, overview};
 use crate::mds::hosted;
 use crate::mds::pools::Pools;
 use crate::mds::server::Server;
@@ -33,19 +37,26 @@ Examples:
     (umask 077; openssl rand -hex 32 >/etc/flipside.key)
     flipside mds --listen 10.0.0.1:10810 --store /var/lib/flipside/mds --key-file /etc/flipside.key
 
+  Which pools has it, and one that is not wanted any more:
+    flipside status --mds 127.0.0.1:10810
+    flipside mds forget 0f9c6a0e-5b0c-4d0e-9f8e-2f6d3c1b7a55 --mds 127.0.0.1:10810
+
 The server prints 'ready udp://HOST:PORT' once it can be used. SIGTERM or SIGINT ends it.
 Datagrams carry the proof that their sender has the key; they are not encrypted.";
 
 /// Flags of `flipside mds`.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Where to listen for targets; port 0 is any that is free
-    #[arg(long, value_name = "HOST:PORT")]
-    listen: HostPort,
+    #[arg(long, value_name = "HOST:PORT", required = true)]
+    listen: Option<HostPort>,
     /// The directory that keeps everything, of its own; made where there is none
-    #[arg(long, value_name = "PATH")]
-    store: PathBuf,
+    #[arg(long, value_name = "PATH", required = true)]
+    store: Option<PathBuf>,
     #[command(flatten)]
     key: KeyArgs,
     /// Listen beyond this machine without a key: whoever can send a datagram may do anything
@@ -53,10 +64,49 @@ pub struct Args {
     allow_open: bool,
 }
 
-/// Serves metadata.
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Have a metadata server forget a pool: its volumes are lost
+    Forget(ForgetArgs),
+}
+
+#[derive(clap::Args)]
+struct ForgetArgs {
+    /// The pool, as `flipside status --mds` lists it
+    #[arg(value_name = "POOL")]
+    pool: Uuid,
+    /// Forget it even while a target is attached, which then stops
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    mds: MdsArgs,
+}
+
+/// Serves metadata, or has a pool forgotten.
 pub fn run(args: &Args) -> Result<()> {
+    match (&args.command, &args.listen, &args.store) {
+        (Some(Command::Forget(args)), ..) => forget_pool(args),
+        (None, Some(listen), Some(store)) => serve_store(args, listen, store),
+        (None, ..) => unreachable!("clap requires them"),
+    }
+}
+
+fn forget_pool(args: &ForgetArgs) -> Result<()> {
+    let pool = PoolId(args.pool.into_bytes());
+    let force = args.force;
+    let known = network::ask(&args.mds, |server| async move {
+        let seen = server.answered(overview(&server.env, server.link()?)).await?;
+        server.answered(forget(&server.env, server.link()?, pool, force)).await?;
+        Ok(seen.pools.iter().any(|of| of.pool == pool))
+    })?;
+    ensure!(known, "the metadata server knows no pool {pool}");
+    println!("pool {pool} is forgotten");
+    Ok(())
+}
+
+fn serve_store(args: &Args, listen: &HostPort, store: &Path) -> Result<()> {
     let key = args.key.read()?;
-    let address = args.listen.resolve()?;
+    let address = listen.resolve()?;
     ensure!(
         key.is_some() || args.allow_open || address.ip().is_loopback(),
         "{address} can be reached from other machines, and without a key whoever sends a datagram \
@@ -65,7 +115,7 @@ pub fn run(args: &Args) -> Result<()> {
     let ring = Ring::new(&RingOptions::default())?;
     let signals = Signals::new(&ring)?;
     let port = Port::bind(&ring, address, key).with_context(|| format!("{address}"))?;
-    let server = open(&args.store)?;
+    let server = open(store)?;
     let served = ring.block_on(serve(ring.clone(), port, server, signals));
     ring.shutdown();
     served

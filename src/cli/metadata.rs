@@ -133,6 +133,10 @@ async fn dump(offline: &Offline, output: Option<&Path>) -> Result<()> {
     for finding in &found.findings {
         eprintln!("flipside: {finding}");
     }
+    ensure!(
+        !found.store_elsewhere,
+        "the metadata of this pool are at a metadata server: keep a copy of its store"
+    );
     let (Some(pool), Some(home), Some((_, metadata))) = (&found.pool, &found.home, &found.metadata)
     else {
         bail!("the metadata is damaged and cannot be dumped: see above");

@@ -5,18 +5,31 @@ use std::io::Read as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::str::FromStr;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::future::{Either, select};
+use tracing::warn;
 
+use super::device;
 use super::values::ValueError;
-use crate::env::os::{OsLink, Seal};
+use crate::env::Env as _;
+use crate::env::os::{OsEnv, OsLink, Seal};
 use crate::mds::auth::Key;
+use crate::mds::error::MdsError;
 use crate::mds::wire::{PAYLOAD_MIN, PAYLOAD_UDP_MAX};
 use crate::uring::Ring;
 
 /// More than any key file has, in bytes.
 const KEY_FILE_LEN_MAX: u64 = 1000;
+/// How often it is said that a metadata server does not answer.
+const SILENCE_SAID_EACH: Duration = Duration::from_secs(5);
+/// Memory for I/O of a command that asks a server, in bytes.
+const BUFFERS_LEN: usize = 1 << 20;
+/// How long a command waits for the metadata server.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(10);
 /// Permissions of those who are neither the owner nor of the group.
 const OTHERS: u32 = 0o007;
 
@@ -94,13 +107,81 @@ pub struct MdsArgs {
 }
 
 impl MdsArgs {
-    /// The link to the server, where one was named. Nothing is sent yet.
-    pub fn link(&self, ring: &Ring) -> Result<Option<OsLink>> {
-        let Some(mds) = &self.mds else { return Ok(None) };
+    /// A link to the server at that address. Nothing is sent yet.
+    pub fn link_to(&self, ring: &Ring, at: SocketAddr) -> Result<OsLink> {
         let seal = self.key.read()?.map(|key| Box::new(key) as Box<dyn Seal>);
-        let server = mds.resolve()?;
-        let link = OsLink::udp(ring, server, self.datagram_size.0, seal);
-        link.map(Some).with_context(|| format!("the metadata server at {server}"))
+        let link = OsLink::udp(ring, at, self.datagram_size.0, seal);
+        link.with_context(|| format!("the metadata server at {at}"))
+    }
+}
+
+/// A metadata server as a command asks it.
+#[derive(Clone)]
+pub struct Remote {
+    /// The world.
+    pub env: OsEnv,
+    /// Where it is.
+    pub at: SocketAddr,
+    args: MdsArgs,
+}
+
+impl Remote {
+    /// The server that was named.
+    pub fn new(env: &OsEnv, args: &MdsArgs) -> Result<Self> {
+        let mds = args.mds.as_ref().context("no metadata server: say --mds HOST:PORT")?;
+        Ok(Remote { env: env.clone(), at: mds.resolve()?, args: args.clone() })
+    }
+
+    /// A link of its own for each session.
+    pub fn link(&self) -> Result<OsLink> {
+        self.args.link_to(self.env.ring(), self.at)
+    }
+
+    /// What it answers in good time.
+    pub async fn answered<T>(&self, asked: impl Future<Output = Result<T, MdsError>>) -> Result<T> {
+        answered(&self.env, self.at, Some(COMMAND_PATIENCE), asked).await
+    }
+}
+
+/// Asks the server that was named, on a ring of its own.
+pub fn ask<T: 'static, F: Future<Output = Result<T>> + 'static>(
+    args: &MdsArgs,
+    asking: impl FnOnce(Remote) -> F,
+) -> Result<T> {
+    let (ring, env) = device::environment(BUFFERS_LEN)?;
+    let remote = Remote::new(&env, args)?;
+    let answer = ring.block_on(asking(remote));
+    ring.shutdown();
+    answer
+}
+
+/// What the metadata server at that address answers; for as long as it is silent that is said, and
+/// after `patience`, if there is one, given up.
+pub async fn answered<T>(
+    env: &OsEnv,
+    at: SocketAddr,
+    patience: Option<Duration>,
+    asked: impl Future<Output = Result<T, MdsError>>,
+) -> Result<T> {
+    let mut asked = pin!(asked);
+    let mut waited = Duration::ZERO;
+    loop {
+        match select(asked, pin!(env.sleep(SILENCE_SAID_EACH))).await {
+            Either::Left((answer, _)) => {
+                return answer.with_context(|| format!("the metadata server at {at}"));
+            }
+            Either::Right(((), waiting)) => asked = waiting,
+        }
+        waited += SILENCE_SAID_EACH;
+        let silent = format!(
+            "the metadata server at {at} has not answered for {} s: is `flipside mds` running \
+             there, does the network let UDP pass, and do both have the same --key-file?",
+            waited.as_secs()
+        );
+        if patience.is_some_and(|patience| waited >= patience) {
+            bail!(silent);
+        }
+        warn!("{silent}");
     }
 }
 

@@ -21,9 +21,9 @@ use crate::env::os::{OsDisk, OsEnv, OsNvram};
 use crate::env::region::DeviceRegion;
 use crate::env::{Env as _, Nvram as _, Region};
 use crate::format::nvram::{self, NvramIdentity, REGION_START};
-use crate::format::superblock::FlagsPlace;
+use crate::format::superblock::{FlagsPlace, MetadataAt};
 use crate::journal::inspect::{RegionFacts, inspect};
-use crate::mds::examine::MetadataFacts;
+use crate::mds::examine::{HostedFacts, MetadataFacts};
 use crate::mds::opening::MetadataPlace;
 use crate::uring::buffers::View;
 
@@ -37,9 +37,12 @@ pub struct Offline {
     /// The devices, in the order in which they were given.
     pub claimed: Vec<Claimed>,
     nvram: Option<(PathBuf, OsNvram)>,
+    /// What the store of the metadata server holds, where it was given.
+    pub mds_store: Option<HostedFacts>,
 }
 
 /// What was found.
+#[derive(Default)]
 pub struct Examination {
     /// Each device's superblocks.
     pub devices: Vec<DeviceFacts>,
@@ -53,6 +56,10 @@ pub struct Examination {
     pub home: Option<Recovered>,
     /// The metadata's place, and what is there.
     pub metadata: Option<(MetadataPlace, MetadataFacts)>,
+    /// How many volumes there are, as far as that is known.
+    pub volumes: usize,
+    /// Whether the metadata are in a store that was not looked at.
+    pub store_elsewhere: bool,
 }
 
 impl Offline {
@@ -66,7 +73,7 @@ impl Offline {
             }
             None => None,
         };
-        Ok(Offline { env: env.clone(), claimed, nvram })
+        Ok(Offline { env: env.clone(), claimed, nvram, mds_store: None })
     }
 
     /// The whole NVRAM.
@@ -82,8 +89,7 @@ impl Offline {
             devices.push(devices::look(&of.disk, self.env.buffers(), name).await);
         }
         let (pool, findings) = devices::judge(&devices);
-        let mut found =
-            Examination { devices, pool: None, findings, region: None, home: None, metadata: None };
+        let mut found = Examination { devices, findings, ..Examination::default() };
         match &pool {
             None => {
                 let foreign = |facts: &DeviceFacts| facts.is_foreign();
@@ -121,6 +127,22 @@ impl Offline {
             found.home = home;
             found.region = Some((region, facts));
         }
+        if superblock.metadata == MetadataAt::Server {
+            found.store_elsewhere = self.mds_store.is_none();
+            if let Some(store) = &self.mds_store {
+                found.volumes = store.volumes_of(superblock.pool);
+                let (home, findings) =
+                    metadata::against_server(store, superblock, found.home.take());
+                found.home = home;
+                found.findings.extend(findings);
+            }
+            return Ok(());
+        }
+        ensure!(
+            self.mds_store.is_none(),
+            "pool {} has its metadata on {path}: leave out --mds-store",
+            superblock.pool
+        );
         let place = match MetadataPlace::on(&first.path, superblock) {
             Ok(place) => place,
             Err(error) => {
@@ -133,12 +155,14 @@ impl Offline {
             found.home = Some(home);
         }
         found.findings.extend(metadata::judge(&facts, &path));
-        if let (Some(home), Some(volumes)) = (&found.home, metadata::volumes(&facts)) {
+        let volumes = metadata::volumes(&facts);
+        found.volumes = volumes.as_ref().map_or(0, Vec::len);
+        if let (Some(home), Some(volumes)) = (&found.home, volumes) {
             let judged = lines::judge(&home.lines, superblock.geometry, &volumes);
             found.findings.extend(judged);
         }
         if let (Some(home), Ok(store)) = (&found.home, &facts.store) {
-            found.findings.extend(metadata::against(store, superblock.unit, home));
+            found.findings.extend(metadata::against(&store.catalog, superblock.unit, home));
         }
         found.metadata = Some((place, facts));
         Ok(())

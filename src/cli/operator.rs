@@ -106,6 +106,10 @@ impl Target {
         Report {
             exports: self.exports(),
             uptime_s: uptime.as_secs(),
+            mds: fixed
+                .mds
+                .as_ref()
+                .map(|mds| mds.at(env.now(), unit.link_status(), unit.lease_left())),
             metadata_server: metadata_server.and_then(|of| serde_json::to_value(of).ok()),
             snapshot: Snapshot::take(&counters, latencies, gauges),
             ..fixed.clone()

@@ -31,11 +31,17 @@ pub fn text(report: &Report) -> String {
     out.line("pool", &report.pool);
     out.line("devices", &report.devices.join(", "));
     out.line("flags", &report.flags.text());
+    if let Some(mds) = &report.mds {
+        out.line("metadata server", &mds.text());
+    }
     for export in &report.exports {
         out.line("export", export);
     }
     out.line("serving", &format!("for {} s, version {}", report.uptime_s, report.version));
-    out.line("recovered", &report.recovery.to_string());
+    match &report.follow {
+        Some(follow) => out.line("follows", &follow.text()),
+        None => out.line("recovered", &report.recovery.to_string()),
+    }
     out.line("connections", &format!("{} open", now.connections_open));
     out.table(&volume_table(&now.volumes));
     out.line("space", &space_text(now.space));
@@ -156,7 +162,7 @@ fn latency_table(rows: &[(&str, LatencySummary)]) -> String {
 }
 
 /// A table whose `numbers` are the columns that end at the same place.
-fn table<const COLUMNS: usize, Row: IntoIterator<Item = String>>(
+pub fn table<const COLUMNS: usize, Row: IntoIterator<Item = String>>(
     header: [&str; COLUMNS],
     rows: impl IntoIterator<Item = Row>,
     numbers: Range<usize>,

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::values::{Percent, Size, VolumeSpec};
 use crate::format::ids::{PoolId, UnitId};
 use crate::format::layout::{DeviceFacts, Geometry, plan};
-use crate::format::superblock::{FlagsPlace, PoolDevice, Superblock};
+use crate::format::superblock::{FlagsPlace, MetadataAt, PoolDevice, Superblock};
 use crate::unit::limits::REQUEST_MAX;
 
 /// The volume that is made where none is asked for.
@@ -26,6 +26,8 @@ pub struct Wish<'a> {
     pub now_s: u64,
     /// Where flags and journal are from the beginning.
     pub flags: FlagsPlace,
+    /// Where the metadata are.
+    pub metadata: MetadataAt,
 }
 
 /// Everything about a new pool.
@@ -62,6 +64,7 @@ impl PoolPlan {
                 geometry: wish.geometry,
                 sector: facts.sector,
                 flags: wish.flags,
+                metadata: wish.metadata,
                 created_s: wish.now_s,
                 layout,
                 journal_reserve: u32::try_from(reserve).expect("fewer than all extents"),
@@ -116,8 +119,9 @@ mod tests {
     const DEVICE: DeviceFacts = DeviceFacts { size: 1 << 30, sector: 512 };
 
     fn wish(volumes: &[VolumeSpec]) -> Wish<'_> {
-        let flags = FlagsPlace::Device;
-        Wish { geometry: Geometry::DEFAULT, reserve: Percent(10), volumes, now_s: 7, flags }
+        let (flags, metadata) = (FlagsPlace::Device, MetadataAt::Device);
+        let (geometry, reserve) = (Geometry::DEFAULT, Percent(10));
+        Wish { geometry, reserve, volumes, now_s: 7, flags, metadata }
     }
 
     fn plan(volumes: &[VolumeSpec], devices: &[DeviceFacts]) -> Result<PoolPlan> {

@@ -11,18 +11,21 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::future::{Either, select};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
+use super::follow;
+use super::link::{self, MetadataServer, OwnServer};
+use super::network::MdsArgs;
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
-use super::status::{Recovery, Report};
+use super::owner::OwnerArgs;
+use super::status::{MdsReport, Recovery, Report};
 use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
@@ -36,19 +39,14 @@ use crate::format::superblock::FlagsPlace;
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
-use crate::mds::opening::MetadataPlace;
-use crate::mds::pools::Pools;
-use crate::mds::{embedded, server, wire};
 use crate::observe::{Latencies, SlowWatch};
+use crate::unit::grant::default_level;
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
 
 /// Memory for all I/O, in bytes.
 const BUFFERS_LEN: usize = 512 << 20;
 /// How long clients are waited for when the target stops.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
-/// How long the metadata server may take to close its store.
-const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
-const CLOSE_PAUSE: Duration = Duration::from_millis(5);
+pub(super) const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,6 +58,8 @@ Examples:
     flipside --log debug serve --config /etc/flipside.toml
   With the journal in persistent memory, or in a file on a faster disk:
     flipside serve --flags nvram --nvram /mnt/pmem/flags /dev/sdx
+  Beside the target that serves it, to read only, with the flags at the metadata server:
+    flipside serve --mds 10.0.0.1:10810 --follow /dev/sdx
   To attach a volume:
     nbd-client -unix /run/vm.sock -N vol0 /dev/nbd0
 
@@ -99,27 +99,36 @@ pub struct Args {
     /// Refuse the clients' writes
     #[arg(long)]
     read_only: bool,
+    /// Read the volumes beside the target that writes them, maybe on another machine with the same
+    /// devices: nothing is claimed or written; needs the flags at the metadata server
+    #[arg(long, requires = "mds", conflicts_with_all = ["shared", "fenced"])]
+    follow: bool,
     /// The socket for status, commit, settle and volume
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Warn in the log of a request, or an operation on a disk, that takes longer
     #[arg(long, value_name = "TIME|never", default_value = "1s")]
-    slow_io: SlowIo,
+    pub(super) slow_io: SlowIo,
     /// With the flags at the metadata server: how long a commit waits for it while it is silent,
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
     mds_timeout: MdsTimeout,
-    /// How many free extents to keep in hand, for when the metadata server is away
-    #[arg(long, value_name = "EXTENTS|all", default_value = "all")]
-    grant: Grant,
+    /// How many free extents to keep in hand, for when the metadata server is away [default: all;
+    /// with --mds a sixteenth of the pool, and 1024 at least]
+    #[arg(long, value_name = "EXTENTS|all")]
+    grant: Option<Grant>,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
+    pub(super) mds: MdsArgs,
+    #[command(flatten)]
+    pub(super) owner: OwnerArgs,
+    #[command(flatten)]
     flags: FlagsArgs,
     /// All devices of the pool, in any order
     #[arg(required_unless_present = "config", value_name = "DEVICE")]
-    devices: Vec<PathBuf>,
+    pub(super) devices: Vec<PathBuf>,
 }
 
 /// Serves a pool.
@@ -133,22 +142,34 @@ pub fn run(args: Args) -> Result<()> {
         Ok(limit) => debug!(limit, "open files"),
         Err(error) => warn!("the limit of open files stays as it is: {error}"),
     }
-    let served = ring.block_on(serve(env, args, passed, signals));
+    let served = ring.block_on(async {
+        if args.follow {
+            return follow::serve(env, args, passed, signals).await.map(|ended| (ended, None));
+        }
+        serve(env, args, passed, signals).await
+    });
     // Tasks hold the link to the metadata server, which ends when the last of them is gone.
     ring.shutdown();
-    let (ended, metadata_server) = served?;
-    await_end(&metadata_server);
+    let (ended, own_server) = served?;
+    own_server.map(OwnServer::await_end);
     ended
 }
 
-/// Serves until told to stop; how that went, and the thread that is left.
+/// How many extents of the pool's to keep in hand: all, where there is no other who serves them.
+fn grant(args: &Args, pool_extents: u32) -> Option<u32> {
+    let chosen = || args.mds.mds.is_some().then(|| default_level(pool_extents));
+    args.grant.map_or_else(chosen, |grant| grant.0)
+}
+
+/// Serves until told to stop; how that went, and the metadata server that is left.
 async fn serve(
     env: OsEnv,
     args: Args,
     passed: Vec<OwnedFd>,
     signals: Signals,
-) -> Result<(Result<()>, JoinHandle<()>)> {
+) -> Result<(Result<()>, Option<OwnServer>)> {
     let claimed = device::claim_all(&env, &args.devices).await?;
+    let reservations = args.owner.secure(&env, &args.mds, &claimed).await?;
     let mut members = device::recognise(&env, claimed).await?;
     let (nvram, flags) = nvram::place(&env, &args.flags, &mut members).await?;
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
@@ -156,15 +177,15 @@ async fn serve(
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
     let pool = first.superblock.pool;
     let (clients, operators) = bind(&args, passed, pool)?;
-    let (link, metadata_server) = start_metadata_server(first)
-        .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
+    let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
     let config = Config {
         commit_interval: args.commit_interval.0,
         settle: args.settle.into(),
         warn_full: args.warn_full.0.clone(),
         discard: args.discard,
         mds_timeout: args.mds_timeout.0,
-        grant: args.grant.0,
+        grant: grant(&args, first.superblock.pool_extents()),
+        ownership: args.owner.terms()?,
         ..Config::default()
     };
     let latencies = Rc::new(Latencies::watched(slow));
@@ -175,7 +196,7 @@ async fn serve(
         Either::Left((recovered, _)) => recovered?,
         Either::Right(_) => {
             info!("told to stop before anything was served");
-            return Ok((Ok(()), metadata_server));
+            return Ok((Ok(()), own_server));
         }
     };
     let recovery = Recovery::from(report);
@@ -199,6 +220,7 @@ async fn serve(
         pid: std::process::id(),
         devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
         flags,
+        mds: mds.map(MdsReport::new),
         recovery,
         ..Report::default()
     };
@@ -209,18 +231,23 @@ async fn serve(
     let signal = signals.next().await?;
     info!(?signal, "stopping");
     let ended = stop(&env, &unit, &server, &signals).await;
-    Ok((ended, metadata_server))
+    if ended.is_ok() {
+        reservations.release();
+    }
+    Ok((ended, own_server))
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
-fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
+pub(super) fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
+    // The one that writes and one that follows may be on one machine.
+    let name = if args.follow { format!("{pool}.follow") } else { pool.to_string() };
     let control = match &args.control {
         Some(path) => path.clone(),
-        None => socket_path(&make_runtime_dir()?, pool),
+        None => socket_path(&make_runtime_dir()?, &name),
     };
     let operators = Address::Unix(control).bind(crate::front::listen::SOCKET_MODE_DEFAULT)?;
     let own = if args.listen.is_empty() && passed.is_empty() {
-        vec![Address::Unix(make_runtime_dir()?.join(format!("{pool}.nbd")))]
+        vec![Address::Unix(make_runtime_dir()?.join(format!("{name}.nbd")))]
     } else {
         Vec::new()
     };
@@ -228,17 +255,6 @@ fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, 
     let bound = addresses.map(|address| address.bind(args.socket_mode.0));
     let clients = passed.into_iter().map(Bound::adopt).chain(bound);
     Ok((clients.collect::<Result<_, _>>()?, operators))
-}
-
-/// Opens the store on the first device and starts the server on its thread.
-pub(super) fn start_metadata_server(first: &PoolMember) -> Result<(OsLink, JoinHandle<()>)> {
-    let opened = MetadataPlace::on(&first.claimed.path, &first.superblock)?.open()?;
-    if let Some(damage) = opened.rebuilt {
-        error!(%damage, "the metadata store was damaged; a new one was made from its second copy");
-    }
-    let embedded = embedded::start(server::Server::new(Pools::single(opened.catalog))?)?;
-    let link = OsLink::new(wire::PAYLOAD_MAX, embedded.requests, embedded.replies);
-    Ok((link, embedded.thread))
 }
 
 /// What the unit is made of.
@@ -283,7 +299,7 @@ pub(super) fn parts(
 }
 
 /// Tells whoever started the target that it can be used.
-fn say_ready(exports: &[String]) {
+pub(super) fn say_ready(exports: &[String]) {
     let mut out = std::io::stdout().lock();
     let lines = exports.iter().try_for_each(|uri| writeln!(out, "ready {uri}"));
     if let Err(error) = lines.and_then(|()| out.flush()) {
@@ -311,17 +327,4 @@ async fn stop(
     unit.shut_down().await.context("not everything could be committed")?;
     info!("everything is committed");
     Ok(())
-}
-
-/// Waits until the metadata server has closed its store.
-pub(super) fn await_end(thread: &JoinHandle<()>) {
-    let mut waited = Duration::ZERO;
-    while !thread.is_finished() {
-        if waited >= CLOSE_TIME_MAX {
-            warn!("the metadata server has not ended; its store is as after a crash");
-            return;
-        }
-        std::thread::sleep(CLOSE_PAUSE);
-        waited += CLOSE_PAUSE;
-    }
 }

@@ -2,6 +2,7 @@
 //! and their names.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use thiserror::Error;
 
 use crate::mds::records::NAME_BYTES_MAX;
 use crate::unit::SettlePolicy;
+use crate::unit::lease::LEASE_MIN;
 
 /// Why a value on the command line is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -28,6 +30,9 @@ pub enum ValueError {
     /// Not a time.
     #[error("a time is a whole number with us, ms, s, m or h, as in 5s, and not zero; or never")]
     Time,
+    /// Not a lease.
+    #[error("a lease is a time from 3s to 1h")]
+    Lease,
     /// Not a volume's name and size.
     #[error("a volume is given as NAME=SIZE, as in data=10G")]
     Volume,
@@ -134,6 +139,22 @@ impl FromStr for Grant {
         }
         let count = text.parse().ok().filter(|count| *count > 0);
         count.map(|count| Self(Some(count))).ok_or(ValueError::Grant)
+    }
+}
+
+/// The leases that can be asked for.
+const LEASES: RangeInclusive<Duration> = LEASE_MIN..=Duration::from_secs(3600);
+
+/// How long a pool is held without word from its metadata server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTime(pub Duration);
+
+impl FromStr for LeaseTime {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let time = parse_time(text)?.filter(|time| LEASES.contains(time));
+        time.map(Self).ok_or(ValueError::Lease)
     }
 }
 
@@ -330,6 +351,10 @@ mod tests {
         assert_eq!("never".parse(), Ok(WarnFull(Vec::new())));
         for text in ["", "80", "0%", "101%", "90%,80%", "80%,80%", "80%,", "80%, 90%"] {
             assert_eq!(text.parse::<WarnFull>(), Err(ValueError::Marks), "{text}");
+        }
+        assert_eq!("3s".parse(), Ok(LeaseTime(Duration::from_secs(3))));
+        for text in ["2999ms", "61m", "never"] {
+            assert_eq!(text.parse::<LeaseTime>(), Err(ValueError::Lease), "{text}");
         }
         assert_eq!("660".parse(), Ok(Mode(0o660)));
         assert!("1777".parse::<Mode>().is_err() && "8".parse::<Mode>().is_err());

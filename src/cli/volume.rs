@@ -6,20 +6,21 @@
 
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::thread::JoinHandle;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use serde_json::Value;
 
 use super::control::ControlArgs;
 use super::device;
+use super::link::{self, OwnServer};
 use super::nvram::{self, FlagsArgs};
 use super::serve;
 use super::values::{Name, Size};
 use super::volumes::{self, Listed};
 use crate::env::os::OsEnv;
+use crate::format::superblock::MetadataAt;
 use crate::front::control::{Request, VolumeRequest};
 use crate::observe::Latencies;
 use crate::unit::{Config, Unit};
@@ -175,31 +176,36 @@ impl PlaceArgs {
         let done = ring.block_on(on_devices(env, self.devices, self.flags, request));
         // Tasks hold the link to the metadata server, which ends when the last of them is gone.
         ring.shutdown();
-        let (done, metadata_server) = done?;
-        serve::await_end(&metadata_server);
+        let (done, own_server) = done?;
+        own_server.await_end();
         done
     }
 }
 
-/// Carries out a request on a pool that nobody serves; how that went, and the thread that is left.
+/// Carries out a request on a pool that nobody serves; how that went, and the metadata server
+/// that is left.
 async fn on_devices(
     env: OsEnv,
     devices: Vec<PathBuf>,
     flags: FlagsArgs,
     request: VolumeRequest,
-) -> Result<(Result<Value>, JoinHandle<()>)> {
+) -> Result<(Result<Value>, OwnServer)> {
     let claimed = device::claim_all(&env, &devices).await?;
     let mut members = device::recognise(&env, claimed).await?;
+    ensure!(
+        nvram::first(&members).metadata == MetadataAt::Device,
+        "the metadata of this pool are at a metadata server: serve it, and leave out the devices"
+    );
     let (nvram, _) = nvram::place(&env, &flags, &mut members).await?;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
-    let (link, metadata_server) = serve::start_metadata_server(first)?;
+    let (link, own_server) = link::start_own(first)?;
     let latencies = Rc::new(Latencies::default());
     let parts = serve::parts(&env, Config::default(), &members, nvram, link, latencies);
     let (unit, _) = Unit::recover(parts).await?;
     let done = volumes::carry_out(&unit, None, request).await.map_err(|reason| anyhow!(reason));
     unit.deletions_ended().await;
     let stopped = unit.shut_down().await.context("not everything could be committed");
-    Ok((done.and_then(|value| stopped.map(|()| value)), metadata_server))
+    Ok((done.and_then(|value| stopped.map(|()| value)), own_server))
 }
 
 #[cfg(test)]

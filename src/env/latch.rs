@@ -95,6 +95,8 @@ pub enum FailedOperation {
     },
     /// A flush.
     Flush,
+    /// The owner's claim to the disk.
+    Claim,
 }
 
 impl fmt::Display for FailedOperation {
@@ -102,6 +104,7 @@ impl fmt::Display for FailedOperation {
         match self {
             Self::Write { offset, len } => write!(f, "a write of {len} bytes at {offset}"),
             Self::Flush => f.write_str("a flush"),
+            Self::Claim => f.write_str("the claim to it"),
         }
     }
 }
@@ -121,6 +124,12 @@ impl<D: Disk> Latching<D> {
     /// Why the disk takes no more writes, where it does not.
     pub fn latched(&self) -> Option<&Latched> {
         self.latch.get()
+    }
+
+    /// Takes no more writes, as the disk is not this owner's any more.
+    pub fn fence(&self, reason: &str) {
+        // What has latched before is as good.
+        let _ = self.settle(FailedOperation::Claim, Err(io::Error::other(reason.to_owned())));
     }
 
     /// The disk itself.

@@ -20,7 +20,7 @@
 //! | 104 | 32 | unit region, store region: offset and length each |
 //! | 136 | 16 | extents: offset, first, count |
 //! | 152 | 4 | journal reserve, in extents |
-//! | 156 | 4 | zeros |
+//! | 156 | 4 | place of the metadata |
 //! | 160 | 64 × 24 | each device: id, extents |
 //! | 1696 | 2396 | zeros |
 //! | 4092 | 4 | CRC32C of all before |
@@ -54,11 +54,14 @@ pub const LEN: usize = SUPERBLOCK_LEN as usize;
 /// The first bytes of every superblock.
 pub const MAGIC: [u8; 8] = *b"Flpside\0";
 /// The version of the format that is written, and the only one that is read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const FLAGS_DEVICE: u32 = 0;
 const FLAGS_NVRAM: u32 = 1;
 const FLAGS_MDS: u32 = 2;
+
+const METADATA_DEVICE: u32 = 0;
+const METADATA_SERVER: u32 = 1;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -94,7 +97,7 @@ struct RawSuperblock {
     extents_first: U32,
     extents_count: U32,
     journal_reserve: U32,
-    reserved: U32,
+    metadata: U32,
     devices: [RawDevice; DEVICES_MAX],
     tail: [u8; 2396],
     crc: U32,
@@ -127,6 +130,15 @@ pub enum FlagsPlace {
     Mds,
 }
 
+/// Where a pool's metadata are kept: volumes, extents, pairs (design section 8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataAt {
+    /// In the store region of device 0, by the server in the target's own process.
+    Device,
+    /// At a metadata server of its own, wherever that is.
+    Server,
+}
+
 /// A device of the pool, as every device's superblock lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolDevice {
@@ -153,6 +165,8 @@ pub struct Superblock {
     pub sector: u32,
     /// Where the flags are.
     pub flags: FlagsPlace,
+    /// Where the metadata are.
+    pub metadata: MetadataAt,
     /// When the pool was made, in seconds since 1970.
     pub created_s: u64,
     /// What lies where on this device.
@@ -184,6 +198,9 @@ pub enum Defect {
     /// The place of the flags is none that is known.
     #[error("its place of the flags is not sound")]
     Flags,
+    /// The place of the metadata is none that is known.
+    #[error("its place of the metadata is not sound")]
+    Metadata,
     /// The journal reserve is more than there is.
     #[error("its journal reserve is not sound")]
     Reserve,
@@ -323,6 +340,11 @@ impl Superblock {
             }
         }
         .into();
+        raw.metadata = match self.metadata {
+            MetadataAt::Device => METADATA_DEVICE,
+            MetadataAt::Server => METADATA_SERVER,
+        }
+        .into();
         raw.created = self.created_s.into();
         raw.size = self.layout.size.into();
         if let Some(Regions { unit, store }) = self.layout.regions {
@@ -379,7 +401,7 @@ impl RawSuperblock {
         if layout.regions.is_none() && spans.iter().any(|span| span.get() != 0) {
             return Err(Defect::Reserved);
         }
-        if self.reserved.get() != 0 || self.tail.iter().any(|&byte| byte != 0) {
+        if self.tail.iter().any(|&byte| byte != 0) {
             return Err(Defect::Reserved);
         }
         Ok(Superblock {
@@ -390,6 +412,7 @@ impl RawSuperblock {
             geometry,
             sector: self.sector.get(),
             flags: self.verify_flags()?,
+            metadata: self.verify_metadata()?,
             created_s: self.created.get(),
             layout,
             journal_reserve: self.journal_reserve.get(),
@@ -457,6 +480,14 @@ impl RawSuperblock {
             _ => Err(Defect::Flags),
         }
     }
+
+    fn verify_metadata(&self) -> Result<MetadataAt, Defect> {
+        match self.metadata.get() {
+            METADATA_DEVICE => Ok(MetadataAt::Device),
+            METADATA_SERVER => Ok(MetadataAt::Server),
+            _ => Err(Defect::Metadata),
+        }
+    }
 }
 
 /// Decides which of a device's two copies counts.
@@ -518,6 +549,7 @@ impl Superblock {
             geometry: Geometry::DEFAULT,
             sector: 512,
             flags: FlagsPlace::Device,
+            metadata: MetadataAt::Device,
             created_s: 0,
             layout,
             journal_reserve: 5,
@@ -551,6 +583,7 @@ mod tests {
                 geometry: Geometry::DEFAULT,
                 sector: 512,
                 flags: FlagsPlace::Device,
+                metadata: MetadataAt::Device,
                 created_s: 1_700_000_000,
                 layout,
                 journal_reserve: 5,
@@ -564,14 +597,17 @@ mod tests {
         bytes[LEN - 4..].copy_from_slice(&sum.to_le_bytes());
     }
 
-    /// Goal: what is encoded parses to the same, on every device and for every place of the flags.
+    /// Goal: what is encoded parses to the same, on every device and for every place of flags and
+    /// metadata.
     #[test]
     fn round_trip() {
         let nvram = FlagsPlace::Nvram { region: [9; 16], len: 1 << 20 };
         for flags in [FlagsPlace::Device, nvram, FlagsPlace::Mds] {
             for superblock in pool(&[64 << 20, 1 << 30, (1 << 30) + 512]) {
-                let superblock = Superblock { flags, ..superblock };
-                assert_eq!(Superblock::parse(&superblock.encode()), Ok(superblock));
+                for metadata in [MetadataAt::Device, MetadataAt::Server] {
+                    let superblock = Superblock { flags, metadata, ..superblock.clone() };
+                    assert_eq!(Superblock::parse(&superblock.encode()), Ok(superblock));
+                }
             }
         }
     }
@@ -605,7 +641,7 @@ mod tests {
             (64, 1, Defect::Flags),
             (48, 0, Defect::Layout(LayoutError::BlockSize(0))),
             (152, u32::MAX, Defect::Reserve),
-            (156, 1, Defect::Reserved),
+            (156, 2, Defect::Metadata),
             (160 + 2 * 24, 1, Defect::Reserved),
             (160 + 20, 1, Defect::Reserved),
             (160 + 16, 1, Defect::Devices),

@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod export;
+mod followed;
 pub mod listen;
 pub mod metadata;
 pub mod nbd;

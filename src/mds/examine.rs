@@ -43,6 +43,14 @@ pub struct HostedFacts {
     pub sessions: u64,
 }
 
+impl HostedFacts {
+    /// How many volumes a pool has; none where there is no such pool.
+    pub fn volumes_of(&self, pool: PoolId) -> usize {
+        let found = self.pools.iter().find(|(of, _)| *of == pool);
+        found.map_or(0, |(_, catalog)| catalog.volumes.len())
+    }
+}
+
 /// Looks at a store of many pools against itself, whose own checks were made when it was opened:
 /// every pool is sound and as it was registered, no extent is in two places, every pair is within
 /// its volume, every session is a unit's or a reader's, and no row is of no pool. The store is not

@@ -20,7 +20,7 @@
 //! | ForgetPool | one [`RawForget`] | empty |
 //! | Overview | see [`super::overview`] | |
 //! | Lines | one [`RawPage`], from a pair | U64: view; [`RawPairLine`]s |
-//! | Changes | U64: since which view | one [`RawChanges`]; [`RawPairLine`]s |
+//! | Changes | one [`RawSince`] | one [`RawChanges`]; [`RawPairLine`]s |
 //! | Status | empty | U64s in the order of [`super::records::ServerStatus`] |
 //!
 //! A page ends the list when it has fewer records than were asked for; the next begins after the
@@ -48,6 +48,13 @@ pub const NO_EXTENT: u32 = u32::MAX;
 
 /// Of who attaches and does not count the starts itself.
 const NO_INCARNATION: u32 = u32::MAX;
+
+/// [`RawChanges::rest`]: nothing more changed.
+pub const REST_NONE: u32 = 0;
+/// [`RawChanges::rest`]: what changed is not known.
+pub const REST_UNKNOWN: u32 = 1;
+/// [`RawChanges::rest`]: more changed, and is told to who asks again.
+pub const REST_MORE: u32 = 2;
 /// Options of who attaches.
 const OPTION_FENCED: u32 = 1;
 const OPTION_READS: u32 = 2;
@@ -146,9 +153,14 @@ raw! {
     RawPairLine[92] { pair: U32, line: [u8; LINE_BYTES], }
 }
 raw! {
-    /// What the lines that follow are: those that changed up to `view`; or, where `reset` is 1,
-    /// none, as it is not known what changed: all are to be asked for.
-    RawChanges[12] { view: U64, reset: U32, }
+    /// Since which view changes are asked for; and before which nothing is used any more.
+    RawSince[16] { since: U64, used: U64, }
+}
+raw! {
+    /// What the lines that follow are: those that changed up to `view`, after which more did where
+    /// `rest` is [`REST_MORE`]; or none where it is [`REST_UNKNOWN`], as it is not known what
+    /// changed: all are to be asked for.
+    RawChanges[12] { view: U64, rest: U32, }
 }
 
 /// One record at the start of `bytes` with nothing after it.

@@ -107,6 +107,7 @@ impl<E: Env> Inner<E> {
         let mut place: Option<Place<'_, E>> = None;
         let mut throttled = false;
         loop {
+            self.check_owned()?;
             let delay = if throttled { Duration::ZERO } else { self.throttle_for(volume, &parts) };
             if !delay.is_zero() {
                 throttled = true;

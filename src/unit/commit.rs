@@ -45,7 +45,7 @@ impl<E: Env> Inner<E> {
         };
         match newest {
             Some(epoch) => self.committed(volume, epoch).await,
-            None => Ok(()),
+            None => self.check_owned(),
         }
     }
 
@@ -57,7 +57,7 @@ impl<E: Env> Inner<E> {
                 let gone = state.volumes[volume].stage == Stage::Gone;
                 let domain = &mut state.domains[volume];
                 if domain.committed + u64::from(mutated(Mutant::NextEpochAcknowledged)) >= epoch {
-                    return Ok(());
+                    break;
                 }
                 if let Some(reason) = &domain.failed {
                     return Err(IoError::Latched(Arc::clone(reason)));
@@ -71,6 +71,7 @@ impl<E: Env> Inner<E> {
             let _wait = self.waiters.enter(Cause::Commit);
             decided.notified().await;
         }
+        self.check_owned()
     }
 
     /// The commit task of a domain.
@@ -140,6 +141,7 @@ impl<E: Env> Inner<E> {
         let counted = sealed_of(&self.state.borrow(), volume).record_bytes;
         assert!(bytes <= counted, "a group of {bytes} bytes, {counted} were counted");
         self.note_step(volume, CommitStep::Hardening, started);
+        self.check_owned().map_err(|error| error.to_string())?;
         let mut sequence = None;
         if mutated(Mutant::PublishedBeforeHardened) {
             self.publish(volume, None);

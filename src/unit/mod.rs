@@ -12,6 +12,7 @@
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
 //! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
 //! | [`manage`] | volumes made, renamed, resized, deleted |
+//! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
 //! | [`gauges`] | what status shows of all this |
@@ -37,6 +38,7 @@ pub mod fullness;
 mod gauges;
 pub mod grant;
 mod invariants;
+pub mod lease;
 pub mod limits;
 mod manage;
 pub mod policy;
@@ -59,6 +61,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 
 pub use error::{IoError, ManageError, RecoverError};
+pub use lease::Ownership;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use settle::SettleReport;
@@ -69,12 +72,13 @@ use crate::env::{Disk, Env};
 use crate::format::ids::{ExtentId, ExtentRun, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::place::Place;
-use crate::mds::client::Client;
+use crate::mds::client::{Client, ClientStatus};
 use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Counters, Latencies, Waiters};
 use gauges::Progress;
+use lease::Hold;
 use limits::Limits;
 use manage::Management;
 use policy::Watermarks;
@@ -106,6 +110,8 @@ pub struct Config {
     /// Where the flags are at the metadata server: how long a commit waits for its answer before
     /// the volumes take no more writes; `None`: for ever.
     pub mds_timeout: Option<Duration>,
+    /// On which terms the pool is claimed at the metadata server.
+    pub ownership: Ownership,
     /// How many free extents, and how much of the quota for data, the unit keeps in hand; `None`:
     /// all that there is.
     pub grant: Option<u32>,
@@ -122,6 +128,7 @@ impl Default for Config {
             warn_full: vec![80, 90],
             discard: false,
             mds_timeout: Some(MDS_TIMEOUT_DEFAULT),
+            ownership: Ownership::default(),
             grant: None,
         }
     }
@@ -155,6 +162,7 @@ struct Inner<E: Env> {
     devices: Vec<Device<E>>,
     journal: Place<E, RegionOf<E>>,
     mds: Client<E>,
+    hold: Hold,
     counters: Rc<Counters>,
     latencies: Rc<Latencies>,
     /// Requests that wait.
@@ -272,6 +280,16 @@ impl<E: Env> Unit<E> {
         self.0.mds.server_status().await
     }
 
+    /// How the exchange with the metadata server goes.
+    pub fn link_status(&self) -> ClientStatus {
+        self.0.mds.status()
+    }
+
+    /// What is left of the lease; `None`: there is none.
+    pub fn lease_left(&self) -> Option<Duration> {
+        self.0.hold.left(self.0.env.now())
+    }
+
     /// Commits all volumes, or one: when this returns, all that was acknowledged before the call is
     /// durable.
     pub async fn commit(&self, volume: Option<VolumeId>) -> Result<(), IoError> {
@@ -318,9 +336,7 @@ impl<E: Env> Unit<E> {
                 .checkpoint()
                 .await
                 .map_err(|error| IoError::Latched(error.to_string().into()))?;
-            if let Err(error) = self.0.tell().await {
-                tracing::warn!(%error, "the metadata server will be told at the next start");
-            }
+            self.0.leave(committed.is_ok()).await;
         }
         self.0.stop();
         committed
@@ -333,6 +349,7 @@ impl<E: Env> Inner<E> {
         self.stopped.set(true);
         self.settle_wanted.notify_one();
         self.news.notify_one();
+        self.hold.stop();
         self.grant_wanted.notify_one();
         self.journal.look_again();
         self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());

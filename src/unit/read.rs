@@ -30,6 +30,7 @@ impl<E: Env> Inner<E> {
         let mut pieces = Pieces::new();
         let uncommitted = self.find(volume, blocks, place.start, buf, &mut pieces);
         self.read_pieces(buf, &pieces).await?;
+        self.check_owned()?;
         // What was written and not committed when the device failed may be gone already, and
         // something else read in its place: then an error is the only true answer (promise 5).
         match &self.state.borrow().domains[volume].failed {

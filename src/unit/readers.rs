@@ -2,11 +2,33 @@
 //!
 //! Readers do not hold blocks. They enter here before they look up where contents lie and leave
 //! when their reads have ended; whoever took an extent out of every map waits for those that had
-//! entered before.
+//! entered before. Those who read beside the unit, by lines that the metadata server tells them, say
+//! there how far they have followed, and are waited for as well.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
+
+use crate::env::Env;
+use crate::mds::client::Client;
+use crate::mds::error::MdsError;
+use crate::mds::records::Told;
+use crate::mutants::{Mutant, mutated};
+
+/// How often the server is asked whether readers have followed.
+const ASKED_EVERY: Duration = Duration::from_millis(10);
+
+/// Returns when nobody beside the unit reads by lines from before what was told (design section 8),
+/// or the lease of who might has ended.
+pub async fn followed<E: Env>(env: &E, mds: &Client<E>, told: Told) -> Result<(), MdsError> {
+    let Told { view, mut horizon } = told;
+    while horizon < view && !mutated(Mutant::ReaderNotWaitedFor) {
+        env.sleep(ASKED_EVERY).await;
+        horizon = mds.renew().await?.horizon;
+    }
+    Ok(())
+}
 
 /// The reads under way.
 #[derive(Default)]

@@ -24,18 +24,19 @@ use super::copy::CopyBuffers;
 use super::fullness::Fullness;
 use super::gauges::Progress;
 use super::grant::Grant;
+use super::lease::Hold;
 use super::limits::Limits;
 use super::manage::Management;
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
-use super::readers::Readers;
+use super::readers::{Readers, followed};
 use super::settle::bound;
 use super::state::{Domain, Pairs, Stage, State, VolumeState};
 use super::{Config, Device, Inner, RecoverError, Unit};
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
-use crate::env::{Disk, Env, Region};
+use crate::env::{Disk, Env, Moment, Region};
 use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
@@ -105,7 +106,7 @@ impl<E: Env> Unit<E> {
         if !mutated(Mutant::RecoveryFlushSkipped) {
             make_stable(&parts).await?;
         }
-        let Found { place: journal, client, lines, groups, stale_pages } =
+        let Found { place: journal, client, claimed, lines, groups, stale_pages } =
             Found::find(&parts, pairs).await?;
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let volumes = client.volumes().await?;
@@ -119,7 +120,9 @@ impl<E: Env> Unit<E> {
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
         groups.into_iter().for_each(|sequence| journal.publish(sequence));
-        let unit = assemble(parts, journal, client, state).await?;
+        let hold = Hold::new(client.lease(), claimed);
+        let unit = assemble(parts, journal, (client, hold), state).await?;
+        unit.0.renew().await?;
         report.took = unit.0.env.now().since(started);
         unit.start_tasks();
         Ok((unit, report))
@@ -137,6 +140,7 @@ impl<E: Env> Unit<E> {
         inner.env.spawn(Rc::clone(inner).settle_when_wanted());
         inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
         inner.env.spawn(Rc::clone(inner).tell_news());
+        inner.env.spawn(Rc::clone(inner).keep_lease());
         inner.env.spawn(Rc::clone(inner).keep_grant());
         inner.look_at_grant(&inner.state.borrow());
         // Pairs left empty by a crash are released, and a pool left short is settled.
@@ -160,6 +164,8 @@ async fn make_stable<E: Env>(parts: &Parts<E>) -> Result<(), RecoverError> {
 struct Found<E: Env> {
     place: Place<E, RegionOf<E>>,
     client: Client<E>,
+    /// When the session was asked for.
+    claimed: Moment,
     lines: Vec<Line>,
     /// The groups whose effect the lines have, and the home not yet.
     groups: Vec<Sequence>,
@@ -184,18 +190,23 @@ impl<E: Env> Found<E> {
         let Opened { journal, mut lines, groups } = opened;
         let stale_pages = replay(&mut lines, &groups)?;
         let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
+        let claim = parts.config.ownership.claim(claim);
+        let claimed = parts.env.now();
         let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
         let groups = groups.iter().map(|group| group.sequence).collect();
         let place = Place::Local(Box::new(journal));
-        Ok(Found { place, client, lines, groups, stale_pages })
+        Ok(Found { place, client, claimed, lines, groups, stale_pages })
     }
 
     /// The session comes first: from then on nothing of an earlier start changes the lines.
     async fn at_server(parts: &Parts<E>, pairs: u32) -> Result<Self, RecoverError> {
         let Parts { env, pool, unit, .. } = parts;
         let counted = Claim::of(*pool, *unit, Incarnation::default());
-        let claim = Claim { incarnation: None, ..counted };
+        let claim = parts.config.ownership.claim(Claim { incarnation: None, ..counted });
+        let claimed = env.now();
         let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
+        // What an earlier start has freed may be read still.
+        followed(env, &client, client.renew().await?).await?;
         let mut lines = vec![Line::FREE; pairs as usize];
         for (pair, line) in client.lines().await?.lines {
             let place = lines.get_mut(pair.0 as usize).ok_or_else(|| {
@@ -207,7 +218,8 @@ impl<E: Env> Found<E> {
         }
         let patience = parts.config.mds_timeout;
         let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
-        Ok(Found { place, client, lines, groups: Vec::new(), stale_pages: BTreeSet::new() })
+        let (groups, stale_pages) = (Vec::new(), BTreeSet::new());
+        Ok(Found { place, client, claimed, lines, groups, stale_pages })
     }
 }
 
@@ -429,7 +441,7 @@ fn build_state(
 async fn assemble<E: Env>(
     parts: Parts<E>,
     journal: Place<E, RegionOf<E>>,
-    mds: Client<E>,
+    (mds, hold): (Client<E>, Hold),
     state: State,
 ) -> Result<Unit<E>, RecoverError> {
     let geometry = parts.geometry;
@@ -466,6 +478,7 @@ async fn assemble<E: Env>(
         devices,
         journal,
         mds,
+        hold,
         counters: parts.counters,
         latencies: parts.latencies,
         waiters: Waiters::default(),

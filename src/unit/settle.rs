@@ -23,14 +23,14 @@ use futures_util::future::{Either, select};
 
 use super::Inner;
 use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, settlement};
+use super::readers::followed;
 use super::state::{Settling, State, Work};
 use crate::env::Env;
 use crate::format::blocks::{BlockMap, Location};
 use crate::format::home::home_page;
 use crate::format::ids::{ExtentId, Generation, PairId, Slot, VolumeId};
 use crate::format::record::{Binding, Record};
-use crate::mds::error::MdsError;
-use crate::mds::records::{PairRecord, Primitive, Told};
+use crate::mds::records::{PairRecord, Primitive};
 use crate::mutants::{Mutant, mutated};
 use crate::observe::SettleStep;
 
@@ -49,8 +49,6 @@ pub struct SettleReport {
 
 /// After so long without a request a unit counts as idle.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
-/// How often the server is asked whether readers have followed.
-const READERS_ASKED_EVERY: Duration = Duration::from_millis(10);
 /// How long a pair that could not be read is passed over.
 const SHUN_FOR: Duration = Duration::from_millis(100);
 /// How long a settle that found every pair in use waits before it looks again.
@@ -405,7 +403,8 @@ impl<E: Env> Inner<E> {
             self.free(items);
         }
         let told = self.mds.transact(&primitives).await;
-        if let Err(error) = self.unread(told).await {
+        let unread = async { followed(&self.env, &self.mds, told?).await };
+        if let Err(error) = unread.await {
             // What the pairs left can neither be given back nor bound again.
             let reason = format!("the metadata server failed: {error}");
             self.fail_all(&reason);
@@ -417,17 +416,6 @@ impl<E: Env> Inner<E> {
         self.discard(items.iter().flat_map(Item::freed).collect()).await;
         if !mutated(Mutant::LeftSlotReused) {
             self.free(items);
-        }
-        Ok(())
-    }
-
-    /// Returns when nobody reads by lines from before what was told (design section 8): those who
-    /// read beside the unit say so to the server.
-    async fn unread(&self, told: Result<Told, MdsError>) -> Result<(), MdsError> {
-        let Told { view, mut horizon } = told?;
-        while horizon < view {
-            self.env.sleep(READERS_ASKED_EVERY).await;
-            horizon = self.mds.renew().await?.horizon;
         }
         Ok(())
     }

@@ -1,7 +1,11 @@
 //! Upkeep in the background: checkpoints of the home so that groups can be unlinked (design section
 //! 5), and telling the metadata server what was bound (section 8).
 
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
 
 use super::Inner;
 use super::settle::bound;
@@ -11,6 +15,9 @@ use crate::journal::JournalError;
 use crate::mds::error::MdsError;
 use crate::mds::records::TRANSACT_PRIMITIVES_MAX;
 use crate::mutants::{Mutant, mutated};
+
+/// How long a silent metadata server is waited for when the unit stops.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 impl<E: Env> Inner<E> {
     /// The task that checkpoints the home whenever the journal runs low.
@@ -59,8 +66,35 @@ impl<E: Env> Inner<E> {
                 return;
             }
             if let Err(error) = self.tell().await {
+                self.note_refusal(&error);
                 // The pairs are told at the next start, where everything is compared.
                 tracing::error!(%error, "the metadata server refused what it was told");
+            }
+        }
+    }
+
+    /// Tells the metadata server what it was not told yet, and ends the session where nothing is
+    /// left to be done; gives up on a server that is silent.
+    pub(super) async fn leave(&self, done: bool) {
+        let mut goodbye = pin!(async {
+            self.tell().await?;
+            if done { self.mds.detach().await } else { Ok(()) }
+        });
+        loop {
+            match select(goodbye, pin!(self.env.sleep(SILENCE_MAX))).await {
+                Either::Left((Ok(()), _)) => return,
+                Either::Left((Err(error), _)) => {
+                    tracing::warn!(%error, "the metadata server will be told at the next start");
+                    return;
+                }
+                Either::Right((_, waiting)) => goodbye = waiting,
+            }
+            let silent = self.mds.status().silent_since;
+            if silent.is_some_and(|since| self.env.now().since(since) >= SILENCE_MAX) {
+                tracing::warn!(
+                    "the metadata server does not answer; it will be told at the next start"
+                );
+                return;
             }
         }
     }

@@ -23,7 +23,7 @@ use flipside::format::nvram::{self, NvramIdentity};
 use flipside::format::page::PAGE_HEADER;
 use flipside::format::record::{Binding, Payload, Record};
 use flipside::format::status::{ROOT, StatusEntry};
-use flipside::format::superblock::{FlagsPlace, LEN, MAGIC, PoolDevice, Superblock};
+use flipside::format::superblock::{FlagsPlace, LEN, MAGIC, MetadataAt, PoolDevice, Superblock};
 use flipside::front::nbd::wire::{
     self, ExtendedRequestHeader, OptionHeader, RequestHeader, StatusFilter, command, command_flags,
     info, option,
@@ -202,6 +202,7 @@ fn superblock(devices: usize) -> Vec<u8> {
         geometry: Geometry::DEFAULT,
         sector: 512,
         flags: FlagsPlace::Device,
+        metadata: MetadataAt::Device,
         created_s: 1_700_000_000,
         layout: layouts[index],
         journal_reserve: 20,

@@ -4,7 +4,8 @@
 //!
 //! - **Claim**: a block device is opened with `O_EXCL`, a regular file is locked as a whole; both
 //!   hold as long as any operation on the disk is under way, even after its process was killed.
-//!   So when [`OsDisk::open`] has succeeded, nothing of a predecessor can still arrive.
+//!   So when [`OsDisk::open`] has succeeded, nothing of a predecessor can still arrive. A disk that
+//!   is only observed ([`OsDisk::observe`]) is not claimed, and whoever has claimed it writes on.
 //! - **Alignment**: offsets and lengths are asserted to be whole sectors inside the disk.
 //! - **Failure**: nothing is repeated but what the kernel did not begin.
 
@@ -61,8 +62,27 @@ enum DiscardBy {
 impl OsDisk {
     /// Claims a disk and asks the kernel what it is.
     pub async fn open(ring: &Ring, path: &Path) -> Result<Self, DiskOpenError> {
+        Self::of(ring, path, claim_patiently(ring, path, Caching::None).await?)
+    }
+
+    /// Opens a disk to read it beside the process that has claimed it: writes fail.
+    pub fn observe(ring: &Ring, path: &Path) -> Result<Self, DiskOpenError> {
         let fail = |error| DiskOpenError::from_io(path, error);
-        let (file, kind, metadata) = claim_patiently(ring, path, Caching::None).await?;
+        let kind = Kind::of(&fs::metadata(path).map_err(fail)?);
+        let kind = kind.ok_or_else(|| DiskOpenError::new(DiskOpenErrorKind::NotADisk, path))?;
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
+        let file = opened.map_err(fail)?;
+        let metadata = file.metadata().map_err(fail)?;
+        Self::of(ring, path, (file, kind, metadata))
+    }
+
+    /// Asks the kernel what an open disk is.
+    fn of(
+        ring: &Ring,
+        path: &Path,
+        (file, kind, metadata): (File, Kind, Metadata),
+    ) -> Result<Self, DiskOpenError> {
+        let fail = |error| DiskOpenError::from_io(path, error);
         let size = probe::size(&file, kind).map_err(fail)?;
         let sector = probe::sector(&file, kind).map_err(fail)?;
         let refusal = match sector {

@@ -145,6 +145,11 @@ impl<X: Export> Server<X> {
         self.0.exports.borrow_mut().push(export);
     }
 
+    /// Offers these exports to new connections, and no others.
+    pub fn replace_exports(&self, exports: Vec<X>) {
+        self.0.exports.replace(exports);
+    }
+
     /// Offers the export to no new connection.
     pub fn remove_export(&self, name: &str) {
         self.0.exports.borrow_mut().retain(|export| export.name() != name);

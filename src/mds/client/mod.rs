@@ -29,7 +29,7 @@ use self::exchange::Exchange;
 use super::error::{MdsError, Refusal};
 use super::raw::{
     self, Malformed, RawAttach, RawChanges, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
-    RawTold, RawVolume,
+    RawSince, RawTold, RawVolume,
 };
 use super::records::{
     Claim, Grants, LayoutPage, LinesSeen, PairRecord, PoolInfo, Primitive, RETURN_RUNS_MAX,
@@ -83,17 +83,23 @@ impl<E: Env> Client<E> {
     /// Refused as [`Refusal::StaleIncarnation`], with the last one as detail, where the unit was
     /// attached with this or a higher incarnation. Of a claim without one the server counts, and is
     /// asked again with the last start that it told: so a claim that arrives late, or is replayed,
-    /// is not taken for a new one.
+    /// is not taken for a new one. A claim that says that it is fenced does so only when it knows
+    /// from whom, and is then refused where another has attached meanwhile.
     pub async fn attach(env: E, link: E::Link, claim: Claim) -> Result<Client<E>, MdsError> {
         let payload_max = link.payload_max().min(wire::PAYLOAD_MAX) as u32;
-        let mut attach = RawAttach::new(&claim, payload_max);
-        let exchange = Exchange::start(&env, link);
         let counted_there = claim.incarnation.is_none();
+        let first = Claim { fenced: claim.fenced && !counted_there, ..claim };
+        let mut attach = RawAttach::new(&first, payload_max);
+        let exchange = Exchange::start(&env, link);
         let reply = loop {
+            let said = attach.after.get();
             match exchange.call(Operation::Attach, attach.as_bytes()).await {
                 Err(MdsError::Refused { refusal: Refusal::StaleIncarnation, detail, .. })
-                    if counted_there && detail != u64::from(attach.after.get()) =>
+                    if counted_there
+                        && detail != u64::from(said)
+                        && (said == 0 || !claim.fenced) =>
                 {
+                    attach = RawAttach::new(&claim, payload_max);
                     attach.after = U32::new(detail as u32);
                 }
                 answered => break answered?,
@@ -228,15 +234,25 @@ impl<E: Env> Client<E> {
         }
     }
 
-    /// The lines that changed since a view, up to the view that the answer is of; `None` where that
-    /// is not known: then all are to be asked for. Says that nothing from before `since` is used
-    /// here any more.
-    pub async fn changes(&self, since: u64) -> Result<Option<LinesSeen>, MdsError> {
+    /// The lines that changed since a view, up to the view that the answer is of, which is no
+    /// older than this call; `None` where that is not known: then all are to be asked for. Says
+    /// that nothing from before the view `used` is used here any more.
+    pub async fn changes(&self, since: u64, used: u64) -> Result<Option<LinesSeen>, MdsError> {
         let operation = Operation::Changes;
-        let reply = self.exchange.call(operation, U64::new(since).as_bytes()).await?;
-        let (head, rest) = parsed(operation, raw::first::<RawChanges>(&reply))?;
-        let lines = parsed(operation, raw::lines(rest))?;
-        Ok((head.reset == 0).then_some(LinesSeen { view: head.view.get(), lines }))
+        let mut seen = LinesSeen { view: since, lines: Vec::new() };
+        loop {
+            let asked = RawSince { since: U64::new(seen.view), used: U64::new(used) };
+            let reply = self.exchange.call(operation, asked.as_bytes()).await?;
+            let (head, rest) = parsed(operation, raw::first::<RawChanges>(&reply))?;
+            if head.rest == raw::REST_UNKNOWN {
+                return Ok(None);
+            }
+            seen.view = head.view.get();
+            seen.lines.extend(parsed(operation, raw::lines(rest))?);
+            if head.rest != raw::REST_MORE {
+                return Ok(Some(seen));
+            }
+        }
     }
 
     /// The live pairs of a volume from a logical extent on.

@@ -402,9 +402,9 @@ fn flags_at_the_server() {
             assert_eq!(seen.lines.len(), 1000);
             let newest = |(_, line): &(PairId, Line)| line.binding.generation == Generation(3);
             assert!(seen.lines.iter().all(newest));
-            assert_eq!(client.changes(before.view).await.unwrap(), Some(seen.clone()));
-            assert_eq!(client.changes(seen.view).await.unwrap().unwrap().lines, []);
-            assert_eq!(client.changes(0).await.unwrap(), None);
+            assert_eq!(client.changes(before.view, 0).await.unwrap(), Some(seen.clone()));
+            assert_eq!(client.changes(seen.view, 0).await.unwrap().unwrap().lines, []);
+            assert_eq!(client.changes(0, 0).await.unwrap(), None);
             assert_eq!(client.server_status().await.unwrap().hardens, 3);
         });
     }

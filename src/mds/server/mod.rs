@@ -42,7 +42,7 @@ use crate::mds::overview::{RawPoolSeen, RawSessionSeen, Section};
 use crate::mds::pools::Pools;
 use crate::mds::raw::{
     self, Malformed, RawChanges, RawOwned, RawPage, RawPair, RawPairLine, RawPrimitive, RawRun,
-    RawTold, RawVolume,
+    RawSince, RawTold, RawVolume,
 };
 use crate::mds::records::{
     Claim, LinesSeen, Primitive, RETURN_RUNS_MAX, ServerStatus, TRANSACT_PRIMITIVES_MAX, Told,
@@ -399,10 +399,10 @@ impl<P: Clone + PartialEq> Server<P> {
 
     fn query(&mut self, header: Header, claim: Option<&Claim>, body: &[u8]) -> Outcome {
         if header.operation == Operation::Changes
-            && let Ok(since) = raw::one::<U64>(body)
+            && let Ok(asked) = raw::one::<RawSince>(body)
             && let Some(session) = self.sessions.get_mut(&header.session)
         {
-            session.acknowledge(since.get());
+            session.acknowledge(asked.used.get());
         }
         let result = match claim {
             Some(claim) => self.answer_query(header.operation, claim, body),
@@ -473,8 +473,9 @@ impl<P: Clone + PartialEq> Server<P> {
                 Ok(reply)
             }
             Operation::Changes => {
-                let since = well_formed(raw::one::<U64>(body))?;
-                Ok(changes(catalog.changes(claim.unit, since.get(), CHANGES_MAX)?))
+                let since = well_formed(raw::one::<RawSince>(body))?.since.get();
+                let seen = catalog.changes(claim.unit, since, CHANGES_MAX)?;
+                Ok(changes(seen, catalog.view()))
             }
             _ => unreachable!("{} is no query of a session", operation.name()),
         }
@@ -541,11 +542,16 @@ fn well_formed<T>(result: Result<T, Malformed>) -> Result<T, Fault> {
     result.map_err(|Malformed| Fault::Refused(Refusal::Malformed, 0))
 }
 
-/// What changed; `None`: what is not known.
-fn changes(seen: Option<LinesSeen>) -> Vec<u8> {
-    let reset = U32::new(seen.is_none().into());
+/// What changed, of all up to a view; `None`: what is not known.
+fn changes(seen: Option<LinesSeen>, last: u64) -> Vec<u8> {
+    let rest = match &seen {
+        None => raw::REST_UNKNOWN,
+        Some(seen) if seen.view < last => raw::REST_MORE,
+        Some(_) => raw::REST_NONE,
+    };
     let LinesSeen { view, lines } = seen.unwrap_or(LinesSeen { view: 0, lines: Vec::new() });
-    let mut reply = RawChanges { view: U64::new(view), reset }.as_bytes().to_vec();
+    let head = RawChanges { view: U64::new(view), rest: U32::new(rest) };
+    let mut reply = head.as_bytes().to_vec();
     reply.extend(raw::pack(lines.into_iter().map(pair_line)));
     reply
 }

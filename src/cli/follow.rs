@@ -1,0 +1,195 @@
+//! `flipside serve --follow`: the volumes of a pool, read beside the target that writes them.
+//!
+//! # Contracts
+//!
+//! - **Harmless**: nothing is claimed, and nothing is written to the devices.
+//! - **Volumes**: exports come and go as volumes do at the target that writes, soon after.
+
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::future::{Either, select};
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::device::{self, PoolMember};
+use super::link::{self, MetadataServer};
+use super::operator::Uris;
+use super::serve::{Args, DRAIN_TIME_MAX, bind, say_ready};
+use super::status::{FlagsReport, FollowReport, MdsReport, Report};
+use crate::env::os::notify::notify;
+use crate::env::os::{OsEnv, Signals};
+use crate::env::{Env as _, Moment};
+use crate::follow::{Follower, LEASE_DEFAULT, Parts, Volume};
+use crate::format::superblock::FlagsPlace;
+use crate::front::control::{self, Operator, Request};
+use crate::front::export::Export as _;
+use crate::front::nbd::{Limits, Server};
+use crate::observe::{Counters, Gauges, Latencies, SlowWatch, Snapshot};
+
+/// How long the metadata server may take to hear that the reader ends.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Serves until told to stop; how that went.
+pub async fn serve(
+    env: OsEnv,
+    args: Args,
+    passed: Vec<OwnedFd>,
+    signals: Signals,
+) -> Result<Result<()>> {
+    let members = device::observe(&env, &args.devices).await?;
+    let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
+    link::check_place(&args.mds, &first.superblock)?;
+    ensure!(
+        first.superblock.flags == FlagsPlace::Mds,
+        "the flags of pool {} are with the target that writes it, and only flags at the metadata \
+         server can be followed: stop that target, then flipside flags move --to mds",
+        first.superblock.pool
+    );
+    let slow = Rc::new(SlowWatch::new(args.slow_io.0));
+    members.iter().for_each(|member| member.claimed.disk.watch(Rc::clone(&slow)));
+    let (clients, operators) = bind(&args, passed, first.superblock.pool)?;
+    let MetadataServer { link, at, .. } = link::connect(&env, &args.mds, first)?;
+    let parts = Parts {
+        env: env.clone(),
+        pool: first.superblock.pool,
+        unit: first.superblock.unit,
+        host: args.owner.host()?,
+        geometry: first.superblock.geometry,
+        devices: members.iter().map(device_of).collect(),
+        link,
+        lease: LEASE_DEFAULT,
+    };
+    let opened = Box::pin(Follower::open(parts));
+    let follower = match select(opened, Box::pin(signals.next())).await {
+        Either::Left((opened, _)) => opened?,
+        Either::Right(_) => {
+            info!("told to stop before anything was served");
+            return Ok(Ok(()));
+        }
+    };
+    let (counters, latencies) = (Rc::<Counters>::default(), Rc::new(Latencies::watched(slow)));
+    let limits = Limits { read_only: true, ..Limits::default() };
+    let server: Server<Volume<OsEnv>> = Server::new(
+        env.ring(),
+        env.buffers(),
+        limits,
+        Rc::clone(&counters),
+        Rc::clone(&latencies),
+    )?;
+    let addresses = clients.iter().map(|bound| Box::new(bound.uris()) as Uris).collect();
+    for bound in clients {
+        server.listen(bound)?;
+    }
+    let fixed = Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pool: first.superblock.pool.to_string(),
+        pid: std::process::id(),
+        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
+        flags: FlagsReport::mds(),
+        mds: at.map(MdsReport::new),
+        ..Report::default()
+    };
+    let reader = Reader(Rc::new(Inner {
+        started: env.now(),
+        env: env.clone(),
+        follower: follower.clone(),
+        server: server.clone(),
+        counters,
+        latencies,
+        addresses,
+        fixed,
+    }));
+    reader.offer();
+    env.spawn(reader.clone().offer_all());
+    control::serve(env.ring(), operators, reader.clone())?;
+    say_ready(&reader.exports());
+    let signal = signals.next().await?;
+    info!(?signal, "stopping");
+    // The manager waits for the end in any case.
+    let _ = notify("STOPPING=1");
+    let drained = Box::pin(server.drain());
+    let enough = select(Box::pin(signals.next()), Box::pin(env.sleep(DRAIN_TIME_MAX)));
+    if let Either::Right(_) = select(drained, enough).await {
+        warn!("{} clients are left behind", server.connections_open());
+    }
+    follower.close(CLOSE_PATIENCE).await;
+    Ok(Ok(()))
+}
+
+fn device_of(
+    member: &PoolMember,
+) -> (crate::env::os::OsDisk, crate::format::layout::DeviceExtents) {
+    (member.claimed.disk.clone(), member.superblock.layout.extents)
+}
+
+/// A target that only reads, as its control socket sees it. Cheap to clone: a handle.
+#[derive(Clone)]
+struct Reader(Rc<Inner>);
+
+struct Inner {
+    env: OsEnv,
+    follower: Follower<OsEnv>,
+    server: Server<Volume<OsEnv>>,
+    counters: Rc<Counters>,
+    latencies: Rc<Latencies>,
+    addresses: Vec<Uris>,
+    fixed: Report,
+    started: Moment,
+}
+
+impl Reader {
+    /// Offers the volumes that there are now, and no others.
+    fn offer(&self) {
+        let Inner { server, follower, .. } = &*self.0;
+        server.replace_exports(follower.volumes());
+    }
+
+    /// Does that whenever they have changed.
+    async fn offer_all(self) {
+        loop {
+            self.0.follower.volumes_changed().await;
+            self.offer();
+        }
+    }
+
+    /// Where clients find the volumes now; only the addresses where there is no volume.
+    fn exports(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.0.follower.volumes().iter().filter_map(Volume::name).collect();
+        if names.is_empty() {
+            names.push(String::new());
+        }
+        let at = |uri: &Uris| names.iter().map(|name| uri(name)).collect::<Vec<_>>();
+        self.0.addresses.iter().flat_map(at).collect()
+    }
+
+    fn report(&self) -> Report {
+        let Inner { env, follower, server, counters, latencies, fixed, started, .. } = &*self.0;
+        let gauges = Gauges { connections_open: server.connections_open(), ..Gauges::default() };
+        Report {
+            exports: self.exports(),
+            uptime_s: env.now().since(*started).as_secs(),
+            follow: Some(FollowReport::from(follower.status())),
+            snapshot: Snapshot::take(counters, latencies, gauges),
+            ..fixed.clone()
+        }
+    }
+}
+
+impl Operator for Reader {
+    fn operate(&self, request: Request) -> impl Future<Output = Result<Value, String>> + 'static {
+        let reader = self.clone();
+        async move {
+            match request {
+                Request::Status => {
+                    serde_json::to_value(reader.report()).map_err(|error| error.to_string())
+                }
+                _ => Err("this target only reads: ask the one that writes the pool".to_owned()),
+            }
+        }
+    }
+}
