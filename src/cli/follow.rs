@@ -46,7 +46,8 @@ pub async fn serve(
     ensure!(
         first.superblock.flags == FlagsPlace::Mds,
         "the flags of pool {} are with the target that writes it, and only flags at the metadata \
-         server can be followed: stop that target, then flipside flags move --to mds",
+         server can be followed: copy the volumes into a pool made with `flipside format --mds \
+         --flags mds`",
         first.superblock.pool
     );
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));

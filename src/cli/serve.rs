@@ -178,17 +178,8 @@ async fn serve(
     let pool = first.superblock.pool;
     let (clients, operators) = bind(&args, passed, pool)?;
     let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
-    let config = Config {
-        commit_interval: args.commit_interval.0,
-        settle: args.settle.into(),
-        warn_full: args.warn_full.0.clone(),
-        discard: args.discard,
-        mds_timeout: args.mds_timeout.0,
-        grant: grant(&args, first.superblock.pool_extents()),
-        ownership: args.owner.terms()?,
-        ..Config::default()
-    };
     let latencies = Rc::new(Latencies::watched(slow));
+    let config = config(&args, first.superblock.pool_extents())?;
     let parts = parts(&env, config, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
@@ -235,6 +226,20 @@ async fn serve(
         reservations.release();
     }
     Ok((ended, own_server))
+}
+
+/// What the unit of a pool of so many extents is told of all that can be tuned.
+fn config(args: &Args, pool_extents: u32) -> Result<Config> {
+    Ok(Config {
+        commit_interval: args.commit_interval.0,
+        settle: args.settle.into(),
+        warn_full: args.warn_full.0.clone(),
+        discard: args.discard,
+        mds_timeout: args.mds_timeout.0,
+        ownership: args.owner.terms(&args.mds)?,
+        grant: grant(args, pool_extents),
+        ..Config::default()
+    })
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
