@@ -29,6 +29,7 @@ use crate::env::{Env, Moment};
 use crate::format::ids::HostId;
 use crate::mds::error::{MdsError, Refusal};
 use crate::mds::records::Claim;
+use crate::mutants::{Mutant, mutated};
 
 /// The least time that is kept for what is on its way to the devices.
 const MARGIN_MIN: Duration = Duration::from_secs(1);
@@ -106,7 +107,7 @@ impl<E: Env> Inner<E> {
     pub(super) fn check_owned(&self) -> Result<(), IoError> {
         if self.hold.ended.get().is_none() {
             match self.hold.left(self.env.now()) {
-                Some(Duration::ZERO) => self.lease_over(),
+                Some(Duration::ZERO) if !mutated(Mutant::LeaseIgnored) => self.lease_over(),
                 _ => return Ok(()),
             }
         }
