@@ -83,17 +83,23 @@ impl<E: Env> Client<E> {
     /// Refused as [`Refusal::StaleIncarnation`], with the last one as detail, where the unit was
     /// attached with this or a higher incarnation. Of a claim without one the server counts, and is
     /// asked again with the last start that it told: so a claim that arrives late, or is replayed,
-    /// is not taken for a new one.
+    /// is not taken for a new one. A claim that says that it is fenced does so only when it knows
+    /// from whom, and is then refused where another has attached meanwhile.
     pub async fn attach(env: E, link: E::Link, claim: Claim) -> Result<Client<E>, MdsError> {
         let payload_max = link.payload_max().min(wire::PAYLOAD_MAX) as u32;
-        let mut attach = RawAttach::new(&claim, payload_max);
-        let exchange = Exchange::start(&env, link);
         let counted_there = claim.incarnation.is_none();
+        let first = Claim { fenced: claim.fenced && !counted_there, ..claim };
+        let mut attach = RawAttach::new(&first, payload_max);
+        let exchange = Exchange::start(&env, link);
         let reply = loop {
+            let said = attach.after.get();
             match exchange.call(Operation::Attach, attach.as_bytes()).await {
                 Err(MdsError::Refused { refusal: Refusal::StaleIncarnation, detail, .. })
-                    if counted_there && detail != u64::from(attach.after.get()) =>
+                    if counted_there
+                        && detail != u64::from(said)
+                        && (said == 0 || !claim.fenced) =>
                 {
+                    attach = RawAttach::new(&claim, payload_max);
                     attach.after = U32::new(detail as u32);
                 }
                 answered => break answered?,
