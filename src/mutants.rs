@@ -108,7 +108,7 @@ mutants! {
     SessionNotStored: "what a session has executed is not in the transaction",
     RegisterOverwrites: "a pool that is registered again begins anew",
     UnfencedGranted: "a claim of another host is granted without a fence",
-    LeaseIgnored: "a unit goes on when its lease has ended",
+    LeaseBelievedTooLong: "a unit goes on for twice as long as its lease",
     SessionUnchecked: "a datagram of another session is taken",
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",

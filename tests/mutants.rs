@@ -59,7 +59,7 @@ const OF_CLUSTERS: [Mutant; 5] = [
     Mutant::SessionNotStored,
     Mutant::RegisterOverwrites,
     Mutant::UnfencedGranted,
-    Mutant::LeaseIgnored,
+    Mutant::LeaseBelievedTooLong,
 ];
 /// One mutant at a time, in the whole process.
 static CHOICE: Mutex<()> = Mutex::new(());

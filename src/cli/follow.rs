@@ -28,7 +28,7 @@ use crate::format::superblock::FlagsPlace;
 use crate::front::control::{self, Operator, Request};
 use crate::front::export::Export as _;
 use crate::front::nbd::{Limits, Server};
-use crate::observe::{Counters, Gauges, Latencies, Snapshot, SlowWatch};
+use crate::observe::{Counters, Gauges, Latencies, SlowWatch, Snapshot};
 
 /// How long the metadata server may take to hear that the reader ends.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);

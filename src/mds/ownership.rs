@@ -54,9 +54,8 @@ pub enum Start {
 /// Whether a claim to write is granted while that `owner` is attached as the same unit.
 pub fn may_write(owner: Option<Owner>, claim: &Claim) -> Result<(), (Refusal, u64)> {
     match owner {
-        Some(owner) if owner.host != claim.host
-            && !claim.fenced
-            && !mutated(Mutant::UnfencedGranted) =>
+        Some(owner)
+            if owner.host != claim.host && !claim.fenced && !mutated(Mutant::UnfencedGranted) =>
         {
             Err((Refusal::OwnedElsewhere, owner.left_ms))
         }

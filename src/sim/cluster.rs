@@ -5,6 +5,9 @@
 //! the others is the server, which has crashes of its own. So a machine goes on while the server is
 //! away, the server while a machine is, and a turn of the server is for several pools.
 //!
+//! A pool that is not in the persistent memory of its machine may go to another machine, at the
+//! same place in time: its disks are moved, or taken away ([`super::takeover`]).
+//!
 //! Machines are stepped in the order of true time, the earliest first ([`Pace`]): a seed runs the
 //! same way every time.
 

@@ -179,9 +179,8 @@ async fn follow(
     let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
     let machine = ReaderEnv::new(env, watch);
     let disks = env.disks().into_iter().zip(engine.layouts());
-    let devices = disks.map(|(disk, layout)| {
-        (machine.spied(disk, layout.extents, geometry), layout.extents)
-    });
+    let devices =
+        disks.map(|(disk, layout)| (machine.spied(disk, layout.extents, geometry), layout.extents));
     let parts = Parts {
         pool: POOL,
         unit: UNIT,

@@ -209,7 +209,10 @@ impl LeaseWatch {
         let answered = self.seat.host.0.borrow().answered.get(&self.seat.number).copied();
         let (now, lease_ns) = (self.pace.next(), self.lease_ns);
         let ended = answered.is_none_or(|answered| now > answered + lease_ns);
-        assert!(!ended, "acknowledged at {now} ns, last answered at {answered:?}: the lease is over");
+        assert!(
+            !ended,
+            "acknowledged at {now} ns, last answered at {answered:?}: the lease is over"
+        );
     }
 }
 
@@ -222,7 +225,8 @@ fn check_extents(facts: &CatalogFacts) -> Result<(), String> {
     let granted: Vec<u32> = facts.units.iter().flat_map(|unit| extents(&unit.granted)).collect();
     let mut all = [extents(&facts.free), granted.clone()].concat();
     all.sort_unstable();
-    if all.len() as u64 != u64::from(facts.pool.extents) || all.windows(2).any(|two| two[0] == two[1])
+    if all.len() as u64 != u64::from(facts.pool.extents)
+        || all.windows(2).any(|two| two[0] == two[1])
     {
         let (count, extents) = (all.len(), facts.pool.extents);
         return Err(format!("{count} extents are free or granted, and the pool has {extents}"));
