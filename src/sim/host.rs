@@ -1,12 +1,12 @@
 //! The metadata server of a cluster: one for several machines, which crashes by itself.
 //!
-//! It has no clock of its own: it lives in the true time of the machines ([`crate::env::sim::Pace`]),
-//! and what one of them sends it is heard there and then. What it stores outlives its crashes; a
-//! commit that the crash struck was applied or was not.
+//! It has no clock of its own: it lives in the true time of the machines
+//! ([`crate::env::sim::Pace`]), and what one of them sends it is heard there and then. What it
+//! stores outlives its crashes; a commit that the crash struck was applied or was not.
 //!
-//! Faults, drawn by the seed: it crashes before a turn, at the commit of one, or after it and before
-//! anything was answered; then it is away, up to minutes; and a turn is put off, so that what several
-//! machines asked is one turn, and one commit.
+//! Faults, drawn by the seed: it crashes before a turn, at the commit of one, or after it and
+//! before anything was answered; then it is away, up to minutes; and a turn is put off, so that
+//! what several machines asked is one turn, and one commit.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -234,8 +234,8 @@ fn check_extents(facts: &CatalogFacts) -> Result<(), String> {
     let slots = facts.pairs.iter().flat_map(|(_, pair)| pair.slots).flatten();
     let mut bound: Vec<u32> = slots.map(|extent| extent.0).collect();
     bound.sort_unstable();
-    if let Some(two) = bound.windows(2).find(|two| two[0] == two[1]) {
-        return Err(format!("extent {} is in two pairs", two[0]));
+    if let Some([extent, _]) = bound.windows(2).find(|two| two[0] == two[1]) {
+        return Err(format!("extent {extent} is in two pairs"));
     }
     match bound.iter().find(|extent| !granted.contains(extent)) {
         Some(extent) => Err(format!("extent {extent} is in a pair, and of no grant")),

@@ -26,7 +26,7 @@
 //!
 //! | when | what |
 //! | --- | --- |
-//! | all is quiet | in the server's store each extent is free or granted once, those of pairs are granted, no row is of no pool, and each session is of a unit |
+//! | all is quiet | invariants of the server's store: extents, pairs, sessions, strays |
 //! | a machine lives | nobody else gets its pool without the word that it is fenced |
 //! | a pool was taken over | all is there that the former machine ever acknowledged as durable |
 //! | something is acknowledged as durable | the machine's lease has not ended |
