@@ -29,6 +29,7 @@ use super::records::ServerStatus;
 use super::shared_store::{SharedStore, number_of, placed};
 use super::store::{Changes, Store, StoreError, Table};
 use crate::format::ids::PoolId;
+use crate::mutants::{Mutant, mutated};
 
 /// The most pools of one server.
 pub const POOLS_MAX: usize = 1024;
@@ -254,7 +255,9 @@ impl Hosted {
     }
 
     fn register(&mut self, pool: PoolId, spec: PoolSpec) -> Result<(), Fault> {
-        if let Some(known) = self.pools.get(&pool) {
+        if let Some(known) = self.pools.get(&pool)
+            && !mutated(Mutant::RegisterOverwrites)
+        {
             let same = known.spec == spec;
             return if same { Ok(()) } else { Err(Fault::Refused(Refusal::PoolExists, 0)) };
         }
