@@ -139,7 +139,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let served = ring.block_on(async {
         if args.follow {
-            return follow::serve(env, args, passed, signals).await.map(|ended| (ended, None));
+            return follow::serve(env, args, passed, signals).await.map(|()| (Ok(()), None));
         }
         serve(env, args, passed, signals).await
     });
@@ -226,11 +226,7 @@ async fn serve(
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
-pub(super) fn bind(
-    args: &Args,
-    passed: Vec<OwnedFd>,
-    pool: PoolId,
-) -> Result<(Vec<Bound>, Bound)> {
+pub(super) fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(Vec<Bound>, Bound)> {
     // The one that writes and one that follows may be on one machine.
     let name = if args.follow { format!("{pool}.follow") } else { pool.to_string() };
     let control = match &args.control {

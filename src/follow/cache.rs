@@ -202,7 +202,8 @@ mod tests {
             blocks.fold(BlockSet::EMPTY, |all, block| all | BlockSet::one(block))
         };
         for (before, after) in (0..16).flat_map(|b| (0..16).map(move |a| (b, a))) {
-            for (views, wanted) in [1, 2, 9].into_iter().flat_map(|v| (1..16).map(move |w| (v, w))) {
+            for (views, wanted) in [1, 2, 9].into_iter().flat_map(|v| (1..16).map(move |w| (v, w)))
+            {
                 let first = seen(10, vec![(3, both(2, set(before)))]);
                 let mut cache = Cache::new(first, 1);
                 let sight = cache.look(OWNER, set(wanted));
