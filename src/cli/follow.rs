@@ -174,6 +174,7 @@ impl Reader {
         Report {
             exports: self.exports(),
             uptime_s: env.now().since(*started).as_secs(),
+            mds: fixed.mds.as_ref().map(|mds| mds.at(env.now(), follower.client_status(), None)),
             follow: Some(FollowReport::from(follower.status())),
             snapshot: Snapshot::take(counters, latencies, gauges),
             ..fixed.clone()
