@@ -101,6 +101,9 @@ mutants! {
     HardenUnknownBelieved: "a hardening that was not answered in time is taken for done",
     HardenOfStaleSession: "flags are hardened for a session that was replaced",
     LinesNotRead: "recovery passes over the lines that the metadata server keeps",
+    GrantForgotten: "some of what the metadata server grants is not taken",
+    ReturnedTwice: "what is given back to the metadata server stays in the pool",
+    ExhaustedBelieved: "a metadata server that had nothing more is never asked again",
     SessionUnchecked: "a datagram of another session is taken",
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",

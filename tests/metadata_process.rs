@@ -10,11 +10,9 @@ mod support;
 
 use std::fs::{self, Permissions};
 use std::future::Future;
-use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -30,49 +28,12 @@ use flipside::mds::wire::PAYLOAD_DEFAULT;
 use flipside::uring::buffers::{ARENA_BLOCK, BufferPool};
 use flipside::uring::{Ring, RingOptions};
 use lossy::{Proxy, Weather};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use support::metadata_server::{Server, command};
 use support::programs::directory;
-use support::target::BINARY;
 
 const POOL: PoolId = PoolId([5; 16]);
 const KEY: [u8; 32] = [0xab; 32];
-
-/// A server; killed when dropped.
-struct Server {
-    child: Child,
-    at: SocketAddr,
-}
-
-fn command(directory: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
-    command.args(["mds", "--store"]).arg(directory.join("store")).args(arguments);
-    command
-}
-
-impl Server {
-    fn start(directory: &Path, arguments: &[&str]) -> Server {
-        let mut child = command(directory, arguments).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let at = line.trim().strip_prefix("ready udp://").unwrap_or_else(|| panic!("{line:?}"));
-        let at = at.parse().unwrap();
-        Server { child, at }
-    }
-
-    fn signal(mut self, signal: Signal) -> Option<i32> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Runs what a client does, on a ring of its own.
 fn as_client<T: 'static, F: Future<Output = T> + 'static>(body: impl FnOnce(OsEnv) -> F) -> T {
@@ -170,8 +131,8 @@ fn a_bad_network() {
         let mut granted = 0;
         for number in 0..50 {
             client.create_volume(&format!("vol{number}"), 1 << 20).await.unwrap();
-            let runs = client.allocate_journal_space(10).await.unwrap();
-            granted += runs.iter().map(|run| run.count).sum::<u32>();
+            let given = client.allocate_journal_space(10).await.unwrap();
+            granted += given.runs.iter().map(|run| run.count).sum::<u32>();
         }
         assert_eq!((granted, client.volumes().await.unwrap().len()), (500, 50));
         assert!(client.status().repeated > 0, "nothing was lost");

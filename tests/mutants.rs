@@ -18,7 +18,7 @@ use flipside::mutants::{Mutant, choose};
 use flipside::sim::flipside::Flipside;
 use flipside::sim::follower;
 use flipside::sim::plan::Plan;
-use flipside::sim::run::run_plan;
+use flipside::sim::run::{run_plan, run_seed};
 use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, sweep};
 
@@ -80,7 +80,7 @@ fn plan() -> Sweep {
 
 /// The first seed that fails, and how.
 fn hunt(plan: Sweep) -> Option<(u64, String)> {
-    let failures = sweep::<Flipside>(plan, Duration::MAX, |_| {}).err()?;
+    let failures = sweep(plan, run_seed::<Flipside>, Duration::MAX, |_| {}).err()?;
     let first = failures.iter().min_by_key(|failure| failure.seed)?;
     Some((first.seed, first.to_string()))
 }

@@ -1,14 +1,5 @@
 //! The engine under simulation: thousands of seeds of random work, faults and crashes.
-//!
-//! | variable | what | default |
-//! | --- | --- | --- |
-//! | `FLIPSIDE_SEED` | the first seed | 1 |
-//! | `FLIPSIDE_SEEDS` | how many | 2000, or any number within `FLIPSIDE_SECONDS` |
-//! | `FLIPSIDE_SECONDS` | how long | until the last seed |
-//! | `FLIPSIDE_FAILURES` | stop after so many failures | 1 |
-//! | `FLIPSIDE_TRACE` | `1` prints every call of the environment, on one thread | |
-
-use std::time::{Duration, Instant};
+//! `support/seeds.rs` says which.
 
 use flipside::env::sim::faults::TABLE;
 use flipside::env::sim::{Fault, Faults, Limit, Machine, SimEnv};
@@ -16,62 +7,28 @@ use flipside::format::layout::Geometry;
 use flipside::sim::engine::{Engine, Outcome, Refusal, Running, Volume};
 use flipside::sim::flipside::{Flipside, Serving};
 use flipside::sim::plan::Plan;
+use flipside::sim::run::run_seed;
 use flipside::sim::shrink::shrink;
-use flipside::sim::sweep::{Sweep, Totals, sweep};
+use flipside::sim::sweep::Totals;
 use flipside::unit::Config;
-use indicatif::{ProgressBar, ProgressStyle};
+
+#[path = "support/seeds.rs"]
+mod seeds;
 
 const SEEDS: u64 = 2000;
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
-/// One seed in so many runs twice, and must do the same again.
-const TWICE_EVERY: u64 = 50;
 /// From so many seeds on every row of the fault table must have struck, and every persist point
 /// that was seen must have been crashed at.
 const ENOUGH: u64 = 1000;
 /// Where moves of the region persist what they do.
 const MOVES: [&str; 2] = ["src/journal/relocate.rs", "src/journal/identity.rs"];
 
-fn number(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
-}
-
 /// Goal: no promise is broken, nothing hangs and nothing is lost, whatever the seed; a seed runs
 /// the same way every time; nothing that could be tried is left out.
 #[test]
 fn seeds_keep_every_promise() {
-    let loud = number("FLIPSIDE_TRACE").is_some_and(|loud| loud > 0);
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let time = number("FLIPSIDE_SECONDS").map(Duration::from_secs);
-    let default = if time.is_some() { u64::MAX } else { SEEDS };
-    let seeds = Sweep {
-        base: number("FLIPSIDE_SEED").unwrap_or(1),
-        count: number("FLIPSIDE_SEEDS").unwrap_or(default),
-        time,
-        threads: if loud { 1 } else { cores },
-        loud,
-        failures_max: number("FLIPSIDE_FAILURES").unwrap_or(1) as usize,
-        twice_every: if loud { 0 } else { TWICE_EVERY },
-    };
-    let bar = bar(&seeds);
-    let started = Instant::now();
-    let result = sweep::<Flipside>(seeds, PROGRESS_EVERY, |totals| {
-        let timed = seeds.count == u64::MAX;
-        let place = if timed { started.elapsed().as_secs() } else { totals.seeds };
-        bar.set_position(place);
-        bar.set_message(totals.to_string());
-    });
-    bar.finish_and_clear();
-    match result {
-        Ok(totals) => judge(&totals, started.elapsed(), seeds.threads),
+    match seeds::run("sim", SEEDS, run_seed::<Flipside>) {
+        Ok(totals) => judge(&totals),
         Err(failures) => {
-            for failure in &failures {
-                eprintln!(
-                    "\n{failure}\nreplay with: FLIPSIDE_SEED={} FLIPSIDE_SEEDS=1 FLIPSIDE_TRACE=1 \
-                     cargo test --test sim -- --nocapture",
-                    failure.seed
-                );
-            }
             if let Some(small) = shrink::<Flipside>(&Plan::whole(failures[0].seed)) {
                 eprintln!("\n{small}");
             }
@@ -80,21 +37,9 @@ fn seeds_keep_every_promise() {
     }
 }
 
-/// A bar over the seeds or, where their number is open, over the seconds; none without a terminal.
-fn bar(seeds: &Sweep) -> ProgressBar {
-    let seconds = seeds.time.map_or(0, |time| time.as_secs());
-    let length = if seeds.count == u64::MAX { seconds } else { seeds.count };
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {eta}\n{msg}");
-    let bar = ProgressBar::new(length);
-    bar.with_style(style.expect("a template that indicatif knows"))
-}
-
-/// Says what was done, and whether it was enough.
-fn judge(totals: &Totals, took: Duration, cores: usize) {
-    eprintln!("{totals} in {:.1} s", took.as_secs_f64());
-    eprintln!("{}", totals.rates(took, cores));
-    eprintln!("faults struck: {}", totals.struck);
-    let points = &totals.points;
+/// Whether what was done was enough.
+fn judge(totals: &Totals) {
+    let points = &totals.did.points;
     // A pool moves once in a while only; `tests/flags_move.rs` crashes at every call of moves.
     let missed = points.seen.difference(&points.crashed);
     let missed: Vec<_> = missed.filter(|point| !MOVES.contains(&point.file)).collect();
@@ -103,9 +48,9 @@ fn judge(totals: &Totals, took: Duration, cores: usize) {
     for point in &points.seen {
         eprintln!("    {point}{}", if missed.contains(&point) { ", never crashed at" } else { "" });
     }
-    assert!(totals.unexplained * 1000 <= totals.images, "{} images unjudged", totals.unexplained);
+    assert!(totals.did.unexplained * 1000 <= totals.did.images, "{} images unjudged", totals.did.unexplained);
     if totals.seeds >= ENOUGH {
-        for (row, count) in TABLE.iter().zip(totals.struck.0) {
+        for (row, count) in TABLE.iter().zip(totals.did.struck.0) {
             assert!(count > 0, "no {} in {} seeds", row.name, totals.seeds);
         }
         assert!(missed.is_empty(), "{} persist points were never crashed at", missed.len());

@@ -409,7 +409,7 @@ fn a_long_durable_trim_ends_with_its_volume() {
     let main = env.clone();
     env.run(LIMIT, async move {
         let unit = serving.unit().clone();
-        let size = 1 << 30;
+        let size = 4 << 30;
         let id = unit.create_volume("thin", size).await.expect("made").id();
         let volume = serving.volumes().pop().expect("it is the last");
         let ended = Rc::new(Cell::new(false));

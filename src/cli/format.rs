@@ -35,7 +35,7 @@ use crate::format::superblock_io;
 use crate::journal::Journal;
 use crate::mds::catalog::Fault;
 use crate::mds::client::Client;
-use crate::mds::client::pools::{forget, register};
+use crate::mds::client::pools::{forget, overview, register};
 use crate::mds::opening::{MetadataPlace, pool_spec};
 use crate::mds::records::Claim;
 
@@ -178,6 +178,8 @@ impl RemotePool<'_> {
         let pool = superblock.pool;
         eprintln!("flipside: registering pool {pool} with the metadata server at {}", server.at);
         let spec = pool_spec(superblock);
+        // Whose answer is not understood must not be told to do anything.
+        server.answered(overview(&server.env, server.link()?)).await?;
         server.answered(register(&server.env, server.link()?, pool, &spec)).await?;
         let made = self.make_volumes().await;
         if made.is_err() {

@@ -260,9 +260,10 @@ fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
                  reserve {reserve}"
             )])
         }
-        Operation::AllocateJournalSpace | Operation::AllocateDataExtents => runs(body),
         Operation::CreateVolume | Operation::ListVolumes => volumes(body),
-        Operation::ListGrants => {
+        Operation::AllocateJournalSpace
+        | Operation::AllocateDataExtents
+        | Operation::ListGrants => {
             let (quota, rest) = raw::first::<U64>(body).ok()?;
             let mut lines = vec![format!("quota {quota}")];
             lines.extend(runs(rest)?);

@@ -13,6 +13,11 @@
 //!
 //! # Contract
 //!
+//! **Fenced from whom**: a claim that says that it is fenced is true of the owner that was when it
+//! was said. Where the server counts the starts it names that one, is asked once, and is refused
+//! where another has attached meanwhile (the model in `tests/ownership_model.rs` found what comes
+//! of asking again).
+//!
 //! **Once**: no claim is granted twice, however late or often its datagram arrives. A start that
 //! the server counts is therefore told by the one before it ([`Start::After`]): a claim that is
 //! repeated after it was granted names one that is not the last any more.
@@ -62,6 +67,20 @@ pub fn may_read(flags_here: bool, claim: &Claim) -> Result<(), (Refusal, u64)> {
     }
     // One without would hold extents back for ever.
     if claim.lease_ms == 0 { Err((Refusal::OutOfRange, 0)) } else { Ok(()) }
+}
+
+/// The start that is granted of a claim to write. Which start it is comes first: so who does not
+/// know the last one is told it, whoever the owner is, and a claim that says that it is fenced can
+/// be one that knows whom it is fenced from.
+pub fn may_attach(
+    owner: Option<Owner>,
+    last: Option<Incarnation>,
+    asked: Start,
+    claim: &Claim,
+) -> Result<Incarnation, (Refusal, u64)> {
+    let start = start(last, asked)?;
+    may_write(owner, claim)?;
+    Ok(start)
 }
 
 /// The start that is granted; refused with the last one where it is none after the last.

@@ -355,7 +355,7 @@ mod tests {
         }
         assert_eq!(refusal(pools.register(ONE, spec(11))), Refusal::PoolExists);
         let one = pools.catalog_mut(ONE).unwrap();
-        assert_eq!(one.allocate(UNIT, Use::Data, 20)[0].count, 10);
+        assert_eq!(one.allocate(UNIT, Use::Data, 20).runs[0].count, 10);
         pools.catalog_mut(TWO).unwrap().create_volume("v", 5 << 20).unwrap();
         pools.commit().unwrap();
         assert_eq!(pools.totals().store_commits, 1);

@@ -8,7 +8,7 @@
 //! | Renew | empty | one [`RawTold`] |
 //! | Transact | [`RawPrimitive`]s | one [`RawTold`] |
 //! | HardenExtentFlags | records as in a group ([`crate::format::record`]) | one [`RawTold`] |
-//! | AllocateJournalSpace, AllocateDataExtents | one U32: how many | [`RawRun`]s |
+//! | AllocateJournalSpace, AllocateDataExtents | one U32: how many | U64: quota; [`RawRun`]s |
 //! | ReturnExtents | one U32: how much of the data quota with them; [`RawRun`]s | empty |
 //! | CreateVolume | one [`RawVolume`], id 0 | one [`RawVolume`] |
 //! | ResizeVolume, DeleteVolume, RemoveVolume | one [`RawVolume`], name empty | empty |
@@ -34,7 +34,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::catalog::PoolSpec;
-use super::records::{Claim, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, Told, VolumeInfo};
+use super::records::{Claim, Grants, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, Told, VolumeInfo};
 use crate::format::home::{LINE_BYTES, Line};
 use crate::format::ids::{
     ExtentId, ExtentRun, Generation, HostId, Incarnation, LogicalExtent, PairId, PoolId, Slot,
@@ -317,6 +317,19 @@ impl TryFrom<&RawRun> for ExtentRun {
 /// Every run of `bytes`.
 pub fn runs(bytes: &[u8]) -> Result<Vec<ExtentRun>, Malformed> {
     many::<RawRun>(bytes)?.iter().map(ExtentRun::try_from).collect()
+}
+
+/// Grants: the quota, and the runs.
+pub fn grants_body(grants: &Grants) -> Vec<u8> {
+    let mut body = U64::new(grants.data_quota).as_bytes().to_vec();
+    body.extend(pack(grants.runs.iter().map(|run| RawRun::from(*run))));
+    body
+}
+
+/// The grants in a body that is nothing else.
+pub fn grants(bytes: &[u8]) -> Result<Grants, Malformed> {
+    let (quota, rest) = first::<U64>(bytes)?;
+    Ok(Grants { runs: runs(rest)?, data_quota: quota.get() })
 }
 
 impl RawVolume {

@@ -149,13 +149,20 @@ impl Claim {
     }
 }
 
-/// What one unit was granted.
+/// What one unit was granted, in all or by one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
     /// Every extent that is the unit's, bound or free, in order.
     pub runs: Vec<ExtentRun>,
     /// How many of them it may use as data areas.
     pub data_quota: u64,
+}
+
+impl Grants {
+    /// Whether nothing is granted.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.data_quota == 0
+    }
 }
 
 /// A page of a volume's layout.

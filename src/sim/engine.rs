@@ -57,6 +57,21 @@ pub trait Engine: Clone + 'static {
     fn epochs_are_long(&self) -> bool {
         false
     }
+    /// What serves it from outside fails no more.
+    fn calm(&self) {}
+    /// The same system for another machine that reaches its disks, where there may be one: which
+    /// claims them from this one, with the word that it is `fenced` or without.
+    fn elsewhere(&self, fenced: bool) -> Option<Self> {
+        let _ = fenced;
+        None
+    }
+    /// The machine before this one is gone: it claims from nobody any more.
+    fn came_in(&mut self) {}
+    /// Whether an open failed because the system is another machine's.
+    fn is_owned_elsewhere(why: &str) -> bool {
+        let _ = why;
+        false
+    }
     /// The same system for a machine that parts from this one's: what is stored outside of the
     /// machine's media is copied.
     #[must_use]

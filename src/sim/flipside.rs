@@ -12,24 +12,23 @@ use std::time::Duration;
 
 use super::churn;
 use super::engine::{Engine, Outcome, Refusal, Room, Running, Volume, Zeroing};
-use super::metadata::Tables;
+use super::host::Seat;
+use super::metadata::Metadata;
 use super::places::Places;
 use crate::env::Env;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
-use crate::env::sim::calls::Calls;
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{self, DiskShape, Shape, SimEnv, SimStorage};
 use crate::format::group::{Group, Part, SLOT_BYTES};
-use crate::format::ids::{ExtentRun, PoolId, UnitId};
+use crate::format::ids::{ExtentRun, HostId, PoolId, UnitId};
 use crate::format::layout::{DeviceLayout, Geometry, REGION_ALIGN};
 use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
-use crate::mds::catalog::{Catalog, PoolSpec};
-use crate::mds::pools::Pools;
-use crate::mds::server::Server;
+use crate::mds::catalog::{PoolSpec, UnitFacts};
+use crate::mds::records::Grants;
 use crate::unit::limits::EPOCH_DATA_MAX;
-use crate::unit::{self, Config, IoError, Member, SettlePolicy, Unit, UnitParts};
+use crate::unit::{self, Config, IoError, Member, Ownership, SettlePolicy, Unit, UnitParts};
 
 pub(super) const POOL: PoolId = PoolId(*b"simulated pool!!");
 pub(super) const UNIT: UnitId = UnitId(1);
@@ -51,8 +50,7 @@ pub struct Flipside {
     config: Config,
     /// Whether other volumes come and go beside those that are checked.
     churn: bool,
-    /// The metadata store's tables, which outlive every crash.
-    tables: Tables,
+    metadata: Metadata,
 }
 
 impl Flipside {
@@ -68,7 +66,7 @@ impl Flipside {
         Self {
             geometry,
             volatile_cache: true,
-            places: Places::new(geometry, 512, 4 << 20, vec![extents], reserve),
+            places: Places::new(POOL, geometry, 512, 4 << 20, vec![extents], reserve),
             at_server: false,
             moves_ppm: 0,
             reserve,
@@ -76,7 +74,7 @@ impl Flipside {
             granule: 512,
             config,
             churn: false,
-            tables: Tables::default(),
+            metadata: Metadata::default(),
         }
     }
 
@@ -92,6 +90,14 @@ impl Flipside {
     #[must_use]
     pub fn at_the_server(mut self) -> Self {
         self.at_server = true;
+        self
+    }
+
+    /// The same as a pool of that name at a host that it shares with others.
+    #[must_use]
+    pub fn hosted(mut self, pool: PoolId, seat: Seat) -> Self {
+        self.places.set_pool(pool);
+        self.metadata = Metadata::Hosted(seat);
         self
     }
 
@@ -111,7 +117,7 @@ impl Flipside {
 
     /// Has the metadata store fail at the next change of a volume, `applied` all the same or not.
     pub fn fail_the_store(&self, applied: bool) {
-        self.tables.fail_a_volume_commit(applied);
+        self.metadata.fail_a_volume_commit(applied);
     }
 
     /// Moves the flags, as a user does while nothing is served: into an NVRAM, or to the disk.
@@ -236,7 +242,7 @@ impl Flipside {
         let volumes = draw_volumes(rng, geometry, room);
         // From 64 slots on, and more pages than any pool here needs.
         let region_len = rng.between(5, 14) * REGION_ALIGN;
-        let mut places = Places::new(geometry, sector, region_len, disks, reserve);
+        let mut places = Places::new(POOL, geometry, sector, region_len, disks, reserve);
         places.add_nvrams(&more, (0..more.len()).next_back());
         Self {
             geometry,
@@ -249,7 +255,7 @@ impl Flipside {
             granule: rng.pick(&[512, 512, 128]),
             config,
             churn: rng.chance(250_000),
-            tables: Tables::default(),
+            metadata: Metadata::default(),
         }
     }
 
@@ -262,7 +268,6 @@ impl Flipside {
     }
 
     async fn make(self, env: SimEnv) -> Result<(), String> {
-        let wrong = |error: &dyn std::fmt::Debug| format!("{error:?}");
         let layouts = self.places.layouts();
         let starts = layouts.iter().map(|layout| layout.extents);
         let pool = PoolSpec {
@@ -270,12 +275,7 @@ impl Flipside {
             devices: starts.map(|on| ExtentRun { start: on.first, count: on.count }).collect(),
             reserve: self.reserve,
         };
-        let store = Box::new(self.tables.open(Calls::new(None), false));
-        let mut catalog = Catalog::create(store, &pool).map_err(|e| wrong(&e))?;
-        for (number, size) in self.volumes.iter().enumerate() {
-            catalog.create_volume(&format!("vol{number}"), *size).map_err(|e| wrong(&e))?;
-        }
-        catalog.commit().map_err(|e| wrong(&e))?;
+        self.metadata.make(&env, self.places.pool(), &pool, &self.volumes).await?;
         if !self.at_server {
             self.make_region(&env).await?;
         }
@@ -292,17 +292,14 @@ impl Flipside {
             let piece = vec![(at, zeros.view_all())];
             crate::env::Region::persist(&region, piece).await.map_err(|error| error.to_string())?;
         }
-        Journal::format(&region, POOL, UNIT, self.extents(), env.buffers())
+        Journal::format(&region, self.places.pool(), UNIT, self.extents(), env.buffers())
             .await
             .map_err(|error| error.to_string())
     }
 
     async fn start(self, env: SimEnv) -> Result<Serving, String> {
         env.claim().await;
-        let store = self.tables.open(env.call_counter(), env.random().is_multiple_of(2));
-        let catalog = Catalog::open(Box::new(store)).map_err(|error| error.to_string())?;
-        let server = Server::new(Pools::single(catalog)).map_err(|error| error.to_string())?;
-        env.serve(Box::new(server));
+        self.metadata.serve(&env)?;
         if env.random() % 1_000_000 < u64::from(self.moves_ppm) {
             let to = self.places.any(env.random());
             self.places.relocate(&env, to).await?;
@@ -316,7 +313,7 @@ impl Flipside {
         let link = env.link(0);
         let parts = UnitParts {
             env: env.clone(),
-            pool: POOL,
+            pool: self.places.pool(),
             unit: UNIT,
             geometry: self.geometry,
             reserve: self.reserve,
@@ -334,7 +331,8 @@ impl Flipside {
             let busy = Rc::clone(&others_busy);
             env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent, busy));
         }
-        Ok(Serving { env, unit, others_busy, tables: self.tables })
+        let pool = self.places.pool();
+        Ok(Serving { env, unit, others_busy, pool, metadata: self.metadata })
     }
 }
 
@@ -342,8 +340,12 @@ impl Engine for Flipside {
     type Running = Serving;
 
     fn draw(rng: &mut Rng) -> Self {
-        let drawn = Self::draw_any(rng);
-        if rng.chance(120_000) { drawn.with_long_epochs() } else { drawn }
+        let mut drawn = Self::draw_any(rng);
+        if rng.chance(120_000) {
+            drawn = drawn.with_long_epochs();
+        }
+        drawn.config.grant = rng.pick(&[None, None, None, Some(1), Some(2), Some(8)]);
+        drawn
     }
 
     fn shape(&self) -> Shape {
@@ -380,12 +382,36 @@ impl Engine for Flipside {
         Room { extent, extents: extents as usize }
     }
 
+    fn calm(&self) {
+        if let Metadata::Hosted(seat) = &self.metadata {
+            seat.host().calm();
+        }
+    }
+
+    fn elsewhere(&self, fenced: bool) -> Option<Self> {
+        // What is in the persistent memory of a machine is nobody else's.
+        let reached = matches!(self.metadata, Metadata::Hosted(_)) && !self.places.has_nvram();
+        let mut other = self.clone();
+        let Ownership { host, .. } = &mut other.config.ownership;
+        *host = HostId([host.0[0].wrapping_add(1); 16]);
+        other.config.ownership.fenced = fenced;
+        reached.then_some(other)
+    }
+
+    fn came_in(&mut self) {
+        self.config.ownership.fenced = false;
+    }
+
+    fn is_owned_elsewhere(why: &str) -> bool {
+        why.contains("attached to another host")
+    }
+
     fn fork(&self) -> Self {
-        Self { tables: self.tables.fork(), ..self.clone() }
+        Self { metadata: self.metadata.fork(), ..self.clone() }
     }
 
     fn stored(&self) -> u64 {
-        self.tables.hash()
+        self.metadata.stored()
     }
 
     fn older_groups(&self, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>> {
@@ -394,7 +420,7 @@ impl Engine for Flipside {
         let mut parts: BTreeMap<u32, Part> = BTreeMap::new();
         for slot in 0..layout.slots {
             if read(base + layout.slot_at(slot), &mut bytes)
-                && let Some(part) = Part::parse(&bytes, POOL)
+                && let Some(part) = Part::parse(&bytes, self.places.pool())
             {
                 parts.insert(slot, part);
             }
@@ -452,8 +478,8 @@ pub struct Serving {
     unit: Unit<SimEnv>,
     /// Whether one of the volumes that come and go is being changed.
     others_busy: Rc<Cell<bool>>,
-    /// What the metadata server has stored.
-    tables: Tables,
+    pool: PoolId,
+    metadata: Metadata,
 }
 
 /// A volume of it.
@@ -478,11 +504,7 @@ impl Serving {
 
     /// Ends the metadata server, and starts another one with what it has stored.
     pub(super) fn restart_server(&self) -> Result<(), String> {
-        let store = self.tables.open(self.env.call_counter(), true);
-        let catalog = Catalog::open(Box::new(store)).map_err(|error| error.to_string())?;
-        let server = Server::new(Pools::single(catalog)).map_err(|error| error.to_string())?;
-        self.env.serve(Box::new(server));
-        Ok(())
+        self.metadata.serve(&self.env)
     }
 
     /// The unit itself.
@@ -517,7 +539,15 @@ impl Running for Serving {
 
     fn check(&self) -> Result<(), String> {
         self.unit.check_invariants()?;
-        if self.is_quiet() { self.unit.check_told(&self.tables.pairs()?) } else { Ok(()) }
+        if !self.is_quiet() {
+            return Ok(());
+        }
+        let stored = self.metadata.facts(self.pool)?;
+        let pairs: Vec<_> = stored.pairs.into_iter().map(|(_, pair)| pair).collect();
+        self.unit.check_told(&pairs)?;
+        let unit = stored.units.into_iter().find(|unit| unit.unit == UNIT);
+        let grants = |unit: UnitFacts| Grants { runs: unit.granted, data_quota: unit.data_quota };
+        self.unit.check_granted(&unit.map(grants).unwrap_or_default())
     }
 
     fn is_quiet(&self) -> bool {

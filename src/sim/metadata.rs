@@ -8,11 +8,17 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::env::Moment;
+use super::flipside::UNIT;
+use super::host::Seat;
 use crate::env::sim::calls::{Calls, Fate};
-use crate::env::sim::{Peer, Server};
-use crate::mds::catalog::Catalog;
-use crate::mds::records::PairRecord;
+use crate::env::sim::{Peer, Server, SimEnv};
+use crate::env::{Env as _, Moment};
+use crate::format::ids::{Incarnation, PoolId};
+use crate::mds::catalog::{Catalog, CatalogFacts, PoolSpec};
+use crate::mds::client::{self, Client};
+use crate::mds::error::MdsError;
+use crate::mds::pools::Pools;
+use crate::mds::records::Claim;
 use crate::mds::server;
 use crate::mds::store::{Changes, Row, Store, StoreError, Table};
 
@@ -25,6 +31,15 @@ impl Server for server::Server<Peer> {
 /// What outlives a crash. Cheap to clone: a handle.
 #[derive(Clone, Default)]
 pub struct Tables(Arc<Mutex<Contents>>);
+
+/// Where the metadata of a simulated pool are.
+#[derive(Clone)]
+pub(super) enum Metadata {
+    /// With its machine's own server.
+    Embedded(Tables),
+    /// With a server that it shares.
+    Hosted(Seat),
+}
 
 #[derive(Clone, Default)]
 struct Contents {
@@ -82,12 +97,11 @@ impl Tables {
         hasher.finish()
     }
 
-    /// The pairs that are stored.
-    pub fn pairs(&self) -> Result<Vec<PairRecord>, String> {
+    /// What is stored.
+    pub fn facts(&self) -> Result<CatalogFacts, String> {
         let store = self.fork().open(Calls::new(None), false);
         let facts = Catalog::open(Box::new(store)).and_then(|catalog| catalog.facts());
-        let pairs = facts.map_err(|error| error.to_string())?.pairs;
-        Ok(pairs.into_iter().map(|(_, pair)| pair).collect())
+        facts.map_err(|error| error.to_string())
     }
 
     fn rows(&self) -> MutexGuard<'_, Contents> {
@@ -132,18 +146,104 @@ impl Store for SimStore {
     }
 }
 
+impl Default for Metadata {
+    fn default() -> Self {
+        Metadata::Embedded(Tables::default())
+    }
+}
+
+impl Metadata {
+    /// The same of a machine that parts from this one here.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        match self {
+            Metadata::Embedded(tables) => Metadata::Embedded(tables.fork()),
+            Metadata::Hosted(seat) => Metadata::Hosted(seat.fork()),
+        }
+    }
+
+    /// A hash of what is stored.
+    pub fn stored(&self) -> u64 {
+        match self {
+            Metadata::Embedded(tables) => tables.hash(),
+            Metadata::Hosted(seat) => seat.host().stored(),
+        }
+    }
+
+    /// Has the next commit fail that changes a volume, `applied` all the same or not.
+    pub fn fail_a_volume_commit(&self, applied: bool) {
+        match self {
+            Metadata::Embedded(tables) => tables.fail_a_volume_commit(applied),
+            Metadata::Hosted(_) => unreachable!("of a shared server no commit fails"),
+        }
+    }
+
+    /// All that is stored of a pool.
+    pub fn facts(&self, pool: PoolId) -> Result<CatalogFacts, String> {
+        match self {
+            Metadata::Embedded(tables) => tables.facts(),
+            Metadata::Hosted(seat) => seat.host().facts(pool),
+        }
+    }
+
+    /// The machine's server begins to serve.
+    pub fn serve(&self, env: &SimEnv) -> Result<(), String> {
+        match self {
+            Metadata::Embedded(tables) => {
+                let store = tables.open(env.call_counter(), env.random().is_multiple_of(2));
+                let catalog = Catalog::open(Box::new(store)).map_err(|error| error.to_string())?;
+                let server = server::Server::new(Pools::single(catalog));
+                env.serve(Box::new(server.map_err(|error| error.to_string())?));
+            }
+            Metadata::Hosted(seat) => seat.serve(env),
+        }
+        Ok(())
+    }
+
+    /// Makes a pool with volumes of these sizes.
+    pub async fn make(
+        &self,
+        env: &SimEnv,
+        pool: PoolId,
+        spec: &PoolSpec,
+        volumes: &[u64],
+    ) -> Result<(), String> {
+        let named = volumes.iter().enumerate().map(|(number, size)| (format!("vol{number}"), *size));
+        match self {
+            Metadata::Embedded(tables) => {
+                let wrong = |error: &dyn std::fmt::Debug| format!("{error:?}");
+                let store = Box::new(tables.open(Calls::new(None), false));
+                let mut catalog = Catalog::create(store, spec).map_err(|e| wrong(&e))?;
+                for (name, size) in named {
+                    catalog.create_volume(&name, size).map_err(|e| wrong(&e))?;
+                }
+                catalog.commit().map_err(|e| wrong(&e))
+            }
+            Metadata::Hosted(seat) => {
+                seat.serve(env);
+                let made = async {
+                    client::pools::register(env, env.link(1), pool, spec).await?;
+                    let claim = Claim::of(pool, UNIT, Incarnation(0));
+                    let client = Client::attach(env.clone(), env.link(2), claim).await?;
+                    for (name, size) in named {
+                        client.create_volume(&name, size).await?;
+                    }
+                    client.detach().await
+                };
+                made.await.map_err(|error: MdsError| error.to_string())
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::env::Env;
-    use crate::env::sim::{DiskShape, Faults, Limit, Machine, Rng, Shape, SimEnv};
-    use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PoolId, UnitId};
-    use crate::mds::catalog::PoolSpec;
-    use crate::mds::client::Client;
-    use crate::mds::pools::Pools;
-    use crate::mds::records::Claim;
+    use crate::env::sim::{DiskShape, Faults, Limit, Machine, Rng, Shape};
+    use crate::format::ids::{ExtentId, ExtentRun, UnitId};
 
     const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 1_000_000 };
 

@@ -58,11 +58,13 @@
 
 pub mod action;
 mod churn;
+pub mod cluster;
 mod cut;
 pub mod engine;
 pub mod exhaustive;
 pub mod flipside;
 pub mod follower;
+pub mod host;
 pub mod metadata;
 pub mod oracle;
 mod places;
@@ -73,6 +75,7 @@ pub mod shrink;
 pub mod stamp;
 mod subject;
 pub mod sweep;
+mod takeover;
 #[cfg(test)]
 mod toy;
 pub mod workload;

@@ -1,13 +1,13 @@
 //! Where the flags of a simulated pool may be, what lies where on its disks, and moves between the
 //! places, by the superblocks and identities that a real pool has.
 
-use super::flipside::{POOL, UNIT};
+use super::flipside::UNIT;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::sim::{SimDisk, SimEnv, SimNvram};
 use crate::env::{Env as _, Nvram as _};
-use crate::format::ids::ExtentId;
+use crate::format::ids::{ExtentId, PoolId};
 use crate::format::layout::{
     DeviceExtents, DeviceLayout, Geometry, HEAD_LEN, REGION_ALIGN, Regions, SUPERBLOCK_LEN, Span,
 };
@@ -25,6 +25,7 @@ type Region = FlagsRegion<DeviceRegion<Latching<SimDisk>>, SimNvram>;
 /// The disks of a pool, and the NVRAMs beside them: parts of the machine's one.
 #[derive(Clone)]
 pub(super) struct Places {
+    pool: PoolId,
     geometry: Geometry,
     sector: u32,
     region_len: u64,
@@ -44,13 +45,23 @@ fn text(error: impl std::fmt::Display) -> String {
 impl Places {
     /// A pool with a region of `region_len` bytes on its first disk, and no NVRAM.
     pub fn new(
+        pool: PoolId,
         geometry: Geometry,
         sector: u32,
         region_len: u64,
         disks: Vec<u32>,
         reserve: u32,
     ) -> Self {
-        Self { geometry, sector, region_len, disks, reserve, nvrams: Vec::new(), begins_in: None }
+        let (nvrams, begins_in) = (Vec::new(), None);
+        Self { pool, geometry, sector, region_len, disks, reserve, nvrams, begins_in }
+    }
+
+    pub fn set_pool(&mut self, pool: PoolId) {
+        self.pool = pool;
+    }
+
+    pub fn pool(&self) -> PoolId {
+        self.pool
     }
 
     pub fn set_region(&mut self, len: u64) {
@@ -79,6 +90,10 @@ impl Places {
     /// The region on the first disk.
     pub fn region(&self) -> Span {
         Span { offset: HEAD_LEN, len: self.region_len }
+    }
+
+    pub fn has_nvram(&self) -> bool {
+        !self.nvrams.is_empty()
     }
 
     /// Size and sector of the machine's persistent memory.
@@ -129,7 +144,7 @@ impl Places {
         let devices: Vec<_> = (1..).zip(&self.disks).map(of_disk).collect();
         let superblock = |(device_index, layout)| Superblock {
             revision: 1,
-            pool: POOL,
+            pool: self.pool,
             device_index,
             unit: UNIT,
             geometry: self.geometry,

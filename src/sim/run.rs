@@ -7,7 +7,10 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+
 use super::engine::{Engine, Running};
+use super::host;
 use super::plan::{Plan, Rounds, Script};
 use super::subject::{LIMIT, Subject};
 use super::workload::{self, Habits};
@@ -35,6 +38,26 @@ pub struct Report {
     pub struck: Struck,
     /// The persist points seen and crashed at.
     pub points: Points,
+    /// How often a pool went to another machine while the one that served it lived.
+    pub takeovers: u64,
+    /// What servers that are shared went through.
+    pub hosts: host::Seen,
+}
+
+impl Report {
+    /// All that another run did, too.
+    pub fn add(&mut self, other: &Report) {
+        self.trace = mix(self.trace ^ other.trace);
+        self.operations += other.operations;
+        self.calls += other.calls;
+        self.crashes += other.crashes;
+        self.images += other.images;
+        self.unexplained += other.unexplained;
+        self.struck.add_all(&other.struck);
+        self.points.add_all(&other.points);
+        self.takeovers += other.takeovers;
+        self.hosts.add_all(&other.hosts);
+    }
 }
 
 /// A run that broke a promise, panicked, or hung.
@@ -55,6 +78,8 @@ impl fmt::Display for Failure {
 /// What crashes are aimed at: the parts of the region, however seldom they are written.
 const PARTS: [&str; 6] =
     ["journal slot", "journal slots", "status 0", "status 1", "home 0", "home 1"];
+/// How often a look ends with another machine having the pool.
+const TAKEN_PPM: u32 = 150_000;
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
 /// How long after the clients have gone and all is committed nothing must be under way any more.
@@ -68,8 +93,20 @@ pub fn run_seed<E: Engine>(seed: u64, loud: bool) -> Result<Report, Failure> {
 /// Runs a plan; returns also the actions that were begun.
 pub fn run_plan<E: Engine>(plan: &Plan, loud: bool) -> (Result<Report, Failure>, Rounds) {
     let script = Rc::new(Script::new(plan.clone()));
-    let result = guarded(|| Run::<E>::new(Rc::clone(&script), loud).all());
+    let result = guarded(|| {
+        let run = Run::<E>::new(Rc::clone(&script), loud).all();
+        run.now_or_never().expect("it is alone, and waits for nobody")
+    });
     (result.map_err(|what| Failure { seed: plan.seed, what }), script.begun.take())
+}
+
+/// The whole of one machine's run, beside others: what is left to draw comes from `rng`.
+pub(super) async fn live<E: Engine>(
+    script: Rc<Script>,
+    subject: Subject<E>,
+    rng: Rng,
+) -> Result<Report, String> {
+    Run::of(script, subject, rng).all().await
 }
 
 /// Runs something simulated; a panic in it is an error.
@@ -118,7 +155,12 @@ struct Run<E: Engine> {
 impl<E: Engine> Run<E> {
     fn new(script: Rc<Script>, loud: bool) -> Self {
         let mut rng = Rng::new(mix(script.plan.seed));
-        let mut subject = Subject::<E>::draw(&mut rng, loud);
+        let subject = Subject::<E>::draw(&mut rng, loud);
+        Self::of(script, subject, rng)
+    }
+
+    /// What is left to draw comes from `rng`.
+    fn of(script: Rc<Script>, mut subject: Subject<E>, mut rng: Rng) -> Self {
         subject.leave_out(script.plan.without);
         let long = subject.epochs_are_long();
         Self {
@@ -132,22 +174,22 @@ impl<E: Engine> Run<E> {
         }
     }
 
-    fn all(mut self) -> Result<Report, String> {
-        self.subject.format()?;
+    async fn all(mut self) -> Result<Report, String> {
+        self.subject.format().await?;
         let rounds = self.rng.between(3, 6) as u32;
         for round in 0..rounds {
             if !self.script.plan.has_round(round) {
                 continue;
             }
             self.enter(round);
-            let (env, running) = self.subject.recover()?;
-            self.work(&env, running)?;
+            let (env, running) = self.subject.recover().await?;
+            self.work(&env, running).await?;
         }
         self.enter(rounds);
         // With nothing failing any more, everything must come to an end.
-        self.subject.faults = self.subject.faults.ceased();
-        let (env, running) = self.subject.recover()?;
-        self.finish(&env, running)?;
+        self.subject.calm();
+        let (env, running) = self.subject.recover().await?;
+        self.finish(&env, running).await?;
         let machine = &self.subject.machine;
         Ok(Report {
             trace: machine.trace(),
@@ -158,6 +200,8 @@ impl<E: Engine> Run<E> {
             unexplained: self.subject.models.unexplained(),
             struck: *machine.struck(),
             points: machine.points().clone(),
+            takeovers: self.subject.takeovers,
+            hosts: host::Seen::default(),
         })
     }
 
@@ -169,8 +213,8 @@ impl<E: Engine> Run<E> {
     }
 
     /// Clients work until the crash, or until they have done enough.
-    fn work(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
-        let full = self.quiet(env, &running)?;
+    async fn work(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
+        let full = self.quiet(env, &running).await?;
         env.set_faults(self.subject.faults.clone());
         let crashes = !self.script.plan.without.work_crashes();
         if self.rng.chance(600_000) && crashes {
@@ -179,7 +223,7 @@ impl<E: Engine> Run<E> {
             let (passes, calls) = (self.rng.log_between(1, 20), self.rng.below(4));
             env.crash_at(Some(Aim { part: self.rng.pick(&PARTS), passes, calls }));
         }
-        match self.run_clients(env, &running, self.habits.clone(), false) {
+        match self.run_clients(env, &running, self.habits.clone(), false).await {
             Ok(result) => result?,
             Err(Looked::At(Stop::Crashed)) => {
                 self.subject.crash(env);
@@ -187,6 +231,7 @@ impl<E: Engine> Run<E> {
             }
             Err(Looked::At(stop)) => return Err(self.subject.stuck("the work", stop)),
             Err(Looked::Wrong(what)) => return Err(what),
+            Err(Looked::TakenOver) => return Ok(()),
         }
         env.crash_at(None);
         env.crash_in(None);
@@ -194,25 +239,26 @@ impl<E: Engine> Run<E> {
             self.subject.crash(env);
             return Ok(());
         }
-        self.check_quiet(env, &running, full)?;
-        self.stop(env, running)
+        self.check_quiet(env, &running, full).await?;
+        self.stop(env, running).await
     }
 
     /// Work without faults or crashes, then a shutdown after which everything must be found.
-    fn finish(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
+    async fn finish(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         let mut habits = self.habits.clone();
         habits.operations = 20;
-        let full = self.quiet(env, &running)?;
-        match self.run_clients(env, &running, habits, true) {
+        let full = self.quiet(env, &running).await?;
+        match self.run_clients(env, &running, habits, true).await {
             Ok(result) => result?,
             Err(Looked::At(stop)) => {
                 return Err(self.subject.stuck("the work after all faults ceased", stop));
             }
             Err(Looked::Wrong(what)) => return Err(what),
+            Err(Looked::TakenOver) => unreachable!("the last round ends where it began"),
         }
-        self.check_quiet(env, &running, full)?;
-        self.stop(env, running)?;
-        let (env, running) = self.subject.recover()?;
+        self.check_quiet(env, &running, full).await?;
+        self.stop(env, running).await?;
+        let (env, running) = self.subject.recover().await?;
         drop(running);
         self.subject.crash(&env);
         Ok(())
@@ -221,7 +267,7 @@ impl<E: Engine> Run<E> {
     /// Runs the clients. From time to time, at a persist point, the machine is looked at: what
     /// must always be true is checked, and so are the images that crashes would leave there and
     /// then, while the run goes on.
-    fn run_clients(
+    async fn run_clients(
         &mut self,
         env: &SimEnv,
         running: &E::Running,
@@ -236,14 +282,18 @@ impl<E: Engine> Run<E> {
         for look in 0.. {
             let more = self.rng.log_between(1, within);
             env.pause_at((look < looks).then_some(more));
-            match env.go_on(&mut job) {
+            match env.go_on_beside(&mut job).await {
                 Ok(result) => return Ok(result),
                 Err(Stop::Paused) => {}
                 Err(stop) => return Err(Looked::At(stop)),
             }
             running.check().map_err(Looked::Wrong)?;
             for _ in 0..self.images_each {
-                self.subject.check_image(env).map_err(Looked::Wrong)?;
+                self.subject.check_image(env).await.map_err(Looked::Wrong)?;
+            }
+            if !bounded && self.subject.may_be_taken_over() && self.rng.chance(TAKEN_PPM) {
+                self.subject.take_over(env, job).await.map_err(Looked::Wrong)?;
+                return Err(Looked::TakenOver);
             }
         }
         unreachable!("without a pause the job ends")
@@ -251,27 +301,32 @@ impl<E: Engine> Run<E> {
 
     /// Commits, and waits until nothing is under way; returns the free buffers then, in bytes. Not
     /// where changes fail: then nothing can be committed.
-    fn quiet(&mut self, env: &SimEnv, running: &E::Running) -> Result<Option<usize>, String> {
+    async fn quiet(&mut self, env: &SimEnv, running: &E::Running) -> Result<Option<usize>, String> {
         env.set_faults(self.subject.faults.ceased());
         env.heal();
         if env.struck().that_lead_to(Errors::Changes) > 0 {
             return Ok(None);
         }
         let (handle, serving) = (env.clone(), running.clone());
-        let quiet = env.run(LIMIT, async move {
+        let quiet = async move {
             let since = handle.lived();
             match serving.commit().await {
                 Err(_) if serving.has_given_up() => return Ok(None),
                 committed => committed.map_err(|why| format!("a commit failed: {why:?}"))?,
             }
             while !serving.is_quiet() {
+                // What comes and goes beside the clients' volumes may wait too long, too.
+                if serving.has_given_up() {
+                    return Ok(None);
+                }
                 if handle.lived() - since > QUIET_TIME.as_nanos() as u64 {
                     return Err(String::from("long after the last request something is under way"));
                 }
                 handle.sleep(Duration::from_millis(100)).await;
             }
             Ok(Some(handle.buffers().available()))
-        });
+        };
+        let quiet = env.run_beside(LIMIT, quiet).await;
         let free = quiet.map_err(|stop| self.subject.stuck("becoming quiet", stop))??;
         running.check()?;
         if free.is_some() {
@@ -281,13 +336,13 @@ impl<E: Engine> Run<E> {
     }
 
     /// Nothing that was there when all was quiet before is missing now.
-    fn check_quiet(
+    async fn check_quiet(
         &mut self,
         env: &SimEnv,
         running: &E::Running,
         before: Option<usize>,
     ) -> Result<(), String> {
-        let now = self.quiet(env, running)?;
+        let now = self.quiet(env, running).await?;
         match (before, now) {
             (Some(before), Some(now)) if before != now => {
                 Err(format!("{before} bytes of buffers were free, and when all is quiet {now} are"))
@@ -297,10 +352,10 @@ impl<E: Engine> Run<E> {
     }
 
     /// An orderly shutdown: what was acknowledged is durable, and nothing is left over.
-    fn stop(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
+    async fn stop(&mut self, env: &SimEnv, running: E::Running) -> Result<(), String> {
         env.set_faults(self.subject.faults.clone());
         let (handle, ceased) = (env.clone(), self.subject.faults.ceased());
-        let result = env.run(LIMIT, async move {
+        let stopped = async move {
             let result = running.shutdown().await;
             let given_up = running.has_given_up();
             drop(running);
@@ -308,7 +363,8 @@ impl<E: Engine> Run<E> {
             // The tasks that were told to stop do so.
             handle.sleep(SHUTDOWN_TIME).await;
             result.map_err(|why| (why, given_up))
-        });
+        };
+        let result = env.run_beside(LIMIT, stopped).await;
         let struck = env.struck();
         let failing = struck.that_lead_to(Errors::Changes) + struck.that_lead_to(Errors::Reads) > 0;
         match result {
@@ -340,4 +396,6 @@ enum Looked {
     At(Stop),
     /// Something is wrong.
     Wrong(String),
+    /// Another machine has the pool.
+    TakenOver,
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::engine::{Engine, Running};
 use super::plan::Without;
+use super::takeover::Former;
 use super::workload::Models;
 use crate::env::sim::faults::{Errors, Fault, TABLE};
 use crate::env::sim::rng::Rng;
@@ -18,11 +19,13 @@ pub(super) const LIMIT: Limit = Limit { time_ns: 4 * 3600 * 1_000_000_000, steps
 
 /// The machine, the engine, and the oracle's knowledge.
 pub(super) struct Subject<E: Engine> {
-    engine: E,
+    pub engine: E,
     pub machine: Machine,
     pub models: Rc<Models>,
     pub faults: Faults,
-    rng: Rng,
+    pub rng: Rng,
+    /// The machine that the pool was taken from, while it lives.
+    pub former: Option<Former>,
     /// How often a crash is of the process only, and how often one strikes a recovery.
     process_ppm: u32,
     nested_ppm: u32,
@@ -30,6 +33,8 @@ pub(super) struct Subject<E: Engine> {
     pub crashes: u64,
     /// Images checked after a recovery.
     pub images: u64,
+    /// How often the pool went to another machine.
+    pub takeovers: u64,
 }
 
 /// What rotted before a recovery.
@@ -53,6 +58,11 @@ impl<E: Engine> Subject<E> {
     /// Draws engine, machine and faults.
     pub fn draw(rng: &mut Rng, loud: bool) -> Self {
         let engine = E::draw(&mut rng.fork());
+        Self::of(engine, rng, loud)
+    }
+
+    /// Draws machine and faults of an engine.
+    pub fn of(engine: E, rng: &mut Rng, loud: bool) -> Self {
         let mut machine = Machine::new(rng.bits(), &engine.shape());
         machine.loud(loud);
         let models = Models::new(&engine.volumes(), engine.granule(), engine.room());
@@ -65,8 +75,10 @@ impl<E: Engine> Subject<E> {
             process_ppm: rng.pick(&[50_000, 250_000, 500_000, 800_000]),
             nested_ppm: rng.pick(&[0, 300_000, 800_000]),
             rng: rng.fork(),
+            former: None,
             crashes: 0,
             images: 0,
+            takeovers: 0,
         }
     }
 
@@ -81,6 +93,12 @@ impl<E: Engine> Subject<E> {
         self.machine.reseed(rng.fork());
     }
 
+    /// Nothing fails any more, in the machine or beside it.
+    pub fn calm(&mut self) {
+        self.faults = self.faults.ceased();
+        self.engine.calm();
+    }
+
     /// What a plan leaves out does not happen.
     pub fn leave_out(&mut self, without: Without) {
         for row in TABLE.iter().filter(|row| without.fault(row.fault)) {
@@ -92,16 +110,17 @@ impl<E: Engine> Subject<E> {
     }
 
     /// Makes the volumes.
-    pub fn format(&mut self) -> Result<(), String> {
+    pub async fn format(&mut self) -> Result<(), String> {
         let env = self.machine.boot(self.faults.ceased());
         let format = self.engine.format(env.clone(), self.machine.storage());
-        env.run(LIMIT, format).map_err(|stop| self.stuck("format", stop))??;
+        let made = env.run_beside(LIMIT, format).await;
+        made.map_err(|stop| self.stuck("format", stop))??;
         self.machine.halt(&env, Crash::Power);
         Ok(())
     }
 
     /// Boots until a recovery has got through and left an image that is allowed.
-    pub fn recover(&mut self) -> Result<(SimEnv, E::Running), String> {
+    pub async fn recover(&mut self) -> Result<(SimEnv, E::Running), String> {
         for depth in 0.. {
             // The first attempts may crash, and may meet failing devices; the last may not.
             let trying = depth < DEPTH_MAX;
@@ -113,11 +132,13 @@ impl<E: Engine> Subject<E> {
             } else if rotten.expected == Expected::Success && self.rng.chance(self.nested_ppm) {
                 env.crash_in(Some(self.rng.log_between(1, 400)));
             }
-            let Some(running) = self.open(&env, &rotten)? else { continue };
+            let Some(running) = self.open(&env, &rotten).await? else { continue };
             env.set_faults(self.faults.ceased());
             env.heal();
+            self.end_former(&env).await?;
             let (models, volumes) = (Rc::clone(&self.models), running.volumes());
-            match env.run(LIMIT, async move { models.verify(&volumes).await }) {
+            let verified = async move { models.verify(&volumes).await };
+            match env.run_beside(LIMIT, verified).await {
                 Ok(Ok(())) => {
                     env.crash_in(None);
                     self.images += 1;
@@ -133,10 +154,11 @@ impl<E: Engine> Subject<E> {
     }
 
     /// One attempt at a recovery; nothing where it crashed, or failed as it may.
-    fn open(&mut self, env: &SimEnv, rotten: &Rotten) -> Result<Option<E::Running>, String> {
+    async fn open(&mut self, env: &SimEnv, rotten: &Rotten) -> Result<Option<E::Running>, String> {
         let engine = self.engine.clone();
         let (storage, handle) = (self.machine.storage(), env.clone());
-        let opened = env.run(LIMIT, async move { engine.open(handle, storage).await });
+        let opening = async move { engine.open(handle, storage).await };
+        let opened = env.run_beside(LIMIT, opening).await;
         let struck = env.struck();
         let failing = [Errors::Reads, Errors::Changes, Errors::Recovery]
             .iter()
@@ -205,7 +227,7 @@ impl<E: Engine> Subject<E> {
 
     /// Checks the image that a crash at this instant would leave, while the machine runs on: on
     /// another machine, which recovers from it.
-    pub fn check_image(&mut self, env: &SimEnv) -> Result<(), String> {
+    pub async fn check_image(&mut self, env: &SimEnv) -> Result<(), String> {
         let crash = self.draw_crash();
         let machine = self.machine.fork(env, crash, &mut self.rng);
         let mut fork = Subject {
@@ -216,10 +238,12 @@ impl<E: Engine> Subject<E> {
             rng: self.rng.fork(),
             process_ppm: self.process_ppm,
             nested_ppm: self.nested_ppm,
+            former: None,
             crashes: 1,
             images: 0,
+            takeovers: 0,
         };
-        let (other, running) = fork.recover().map_err(|why| {
+        let (other, running) = fork.recover().await.map_err(|why| {
             format!("after a crash ({crash:?}) at {} ns of a run that went on: {why}", env.lived())
         })?;
         drop(running);
@@ -243,7 +267,7 @@ impl<E: Engine> Subject<E> {
         self.crashes += 1;
     }
 
-    fn draw_crash(&mut self) -> Crash {
+    pub fn draw_crash(&mut self) -> Crash {
         if self.rng.chance(self.process_ppm) { Crash::Process } else { Crash::Power }
     }
 

@@ -4,9 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::engine::Engine;
-use super::run::{Failure, Report, run_seed};
-use crate::env::sim::{Points, Struck};
+use super::run::{Failure, Report};
 
 /// Which seeds to run.
 #[derive(Clone, Copy, Debug)]
@@ -32,32 +30,14 @@ pub struct Sweep {
 pub struct Totals {
     /// Seeds that passed.
     pub seeds: u64,
-    /// Operations that clients saw end.
-    pub operations: u64,
-    /// Calls of the environment.
-    pub calls: u64,
-    /// Crashes, those during recovery included.
-    pub crashes: u64,
-    /// Images checked after a recovery.
-    pub images: u64,
-    /// Images that would have taken too long to judge, and were let pass.
-    pub unexplained: u64,
-    /// How often each fault struck.
-    pub struck: Struck,
-    /// The persist points seen and crashed at.
-    pub points: Points,
+    /// What they did together.
+    pub did: Report,
 }
 
 impl Totals {
     fn add(&mut self, report: &Report) {
         self.seeds += 1;
-        self.operations += report.operations;
-        self.calls += report.calls;
-        self.crashes += report.crashes;
-        self.images += report.images;
-        self.unexplained += report.unexplained;
-        self.struck.add_all(&report.struck);
-        self.points.add_all(&report.points);
+        self.did.add(report);
     }
 }
 
@@ -66,10 +46,10 @@ impl std::fmt::Display for Totals {
         write!(
             f,
             "{} seeds, {} operations, {} calls of the environment, {} crashes, {} images checked",
-            self.seeds, self.operations, self.calls, self.crashes, self.images
+            self.seeds, self.did.operations, self.did.calls, self.did.crashes, self.did.images
         )?;
-        if self.unexplained > 0 {
-            write!(f, " ({} of them not to the end)", self.unexplained)?;
+        if self.did.unexplained > 0 {
+            write!(f, " ({} of them not to the end)", self.did.unexplained)?;
         }
         Ok(())
     }
@@ -83,17 +63,18 @@ impl Totals {
         format!(
             "a second on each of {cores} cores: {:.1} seeds, {} operations, {} crashes, {} images",
             self.seeds as f64 / core_seconds,
-            rate(self.operations),
-            rate(self.crashes),
-            rate(self.images)
+            rate(self.did.operations),
+            rate(self.did.crashes),
+            rate(self.did.images)
         )
     }
 }
 
-/// Runs the seeds, at least one, reporting progress every `interval`. Returns the failures where
+/// Runs the seeds, at least one, each by `run_seed`, reporting progress every `interval`. Returns the failures where
 /// there are any.
-pub fn sweep<E: Engine>(
+pub fn sweep(
     sweep: Sweep,
+    run_seed: impl Fn(u64, bool) -> Result<Report, Failure> + Sync,
     interval: Duration,
     progress: impl Fn(&Totals) + Sync,
 ) -> Result<Totals, Vec<Failure>> {
@@ -110,7 +91,7 @@ pub fn sweep<E: Engine>(
             }
             let seed = sweep.base + index;
             let twice = sweep.twice_every > 0 && index.is_multiple_of(sweep.twice_every);
-            match run::<E>(seed, sweep.loud, twice) {
+            match run(&run_seed, seed, sweep.loud, twice) {
                 Ok(report) => {
                     let mut totals = totals.lock().expect("no thread panics with the lock held");
                     totals.0.add(&report);
@@ -142,9 +123,14 @@ pub fn sweep<E: Engine>(
     }
 }
 
-fn run<E: Engine>(seed: u64, loud: bool, twice: bool) -> Result<Report, Failure> {
-    let report = run_seed::<E>(seed, loud)?;
-    if twice && run_seed::<E>(seed, loud)?.trace != report.trace {
+fn run(
+    run_seed: &impl Fn(u64, bool) -> Result<Report, Failure>,
+    seed: u64,
+    loud: bool,
+    twice: bool,
+) -> Result<Report, Failure> {
+    let report = run_seed(seed, loud)?;
+    if twice && run_seed(seed, loud)?.trace != report.trace {
         let what = String::from("the same seed ran differently the second time");
         return Err(Failure { seed, what });
     }

@@ -352,12 +352,12 @@ fn a_sweep_runs_all_seeds() {
         failures_max: 1,
     };
     let quiet = |_: &Totals| ();
-    let totals = sweep::<Toy<{ fault::NONE }>>(seeds, Duration::ZERO, quiet).unwrap();
+    let totals = sweep(seeds, run_seed::<Toy<{ fault::NONE }>>, Duration::ZERO, quiet).unwrap();
     assert_eq!(totals.seeds, 40);
-    assert!(totals.crashes >= 40 && totals.images >= 40);
-    assert!(sweep::<Toy<{ fault::EARLY_ACK }>>(seeds, Duration::ZERO, quiet).is_err());
+    assert!(totals.did.crashes >= 40 && totals.did.images >= 40);
+    assert!(sweep(seeds, run_seed::<Toy<{ fault::EARLY_ACK }>>, Duration::ZERO, quiet).is_err());
     // However short the time, one seed is run.
     let short = Sweep { time: Some(Duration::ZERO), ..seeds };
-    let totals = sweep::<Toy<{ fault::NONE }>>(short, Duration::ZERO, quiet).unwrap();
+    let totals = sweep(short, run_seed::<Toy<{ fault::NONE }>>, Duration::ZERO, quiet).unwrap();
     assert_eq!(totals.seeds, 1);
 }

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::Inner;
 use super::block::write_targets;
 use super::error::IoError;
+use super::grant::Amount;
 use super::manage::check_there;
 use super::policy::throttle;
 use super::request::{Part, Parts};
@@ -50,7 +51,7 @@ enum Blocked {
     Held,
     /// The open epoch is full; it is being committed.
     EpochFull(Rc<Notify>),
-    /// Extents are missing; a settle is under way.
+    /// Extents are missing; a settle is under way, or the metadata server is asked.
     Space,
 }
 
@@ -135,6 +136,7 @@ impl<E: Env> Inner<E> {
                     // been turned away only because another was the first.
                     if !place.enter_space_queue() {
                         self.settle_wanted.notify_one();
+                        self.look_at_grant(&self.state.borrow());
                         wake.notified().await;
                     }
                 }
@@ -146,15 +148,14 @@ impl<E: Env> Inner<E> {
     /// How long a request that will take extents is held back first.
     fn throttle_for(&self, volume: usize, parts: &Parts) -> Duration {
         let state = self.state.borrow();
-        let free = state.pool.available();
-        if free >= self.watermarks.low {
+        if !state.is_short(self.watermarks.low) {
             return Duration::ZERO;
         }
         let needs = parts.iter().any(|part| {
             let pair = state.volumes[volume].pair(part.logical);
             pair.is_none_or(|pair| !state.pairs.binding(pair).has_journal_area())
         });
-        if needs { throttle(free, self.watermarks) } else { Duration::ZERO }
+        if needs { throttle(state.pool.available(), self.watermarks) } else { Duration::ZERO }
     }
 
     /// Admits a request if that can be done now, and says in which epoch. Nothing has changed
@@ -190,8 +191,7 @@ impl<E: Env> Inner<E> {
     }
 
     fn check_blocks(&self, state: &mut State, parts: &Parts, ticket: u64) -> Result<(), Blocked> {
-        let waited_for = !state.space_queue.is_empty();
-        let short = waited_for || state.pool.available() < self.watermarks.low;
+        let short = state.must_settle() || state.is_short(self.watermarks.low);
         let mut held = false;
         for part in parts {
             let Some(work) = part.pair.and_then(|pair| state.pairs.work_if_any(pair)) else {
@@ -268,28 +268,46 @@ impl<E: Env> Inner<E> {
         if filling && !mutated(Mutant::EpochNotWanted) {
             domain.want(domain.open.number);
         }
-        if state.pool.available() < self.watermarks.high {
+        let number = domain.open.number;
+        if state.is_short(self.watermarks.high) {
             self.settle_wanted.notify_one();
         }
-        domain.open.number
+        self.look_at_grant(state);
+        number
     }
 }
 
-/// While someone waits for extents, later requests for pairs that could be settled wait behind
+/// While someone waits for extents that a settle must bring, later requests for pairs that could be settled wait behind
 /// them: or a pair that is always being written would never be quiet enough to be settled.
 fn check_turn(state: &State, parts: &Parts, ticket: u64) -> Result<(), Blocked> {
-    let later = state.space_queue.front().is_some_and(|(first, _)| *first < ticket);
+    let first = state.space_queue.front().filter(|_| state.must_settle());
+    let later = first.is_some_and(|(first, _)| *first < ticket);
     let journaled = |part: &Part| part.pair.is_some_and(|pair| state.journaled.contains_key(&pair));
     if later && parts.iter().any(journaled) { Err(Blocked::Space) } else { Ok(()) }
 }
 
-/// Whether the extents that a request needs are there, and it is its turn to take them.
+/// Whether the extents that a request needs are there, and it is its turn to take them. Notes what
+/// is needed where it has to wait for that.
 fn check_space(state: &mut State, volume: usize, needs: Needs, ticket: u64) -> Result<(), Blocked> {
-    let wanted = needs.data_areas + needs.journal_areas;
-    if wanted == 0 {
-        return Ok(());
+    let extents = needs.data_areas + needs.journal_areas;
+    let wanted = Amount { extents, data: needs.data_areas.into() };
+    let checked = if extents == 0 { Ok(()) } else { check_amount(state, volume, wanted, ticket) };
+    if let Err(Blocked::Space) = &checked {
+        state.grant.want(wanted);
     }
-    if u64::from(needs.data_areas) > state.pool.data_left() {
+    checked
+}
+
+fn check_amount(
+    state: &mut State,
+    volume: usize,
+    wanted: Amount,
+    ticket: u64,
+) -> Result<(), Blocked> {
+    if wanted.data > state.pool.data_left() {
+        if state.grant.more_data() {
+            return Err(Blocked::Space);
+        }
         // Pairs that are empty, or will be when the open epoch is committed, come back.
         let domain = &mut state.domains[volume];
         let trimmed = domain.open.pairs.iter().any(|pair| {
@@ -307,10 +325,10 @@ fn check_space(state: &mut State, volume: usize, needs: Needs, ticket: u64) -> R
         return Err(Blocked::Space);
     }
     let first = state.space_queue.front().is_none_or(|(first, _)| *first == ticket);
-    if wanted > state.pool.available() && !state.may_gain_extents() {
+    if wanted.extents > state.pool.available() && !state.may_gain_extents() {
         return Err(Blocked::Refused(IoError::NoSpace));
     }
-    if first && wanted <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
+    if first && wanted.extents <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
 }
 
 /// Decides where each block goes, and what that takes.
@@ -483,6 +501,9 @@ impl<E: Env> Drop for Place<'_, E> {
         self.leave_pairs();
         let mut state = self.unit.state.borrow_mut();
         state.space_queue.retain(|(ticket, _)| *ticket != self.ticket);
+        if state.space_queue.is_empty() {
+            state.grant.nobody_waits();
+        }
         state.wake_space();
     }
 }

@@ -70,7 +70,7 @@ impl<E: Env> Unit<E> {
             commit: self.0.commit_gauges(&state.domains[index]),
             latched: state.domains[index].failed.as_deref().map(str::to_owned),
         });
-        let (used, total) = (state.pool.data_used(), state.pool.data_quota());
+        let (used, total) = (state.pool.data_used(), u64::from(state.data_extents));
         let (slots_free, slots) = self.0.journal.slots();
         Gauges {
             journal_extents_free: state.pool.available().into(),

@@ -6,7 +6,7 @@ use super::settle::pair_record;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::ids::{ExtentId, LogicalExtent, PairId};
-use crate::mds::records::PairRecord;
+use crate::mds::records::{Grants, PairRecord};
 use crate::observe::Cause;
 
 impl<E: Env> Unit<E> {
@@ -48,6 +48,29 @@ impl<E: Env> Unit<E> {
         }
     }
 
+    /// Checks that the metadata server has granted the extents that the unit has, and no others,
+    /// and as much of the quota, which is so whenever the unit [is quiet](Unit::is_quiet). Returns
+    /// what is not.
+    pub fn check_granted(&self, granted: &Grants) -> Result<(), String> {
+        let state = self.0.state.borrow();
+        let mut extents = 0;
+        for extent in granted.runs.iter().flat_map(|run| run.iter()) {
+            extents += 1;
+            if !state.pool.is_held(extent) {
+                return Err(format!("extent {extent} is granted, and the unit does not know"));
+            }
+        }
+        let (held, quota) = (state.pool.held(), state.pool.data_quota());
+        if (held, quota) != (extents, granted.data_quota) {
+            let data_quota = granted.data_quota;
+            return Err(format!(
+                "{extents} extents are granted, and {data_quota} for data; the unit counts {held} \
+                 and {quota}"
+            ));
+        }
+        Ok(())
+    }
+
     /// Whether nothing is under way: no request, commit, settle or wait, and nothing that the
     /// metadata server is still to be told.
     pub fn is_quiet(&self) -> bool {
@@ -55,6 +78,7 @@ impl<E: Env> Unit<E> {
         state.pairs.working().next().is_none()
             && state.space_queue.is_empty()
             && state.leaving == 0
+            && !state.grant.under_way
             && state.emptying == 0
             && state.untold.is_empty()
             && !state.telling

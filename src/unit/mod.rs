@@ -4,6 +4,7 @@
 //! | file | what it is about |
 //! | --- | --- |
 //! | [`block`], [`policy`], [`limits`], [`request`] | decisions: plain functions over plain data |
+//! | [`grant`], [`allotment`] | what the unit has of the pool ahead of need |
 //! | [`fullness`] | when to warn that the pool fills up: a plain decision, too |
 //! | [`state`], [`extents`], [`pool`], [`readers`] | what the unit knows |
 //! | [`admission`] | the instant at which a request joins an epoch |
@@ -26,6 +27,7 @@
 //!   it as a task of its own.
 
 mod admission;
+mod allotment;
 pub mod block;
 mod commit;
 mod copy;
@@ -34,6 +36,7 @@ mod error;
 mod extents;
 pub mod fullness;
 mod gauges;
+pub mod grant;
 mod invariants;
 pub mod lease;
 pub mod limits;
@@ -109,6 +112,9 @@ pub struct Config {
     pub mds_timeout: Option<Duration>,
     /// On which terms the pool is claimed at the metadata server.
     pub ownership: Ownership,
+    /// How many free extents, and how much of the quota for data, the unit keeps in hand; `None`:
+    /// all that there is.
+    pub grant: Option<u32>,
 }
 
 impl Default for Config {
@@ -123,6 +129,7 @@ impl Default for Config {
             discard: false,
             mds_timeout: Some(MDS_TIMEOUT_DEFAULT),
             ownership: Ownership::default(),
+            grant: None,
         }
     }
 }
@@ -172,6 +179,8 @@ struct Inner<E: Env> {
     checkpoint_lock: Mutex<()>,
     /// Wakes the task that tells the metadata server.
     news: Notify,
+    /// Wakes the task that keeps the grant.
+    grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
     /// The background tasks end when this is set and they are woken.
@@ -341,6 +350,7 @@ impl<E: Env> Inner<E> {
         self.settle_wanted.notify_one();
         self.news.notify_one();
         self.hold.stop();
+        self.grant_wanted.notify_one();
         self.journal.look_again();
         self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
     }

@@ -6,7 +6,8 @@
 //!    ([`Journal::open`]); or, where they are at the metadata server, its session begins, and it is
 //!    asked for the lines.
 //! 4. The linked groups are applied to the lines again, oldest first.
-//! 5. The metadata server is told what it missed; what it has granted and no pair names is free.
+//! 5. What the metadata server has granted and no pair names is free, and it is asked for more
+//!    where that is less than the grant; then it is told what it missed.
 //! 6. Requests are served.
 //!
 //! Nothing depends on the size of a volume but loading the lines.
@@ -18,10 +19,12 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
 
+use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
 use super::fullness::Fullness;
 use super::gauges::Progress;
 use super::lease::Hold;
+use super::grant::Grant;
 use super::limits::Limits;
 use super::manage::Management;
 use super::policy::Watermarks;
@@ -108,11 +111,12 @@ impl<E: Env> Unit<E> {
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let volumes = client.volumes().await?;
         // Grants first: a store that was made anew must know of them before it is told of pairs.
-        let mut pool = all_grants(&client, pairs).await?;
+        let (pool, grant) = granted(&client, parts.config.grant, &lines).await?;
         report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;
         report.pairs = lines.iter().filter(|line| line.binding.owner.is_some()).count();
-        claim_extents(&mut pool, &lines)?;
-        let mut state = build_state(parts.geometry, lines, &volumes, pool, stale_pages)?;
+        let data_extents = pairs.saturating_sub(parts.reserve);
+        let space = (pool, grant, data_extents);
+        let mut state = build_state(parts.geometry, lines, &volumes, space, stale_pages)?;
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
         groups.into_iter().for_each(|sequence| journal.publish(sequence));
@@ -137,6 +141,8 @@ impl<E: Env> Unit<E> {
         inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
         inner.env.spawn(Rc::clone(inner).tell_news());
         inner.env.spawn(Rc::clone(inner).keep_lease());
+        inner.env.spawn(Rc::clone(inner).keep_grant());
+        inner.look_at_grant(&inner.state.borrow());
         // Pairs left empty by a crash are released, and a pool left short is settled.
         inner.settle_wanted.notify_one();
     }
@@ -218,13 +224,45 @@ impl<E: Env> Found<E> {
     }
 }
 
-/// Everything that the server can give: the embedded server serves this unit alone.
-async fn all_grants<E: Env>(client: &Client<E>, extents: u32) -> Result<ExtentPool, RecoverError> {
-    while !client.allocate_data_extents(extents).await?.is_empty() {}
-    while !client.allocate_journal_space(extents).await?.is_empty() {}
-    let grants = client.grants().await?;
+/// What the pairs have, and free ones as many as the grant shall be.
+///
+/// A store that was made anew knows of no grants. Extents cannot be asked for by their numbers: so
+/// all are taken, and what is too much is given back later.
+async fn granted<E: Env>(
+    client: &Client<E>,
+    level: Option<u32>,
+    lines: &[Line],
+) -> Result<(ExtentPool, Grant), RecoverError> {
+    let extents = lines.len() as u32;
+    let mut grants = client.grants().await?;
+    if !has_all(&grants.runs, lines) {
+        while !client.allocate_journal_space(extents).await?.is_empty() {}
+        grants = client.grants().await?;
+    }
     check_grants(&grants.runs, extents)?;
-    Ok(ExtentPool::new(extents, &grants.runs, grants.data_quota))
+    let mut pool = ExtentPool::new(extents, &grants.runs, grants.data_quota);
+    claim_extents(&mut pool, lines)?;
+    let mut grant = Grant::new(level);
+    fill(client, &mut pool, &mut grant).await?;
+    Ok((pool, grant))
+}
+
+/// Whether every extent that a pair has is in one of the runs, which are in order.
+fn has_all(runs: &[ExtentRun], lines: &[Line]) -> bool {
+    let mut named = lines.iter().flat_map(|line| line.binding.extents).flatten();
+    named.all(|extent| {
+        let at = runs.partition_point(|run| run.end() <= extent);
+        runs.get(at).is_some_and(|run| run.start <= extent)
+    })
+}
+
+impl From<AllotmentError> for RecoverError {
+    fn from(error: AllotmentError) -> Self {
+        match error {
+            AllotmentError::Metadata(error) => Self::Metadata(error),
+            unsound @ AllotmentError::Unsound(_) => Self::Damaged(unsound.to_string()),
+        }
+    }
 }
 
 /// Whether the granted runs are in order, disjoint and in the pool.
@@ -337,7 +375,7 @@ fn build_state(
     geometry: Geometry,
     lines: Vec<Line>,
     volumes: &[VolumeInfo],
-    pool: ExtentPool,
+    (pool, grant, data_extents): (ExtentPool, Grant, u32),
     stale_pages: BTreeSet<u32>,
 ) -> Result<State, RecoverError> {
     let mut states: Vec<VolumeState> = volumes
@@ -375,6 +413,8 @@ fn build_state(
     let mut state = State {
         pairs: Pairs::new(lines),
         pool,
+        grant,
+        data_extents,
         free_pairs,
         volumes: states,
         domains,
@@ -450,6 +490,7 @@ async fn assemble<E: Env>(
         settle_lock: Mutex::new(buffers),
         checkpoint_lock: Mutex::new(()),
         news: Notify::new(),
+        grant_wanted: Notify::new(),
         management: Management::default(),
         stopped: Cell::new(false),
     })))

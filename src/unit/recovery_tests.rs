@@ -120,7 +120,8 @@ fn each_pair_has_its_place() {
     let size = 2 * u64::from(geometry.extent_size());
     let volume = VolumeInfo { id: VOLUME, name: "v".into(), size, deleting: true };
     let build = |lines: &[Line], volumes: &[VolumeInfo]| {
-        build_state(geometry, lines.to_vec(), volumes, pool(), BTreeSet::from([7]))
+        let space = (pool(), Grant::new(None), 5);
+        build_state(geometry, lines.to_vec(), volumes, space, BTreeSet::from([7]))
     };
     let [first, second] = [0, 1].map(|logical| line(logical, 1, [Some(logical), None]));
     let state = build(&[released(1), first, second], std::slice::from_ref(&volume)).unwrap();

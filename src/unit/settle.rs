@@ -105,7 +105,7 @@ impl<E: Env> Inner<E> {
                 let batch = self.cheapest_batch(everything);
                 if batch.is_empty() {
                     // Only where someone waits is an epoch cut short for its journal space.
-                    let waited_for = !self.state.borrow().space_queue.is_empty();
+                    let waited_for = self.state.borrow().must_settle();
                     if !waited_for || !self.gain_extents().await {
                         break;
                     }
@@ -144,10 +144,11 @@ impl<E: Env> Inner<E> {
     /// something, too, and not only for the empty ones.
     fn wants_settle(&self, idle: bool) -> Option<bool> {
         let state = self.state.borrow();
-        let short = state.pool.available() < self.watermarks.high || !state.space_queue.is_empty();
+        let waited_for = state.must_settle();
+        let short = state.is_short(self.watermarks.high) || waited_for;
         let policy = idle || self.config.settle == SettlePolicy::Always;
         let everything = (short || policy) && !state.journaled.is_empty();
-        let wanted = everything || !state.space_queue.is_empty() || !state.empty.is_empty();
+        let wanted = everything || waited_for || !state.empty.is_empty();
         wanted.then_some(everything)
     }
 
@@ -433,6 +434,7 @@ impl<E: Env> Inner<E> {
             }
         }
         state.watch_fullness();
+        self.look_at_grant(&state);
         if !mutated(Mutant::SpaceWakeLost) {
             state.wake_space();
         }

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::block::Pending;
 use super::extents::ExtentMap;
 use super::fullness::{Crossing, Fullness};
+use super::grant::{Grant, Step};
 use super::pool::{ExtentPool, Numbers};
 use crate::env::Moment;
 use crate::format::blocks::{BlockMap, BlockSet};
@@ -327,6 +328,10 @@ pub struct State {
     pub pairs: Pairs,
     /// The free extents.
     pub pool: ExtentPool,
+    /// How many of them there shall be.
+    pub grant: Grant,
+    /// How many data areas volumes may have in all: the pool without the journal reserve.
+    pub data_extents: u32,
     /// The pairs that belong to nothing.
     pub free_pairs: Numbers,
     /// The volumes; each is a domain of its own, at the same index, which stays its own for ever.
@@ -403,7 +408,7 @@ impl State {
 
     /// Says so where the pool has crossed a mark.
     pub fn watch_fullness(&mut self) {
-        let (used, total) = (self.pool.data_used(), self.pool.data_quota());
+        let (used, total) = (self.pool.data_used(), u64::from(self.data_extents));
         match self.fullness.look(used, total) {
             Some(Crossing::Reached(mark)) => tracing::warn!(
                 used,
@@ -425,10 +430,26 @@ impl State {
         !self.shunned.contains(&pair) && domain.is_some_and(|domain| domain.failed.is_none())
     }
 
+    /// Whether fewer extents are free than that, and the metadata server has no more.
+    pub fn is_short(&self, mark: u32) -> bool {
+        !self.grant.more_extents() && self.pool.available() < mark
+    }
+
+    /// Whether someone waits for extents that only a settle may bring.
+    pub fn must_settle(&self) -> bool {
+        !self.space_queue.is_empty() && !self.grant.may_supply(self.pool.left())
+    }
+
+    /// What is to be said to the metadata server of the grant.
+    pub fn grant_step(&self) -> Option<Step> {
+        self.grant.step(self.pool.left(), !self.space_queue.is_empty())
+    }
+
     /// Whether extents may come back some day without anyone's doing.
     pub fn may_gain_extents(&self) -> bool {
         let healthy = |domain: &Domain| domain.failed.is_none();
-        self.leaving > 0
+        self.grant.more_extents()
+            || self.leaving > 0
             || self.emptying > 0
             || self.may_read_shunned()
             || self.domains.iter().any(|d| healthy(d) && d.newest_dirty().is_some())

@@ -9,6 +9,7 @@ use super::medium::{Crash, Medium};
 use super::network::Network;
 use super::nvram::NvramMedium;
 use super::outcomes::Media;
+use super::pace::Pace;
 use super::parts::{Part, Parts};
 use super::points::Points;
 use super::rng::Rng;
@@ -58,7 +59,10 @@ pub struct Machine {
     network: Network,
     struck: Struck,
     points: Points,
+    pace: Pace,
     now: u64,
+    /// How far its clock has jumped in all, in nanoseconds.
+    jumped: u64,
     trace: u64,
     calls: u64,
     loud: bool,
@@ -110,7 +114,9 @@ impl Machine {
             network: Network::default(),
             struck: Struck::default(),
             points: Points::default(),
+            pace: Pace::alone(),
             now: 0,
+            jumped: 0,
             trace: rng.bits(),
             calls: 0,
             rng,
@@ -121,6 +127,11 @@ impl Machine {
     /// Prints every environment call from now on.
     pub fn loud(&mut self, loud: bool) {
         self.loud = loud;
+    }
+
+    /// From the next operating period on it goes at that pace.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = pace;
     }
 
     /// Where the metadata store lives.
@@ -146,7 +157,7 @@ impl Machine {
     /// Puts other media into the machine, which is switched off; what follows is chosen by `seed`.
     pub fn insert(&mut self, media: Media, seed: u64) {
         (self.disks, self.nvram) = (media.disks, media.nvram);
-        (self.network, self.now) = (Network::default(), 0);
+        (self.network, self.now, self.jumped) = (Network::default(), 0, 0);
         self.reseed(Rng::new(seed));
     }
 
@@ -174,7 +185,7 @@ impl Machine {
             self.buffers = pool(self.buffers_max);
         }
         let mut world = World::new(self.rng.bits(), disks, self.nvram.take(), faults);
-        world.now = self.now;
+        (world.now, world.jumped) = (self.now, self.jumped);
         world.trace = self.trace;
         world.calls = Calls::new(None);
         world.loud = self.loud;
@@ -187,6 +198,7 @@ impl Machine {
             executor: Executor::new(),
             buffers: self.buffers.clone(),
             pause_at: Cell::new(u64::MAX),
+            pace: self.pace.clone(),
         }))
     }
 
@@ -198,7 +210,7 @@ impl Machine {
         let mut world = env.0.world.borrow_mut();
         world.stop();
         world.points.crash();
-        self.now = world.now;
+        (self.now, self.jumped) = (world.now, world.jumped);
         self.trace = world.trace;
         self.calls += world.calls.made();
         self.struck.add_all(&world.struck);
@@ -229,7 +241,9 @@ impl Machine {
             network: world.network.clone().next_period(),
             struck: Struck::default(),
             points: Points::default(),
+            pace: Pace::alone(),
             now: world.now,
+            jumped: world.jumped,
             trace: rng.bits(),
             calls: 0,
             loud: self.loud,
@@ -237,6 +251,16 @@ impl Machine {
         drop(world);
         fork.resolve(crash, &faults);
         fork
+    }
+
+    /// The same with the disks of this one, which are taken from it: it runs on without them. The
+    /// other takes its place in time.
+    #[must_use]
+    pub fn take_over(&mut self, env: &SimEnv, crash: Crash, rng: &mut Rng) -> Machine {
+        let mut other = self.fork(env, crash, rng);
+        other.pace = self.pace.clone();
+        env.take_disks();
+        other
     }
 
     /// Takes over what another machine saw.

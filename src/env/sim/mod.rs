@@ -31,6 +31,7 @@ pub mod medium;
 pub mod network;
 pub mod nvram;
 pub mod outcomes;
+pub mod pace;
 pub mod parts;
 pub mod points;
 pub mod rng;
@@ -51,6 +52,7 @@ pub use link::{Peer, Server, SimLink};
 pub use machine::{DiskShape, Machine, Rot, Shape};
 pub use medium::Crash;
 pub use outcomes::Media;
+pub use pace::Pace;
 pub use parts::Part;
 pub use points::{Point, Points};
 pub use rng::Rng;
@@ -73,6 +75,8 @@ struct Shell {
     buffers: BufferPool,
     /// The number of persist points at which the run pauses.
     pause_at: Cell<u64>,
+    /// How far it may go, where other machines share its time.
+    pace: Pace,
 }
 
 /// Why a run ended before what it was to do.
@@ -154,24 +158,86 @@ impl SimEnv {
 
     fn go_on_watched<T>(&self, job: &mut Job<T>, mut watch: impl FnMut()) -> Result<T, Stop> {
         loop {
-            if self.crashed() {
-                return Err(Stop::Crashed);
-            }
-            if let Some(output) = job.0.borrow_mut().take() {
-                return Ok(output);
-            }
-            if job.1.steps == 0 || self.lived() > job.1.time_ns {
-                return Err(Stop::Limit);
-            }
-            job.1.steps -= 1;
-            if !self.step() {
-                return Err(Stop::Stuck);
-            }
-            watch();
-            if self.pause_is_due() && !self.crashed() {
-                return Err(Stop::Paused);
+            if let Some(ended) = self.advance(job, &mut watch) {
+                return ended;
             }
         }
+    }
+
+    /// As [`SimEnv::run`], beside other machines: at this one's pace.
+    pub async fn run_beside<T: 'static>(
+        &self,
+        limit: Limit,
+        main: impl Future<Output = T> + 'static,
+    ) -> Result<T, Stop> {
+        let mut job = self.start(limit, main);
+        loop {
+            match self.go_on_beside(&mut job).await {
+                Err(Stop::Paused) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// As [`SimEnv::go_on`], beside other machines: nothing happens here before it is its turn.
+    pub async fn go_on_beside<T>(&self, job: &mut Job<T>) -> Result<T, Stop> {
+        loop {
+            self.0.pace.reach(self.next_moment()).await;
+            if let Some(ended) = self.advance(job, &mut || ()) {
+                return ended;
+            }
+        }
+    }
+
+    /// Does all of a job that comes before a moment; what it ended with, if it has.
+    pub fn go_until<T>(&self, job: &mut Job<T>, moment: u64) -> Option<Result<T, Stop>> {
+        while self.next_moment() < moment {
+            match self.advance(job, &mut || ()) {
+                None | Some(Err(Stop::Paused)) => {}
+                ended => return ended,
+            }
+        }
+        None
+    }
+
+    /// The disks are taken away: from now on they do nothing of what they are told, and say so.
+    pub fn take_disks(&self) {
+        let mut world = self.0.world.borrow_mut();
+        for fault in [Fault::ReadError, Fault::WriteError, Fault::FlushError] {
+            world.faults = world.faults.clone().with(fault, 1_000_000);
+        }
+    }
+
+    /// When the next thing happens, as [`SimEnv::lived`] counts.
+    fn next_moment(&self) -> u64 {
+        let world = self.0.world.borrow();
+        let event = world.next_event().filter(|_| self.0.executor.ready_len() == 0);
+        event.map_or(world.now, |at| at.0.max(world.now)) - world.jumped
+    }
+
+    /// One step of a job; what it ended with, if it has.
+    fn advance<T>(&self, job: &mut Job<T>, watch: &mut impl FnMut()) -> Option<Result<T, Stop>> {
+        if self.crashed() {
+            return Some(Err(Stop::Crashed));
+        }
+        if let Some(output) = job.0.borrow_mut().take() {
+            return Some(Ok(output));
+        }
+        if job.1.steps == 0 || self.lived() > job.1.time_ns {
+            return Some(Err(Stop::Limit));
+        }
+        job.1.steps -= 1;
+        if !self.step() {
+            return Some(Err(Stop::Stuck));
+        }
+        watch();
+        let paused = self.pause_is_due() && !self.crashed();
+        paused.then_some(Err(Stop::Paused))
+    }
+
+    /// The pace that it goes at.
+    pub fn pace(&self) -> &Pace {
+        &self.0.pace
     }
 
     /// Virtual time without the clock's jumps, in nanoseconds.

@@ -322,8 +322,7 @@ impl Catalog {
         asked: Start,
         session: u64,
     ) -> Result<(Incarnation, Option<u64>), Fault> {
-        let last = self.units.get(&unit).filter(|known| known.was_attached());
-        let incarnation = ownership::start(last.map(|known| known.incarnation), asked);
+        let incarnation = ownership::start(self.last_start(unit), asked);
         let incarnation = incarnation.map_err(|(refusal, last)| Fault::Refused(refusal, last))?;
         let known = self.units.entry(unit).or_default();
         let earlier = (known.session != 0).then_some(known.session);
@@ -335,6 +334,12 @@ impl Catalog {
             self.put_session(earlier, None);
         }
         Ok((incarnation, earlier))
+    }
+
+    /// The last start of a unit, if there was one.
+    pub fn last_start(&self, unit: UnitId) -> Option<Incarnation> {
+        let known = self.units.get(&unit).filter(|known| known.was_attached());
+        known.map(|known| known.incarnation)
     }
 
     /// Ends a session, which may be a unit's.

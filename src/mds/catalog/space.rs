@@ -4,7 +4,7 @@ use super::rows::{self, UnitRow};
 use super::{Catalog, Fault, Unit, refused};
 use crate::format::ids::{ExtentId, ExtentRun, UnitId};
 use crate::mds::error::Refusal;
-use crate::mds::records::ALLOCATION_RUNS_MAX;
+use crate::mds::records::{ALLOCATION_RUNS_MAX, Grants};
 use crate::mds::runs::RunSet;
 use crate::mds::store::{self, StoreError, Table};
 
@@ -18,32 +18,29 @@ pub enum Use {
 }
 
 impl Catalog {
-    /// Grants a unit up to `count` extents: fewer where there are no more, or not in few runs.
-    pub fn allocate(&mut self, unit: UnitId, purpose: Use, count: u32) -> Vec<ExtentRun> {
-        let count = match purpose {
-            Use::Journal => count,
+    /// Grants a unit up to `count` extents: fewer where there are no more, or not in few runs; and
+    /// as many of the quota, where they are for data. That many are of the quota even where there
+    /// are no extents for them: the unit may have them already, as journal areas.
+    pub fn allocate(&mut self, unit: UnitId, purpose: Use, count: u32) -> Grants {
+        let (count, data_quota) = match purpose {
+            Use::Journal => (count, 0),
             Use::Data => {
                 let limit = u64::from(self.info.extents - self.info.reserve);
-                count.min(limit.saturating_sub(self.data_quota()) as u32)
+                let count = count.min(limit.saturating_sub(self.data_quota()) as u32);
+                (count, count.into())
             }
         };
         let runs = self.free.take(count, ALLOCATION_RUNS_MAX);
         let known = self.units.entry(unit).or_default();
-        let mut given = 0;
-        for run in &runs {
-            known.granted.insert(*run);
-            given += u64::from(run.count);
-        }
+        runs.iter().for_each(|run| known.granted.insert(*run));
+        known.data_quota += data_quota;
         match purpose {
             Use::Journal => self.counters.journal_allocations += 1,
-            Use::Data => {
-                known.data_quota += given;
-                self.counters.data_allocations += 1;
-            }
+            Use::Data => self.counters.data_allocations += 1,
         }
         // Also where only runs changed: grants are those of units that have a row.
         self.put_unit(unit);
-        runs
+        Grants { runs, data_quota }
     }
 
     /// Takes back extents that are in no pair, and `data` of the unit's quota.

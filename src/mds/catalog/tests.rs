@@ -5,7 +5,7 @@ use super::*;
 use crate::format::ids::{Generation, LogicalExtent, Slot};
 use crate::format::record::{Binding, Record};
 use crate::mds::backend::RegionBackend;
-use crate::mds::records::{PairRecord, Primitive};
+use crate::mds::records::{Grants, PairRecord, Primitive};
 use crate::mds::redb_store::RedbStore;
 use crate::mds::testing::{EXTENT_SIZE, create, open, pair};
 use crate::mds::volume_table::TABLE_LEN;
@@ -25,7 +25,7 @@ fn granted(catalog: &Catalog, unit: UnitId) -> (u64, Vec<ExtentRun>) {
 fn prepared() -> (crate::mds::testing::Memory, Catalog) {
     let (memory, mut catalog) = create(100, 10);
     catalog.create_volume("vol0", 50 * u64::from(EXTENT_SIZE)).unwrap();
-    assert_eq!(catalog.allocate(UNIT, Use::Journal, 20), [run(0, 20)]);
+    assert_eq!(catalog.allocate(UNIT, Use::Journal, 20).runs, [run(0, 20)]);
     catalog.commit().unwrap();
     (memory, catalog)
 }
@@ -42,13 +42,14 @@ fn refusal(result: Result<(), Fault>) -> (Refusal, u64) {
 #[test]
 fn quota_and_reserve() {
     let (_, mut catalog) = create(100, 10);
-    assert_eq!(catalog.allocate(UNIT, Use::Data, 60), [run(0, 60)]);
-    assert_eq!(catalog.allocate(OTHER, Use::Data, 60), [run(60, 30)]);
-    assert_eq!(catalog.allocate(UNIT, Use::Data, 1), []);
-    assert_eq!(catalog.allocate(UNIT, Use::Journal, 60), [run(90, 10)]);
+    let grants = |data_quota, runs| Grants { runs, data_quota };
+    assert_eq!(catalog.allocate(UNIT, Use::Data, 60), grants(60, vec![run(0, 60)]));
+    assert_eq!(catalog.allocate(OTHER, Use::Data, 60), grants(30, vec![run(60, 30)]));
+    assert!(catalog.allocate(UNIT, Use::Data, 1).is_empty());
+    assert_eq!(catalog.allocate(UNIT, Use::Journal, 60), grants(0, vec![run(90, 10)]));
     assert_eq!(granted(&catalog, UNIT), (60, vec![run(0, 60), run(90, 10)]));
     catalog.give_back(UNIT, &[run(10, 5)], 3).unwrap();
-    assert_eq!(catalog.allocate(OTHER, Use::Data, 60), [run(10, 3)]);
+    assert_eq!(catalog.allocate(OTHER, Use::Data, 60), grants(3, vec![run(10, 3)]));
     assert_eq!(refusal(catalog.give_back(UNIT, &[run(0, 1), run(60, 1)], 0)).1, 1);
     assert_eq!(refusal(catalog.give_back(UNIT, &[run(0, 1)], 61)).0, Refusal::OutOfRange);
     assert_eq!(refusal(catalog.give_back(UNIT, &[run(0, 2), run(1, 2)], 0)).0, Refusal::NotGranted);

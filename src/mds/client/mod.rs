@@ -83,17 +83,23 @@ impl<E: Env> Client<E> {
     /// Refused as [`Refusal::StaleIncarnation`], with the last one as detail, where the unit was
     /// attached with this or a higher incarnation. Of a claim without one the server counts, and is
     /// asked again with the last start that it told: so a claim that arrives late, or is replayed,
-    /// is not taken for a new one.
+    /// is not taken for a new one. A claim that says that it is fenced does so only when it knows
+    /// from whom, and is then refused where another has attached meanwhile.
     pub async fn attach(env: E, link: E::Link, claim: Claim) -> Result<Client<E>, MdsError> {
         let payload_max = link.payload_max().min(wire::PAYLOAD_MAX) as u32;
-        let mut attach = RawAttach::new(&claim, payload_max);
-        let exchange = Exchange::start(&env, link);
         let counted_there = claim.incarnation.is_none();
+        let first = Claim { fenced: claim.fenced && !counted_there, ..claim };
+        let mut attach = RawAttach::new(&first, payload_max);
+        let exchange = Exchange::start(&env, link);
         let reply = loop {
+            let said = attach.after.get();
             match exchange.call(Operation::Attach, attach.as_bytes()).await {
                 Err(MdsError::Refused { refusal: Refusal::StaleIncarnation, detail, .. })
-                    if counted_there && detail != u64::from(attach.after.get()) =>
+                    if counted_there
+                        && detail != u64::from(said)
+                        && (said == 0 || !claim.fenced) =>
                 {
+                    attach = RawAttach::new(&claim, payload_max);
                     attach.after = U32::new(detail as u32);
                 }
                 answered => break answered?,
@@ -154,26 +160,25 @@ impl<E: Env> Client<E> {
         loop {
             let from = grants.runs.last().map_or(0, |last| u64::from(last.end().0));
             let reply = self.page(operation, VolumeId(0), RUNS_PAGE, from).await?;
-            let (quota, rest) = parsed(operation, raw::first::<U64>(&reply))?;
-            let page = parsed(operation, raw::runs(rest))?;
-            grants.data_quota = quota.get();
-            let count = page.len();
-            grants.runs.extend(page);
+            let page = parsed(operation, raw::grants(&reply))?;
+            grants.data_quota = page.data_quota;
+            let count = page.runs.len();
+            grants.runs.extend(page.runs);
             if count < RUNS_PAGE as usize {
                 return Ok(grants);
             }
         }
     }
 
-    /// Asks for extents that count against the quota for data: may be fewer, none when the pool is
-    /// full.
-    pub async fn allocate_data_extents(&self, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+    /// Asks for so much of the quota for data, and as many extents: may be less of each, nothing
+    /// when the pool is full.
+    pub async fn allocate_data_extents(&self, count: u32) -> Result<Grants, MdsError> {
         self.allocate(Operation::AllocateDataExtents, count).await
     }
 
     /// Asks for extents of any use (Allocate_Journal_Space): may be fewer, none when no extent is
     /// free.
-    pub async fn allocate_journal_space(&self, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+    pub async fn allocate_journal_space(&self, count: u32) -> Result<Grants, MdsError> {
         self.allocate(Operation::AllocateJournalSpace, count).await
     }
 
@@ -316,9 +321,9 @@ impl<E: Env> Client<E> {
         self.exchange.status()
     }
 
-    async fn allocate(&self, operation: Operation, count: u32) -> Result<Vec<ExtentRun>, MdsError> {
+    async fn allocate(&self, operation: Operation, count: u32) -> Result<Grants, MdsError> {
         let reply = self.exchange.call(operation, U32::new(count).as_bytes()).await?;
-        parsed(operation, raw::runs(&reply))
+        parsed(operation, raw::grants(&reply))
     }
 
     async fn page(

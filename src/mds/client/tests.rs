@@ -269,7 +269,7 @@ fn a_bad_network() {
             let given = futures_util::future::join_all(allocations).await;
             let mut extents: Vec<u32> = given
                 .into_iter()
-                .flat_map(|runs| runs.unwrap())
+                .flat_map(|grants| grants.unwrap().runs)
                 .flat_map(|run| run.iter().map(|extent| extent.0).collect::<Vec<_>>())
                 .collect();
             extents.sort_unstable();
@@ -326,7 +326,7 @@ fn a_server_that_goes_away() {
         env.spawn(async move {
             let both = (asked.allocate_journal_space(7), asked.allocate_journal_space(5));
             let (a, b) = futures_util::future::join(both.0, both.1).await;
-            let total = |runs: Vec<ExtentRun>| runs.iter().map(|run| run.count).sum::<u32>();
+            let total = |grants: Grants| grants.runs.iter().map(|run| run.count).sum::<u32>();
             counted.set(total(a.unwrap()) + total(b.unwrap()));
         });
         (0..round * 3).for_each(|_| env.0.step());

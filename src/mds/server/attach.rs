@@ -99,11 +99,12 @@ impl<P: Clone + PartialEq> Server<P> {
             host: session.claim().host,
             left_ms: session.left_ms(self.now),
         });
-        ownership::may_write(owner, &claim).or_else(refuse)?;
+        let asked = claim.incarnation.map_or(Start::After(after), Start::Is);
+        let last = catalog.last_start(claim.unit);
+        ownership::may_attach(owner, last, asked, &claim).or_else(refuse)?;
         if owner.is_none() {
             self.check_room()?;
         }
-        let asked = claim.incarnation.map_or(Start::After(after), Start::Is);
         let catalog = self.pools.catalog_mut(claim.pool).expect("looked up above");
         let (incarnation, earlier) = catalog.attach(claim.unit, asked, id)?;
         let flags_here = catalog.flags_here();

@@ -359,8 +359,7 @@ impl<P: Clone + PartialEq> Server<P> {
                     _ => Use::Data,
                 };
                 let count: U32 = well_formed(raw::one(body))?;
-                let runs = catalog.allocate(unit, purpose, count.get());
-                return Ok(raw::pack(runs.into_iter().map(RawRun::from)));
+                return Ok(raw::grants_body(&catalog.allocate(unit, purpose, count.get())));
             }
             Operation::ReturnExtents => {
                 let (data, rest): (U32, _) = well_formed(raw::first(body))?;
