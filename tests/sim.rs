@@ -48,7 +48,11 @@ fn judge(totals: &Totals) {
     for point in &points.seen {
         eprintln!("    {point}{}", if missed.contains(&point) { ", never crashed at" } else { "" });
     }
-    assert!(totals.did.unexplained * 1000 <= totals.did.images, "{} images unjudged", totals.did.unexplained);
+    assert!(
+        totals.did.unexplained * 1000 <= totals.did.images,
+        "{} images unjudged",
+        totals.did.unexplained
+    );
     if totals.seeds >= ENOUGH {
         for (row, count) in TABLE.iter().zip(totals.did.struck.0) {
             assert!(count > 0, "no {} in {} seeds", row.name, totals.seeds);

@@ -18,8 +18,8 @@ use tracing::{info, warn};
 use super::device::{self, PoolMember};
 use super::link::{self, MetadataServer};
 use super::operator::Uris;
-use super::serve::{Args, DRAIN_TIME_MAX, bind, say_ready};
-use super::status::{FlagsReport, FollowReport, MdsReport, Report};
+use super::serve::{Args, DRAIN_TIME_MAX, bind, fixed_report, say_ready};
+use super::status::{FlagsReport, FollowReport, Report};
 use crate::env::os::notify::notify;
 use crate::env::os::{OsDisk, OsEnv, Signals};
 use crate::env::{Env as _, Moment};
@@ -67,15 +67,7 @@ pub async fn serve(env: OsEnv, args: Args, passed: Vec<OwnedFd>, signals: Signal
             return Ok(());
         }
     };
-    let fixed = Report {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pool: first.superblock.pool.to_string(),
-        pid: std::process::id(),
-        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
-        flags: FlagsReport::mds(),
-        mds: at.map(MdsReport::new),
-        ..Report::default()
-    };
+    let fixed = fixed_report(&members, FlagsReport::mds(), at);
     let reader = Reader::start(&env, follower, clients, slow, fixed)?;
     control::serve(env.ring(), operators, reader.clone())?;
     say_ready(&reader.exports());

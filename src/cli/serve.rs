@@ -8,6 +8,7 @@
 //!   committed, and the exit code is 0. A second signal does not wait for clients.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -25,7 +26,7 @@ use super::network::MdsArgs;
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::owner::OwnerArgs;
-use super::status::{MdsReport, Recovery, Report};
+use super::status::{FlagsReport, MdsReport, Recovery, Report};
 use super::values::{CommitInterval, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
@@ -202,16 +203,7 @@ async fn serve(
     for bound in clients {
         server.listen(bound)?;
     }
-    let fixed = Report {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pool: pool.to_string(),
-        pid: std::process::id(),
-        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
-        flags,
-        mds: mds.map(MdsReport::new),
-        recovery,
-        ..Report::default()
-    };
+    let fixed = Report { recovery, ..fixed_report(&members, flags, mds) };
     let target = Target::new(&env, unit.clone(), server.clone(), latencies, addresses, fixed);
     let exports = target.exports();
     control::serve(ring, operators, target)?;
@@ -223,6 +215,24 @@ async fn serve(
         reservations.release();
     }
     Ok((ended, own_server))
+}
+
+/// What does not change of a target's reports.
+pub(super) fn fixed_report(
+    members: &[PoolMember],
+    flags: FlagsReport,
+    mds: Option<SocketAddr>,
+) -> Report {
+    let [first, ..] = members else { unreachable!("a pool has a device") };
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pool: first.superblock.pool.to_string(),
+        pid: std::process::id(),
+        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
+        flags,
+        mds: mds.map(MdsReport::new),
+        ..Report::default()
+    }
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.

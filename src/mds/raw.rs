@@ -34,7 +34,9 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::catalog::PoolSpec;
-use super::records::{Claim, Grants, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, Told, VolumeInfo};
+use super::records::{
+    Claim, Grants, NAME_BYTES_MAX, PairRecord, PoolInfo, Primitive, Told, VolumeInfo,
+};
 use crate::format::home::{LINE_BYTES, Line};
 use crate::format::ids::{
     ExtentId, ExtentRun, Generation, HostId, Incarnation, LogicalExtent, PairId, PoolId, Slot,

@@ -184,7 +184,8 @@ fn check_extents(facts: &CatalogFacts) -> Result<(), String> {
     let granted: Vec<u32> = facts.units.iter().flat_map(|unit| extents(&unit.granted)).collect();
     let mut all = [extents(&facts.free), granted.clone()].concat();
     all.sort_unstable();
-    if all.len() as u64 != u64::from(facts.pool.extents) || all.windows(2).any(|two| two[0] == two[1])
+    if all.len() as u64 != u64::from(facts.pool.extents)
+        || all.windows(2).any(|two| two[0] == two[1])
     {
         let (count, extents) = (all.len(), facts.pool.extents);
         return Err(format!("{count} extents are free or granted, and the pool has {extents}"));

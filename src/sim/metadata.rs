@@ -208,7 +208,8 @@ impl Metadata {
         spec: &PoolSpec,
         volumes: &[u64],
     ) -> Result<(), String> {
-        let named = volumes.iter().enumerate().map(|(number, size)| (format!("vol{number}"), *size));
+        let named =
+            volumes.iter().enumerate().map(|(number, size)| (format!("vol{number}"), *size));
         match self {
             Metadata::Embedded(tables) => {
                 let wrong = |error: &dyn std::fmt::Debug| format!("{error:?}");

@@ -124,7 +124,8 @@ impl Grant {
         if self.more_extents && (is_low(extents.into(), level) || self.wanted.extents > extents) {
             return Some(Step::AskExtents(self.wanted.extents.max(level) - extents));
         }
-        let surplus = |has: u64| if has > 2 * u64::from(level) { has - u64::from(level) } else { 0 };
+        let surplus =
+            |has: u64| if has > 2 * u64::from(level) { has - u64::from(level) } else { 0 };
         let extents = surplus(extents.into()) as u32;
         let back = Amount { extents, data: surplus(data).min(u32::MAX.into()) };
         (back != Amount::default() && !waits).then_some(Step::Return(back))
@@ -208,7 +209,9 @@ mod tests {
             assert!(left.extents >= wanted.extents || has.extents == 0);
             assert!(left.data >= wanted.data || has.data == 0);
             assert!(full || 2 * left.extents >= level || has.extents == 0);
-            assert!(full || waits || left.extents <= 2 * level && left.data <= 2 * u64::from(level));
+            assert!(
+                full || waits || left.extents <= 2 * level && left.data <= 2 * u64::from(level)
+            );
             assert!(!full || has == Amount::default(), "without a level all is taken");
         }
     }

@@ -88,8 +88,7 @@ impl ExtentPool {
     pub fn new(bound: u32, granted: &[ExtentRun], data_quota: u64) -> Self {
         let none = || Numbers::none(bound);
         let (free, held, withdrawn) = (none(), none(), Vec::new());
-        let mut pool =
-            Self { bound, free, held, granted: 0, withdrawn, data_quota, data_used: 0 };
+        let mut pool = Self { bound, free, held, granted: 0, withdrawn, data_quota, data_used: 0 };
         granted.iter().for_each(|run| pool.hold(*run));
         pool
     }
