@@ -27,7 +27,7 @@ use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::owner::OwnerArgs;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
-use super::values::{CommitInterval, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
+use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -113,6 +113,9 @@ pub struct Args {
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
     mds_timeout: MdsTimeout,
+    /// How many free extents to keep in hand, for when the metadata server is away
+    #[arg(long, value_name = "EXTENTS|all", default_value = "all")]
+    grant: Grant,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -175,6 +178,7 @@ async fn serve(
         discard: args.discard,
         mds_timeout: args.mds_timeout.0,
         ownership: args.owner.terms()?,
+        grant: args.grant.0,
         ..Config::default()
     };
     let latencies = Rc::new(Latencies::watched(slow));

@@ -101,6 +101,13 @@ impl Flipside {
         self
     }
 
+    /// The same pool with that grant from the next start on.
+    #[must_use]
+    pub fn with_grant(mut self, grant: Option<u32>) -> Self {
+        self.config.grant = grant;
+        self
+    }
+
     /// The same with a region of so many bytes on the disk.
     #[must_use]
     pub fn with_region(mut self, len: u64) -> Self {
