@@ -41,6 +41,7 @@ use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
 use crate::observe::{Latencies, SlowWatch};
+use crate::unit::grant::default_level;
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
 
 /// Memory for all I/O, in bytes.
@@ -113,9 +114,10 @@ pub struct Args {
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
     mds_timeout: MdsTimeout,
-    /// How many free extents to keep in hand, for when the metadata server is away
-    #[arg(long, value_name = "EXTENTS|all", default_value = "all")]
-    grant: Grant,
+    /// How many free extents to keep in hand, for when the metadata server is away [default: all;
+    /// with --mds a sixteenth of the pool, and 1024 at least]
+    #[arg(long, value_name = "EXTENTS|all")]
+    grant: Option<Grant>,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -154,6 +156,12 @@ pub fn run(args: Args) -> Result<()> {
     ended
 }
 
+/// How many extents of the pool's to keep in hand: all, where there is no other who serves them.
+fn grant(args: &Args, pool_extents: u32) -> Option<u32> {
+    let chosen = || args.mds.mds.is_some().then(|| default_level(pool_extents));
+    args.grant.map_or_else(chosen, |grant| grant.0)
+}
+
 /// Serves until told to stop; how that went, and the metadata server that is left.
 async fn serve(
     env: OsEnv,
@@ -177,8 +185,8 @@ async fn serve(
         warn_full: args.warn_full.0.clone(),
         discard: args.discard,
         mds_timeout: args.mds_timeout.0,
+        grant: grant(&args, first.superblock.pool_extents()),
         ownership: args.owner.terms()?,
-        grant: args.grant.0,
         ..Config::default()
     };
     let latencies = Rc::new(Latencies::watched(slow));
