@@ -36,7 +36,7 @@ use crate::env::os::notify::notify;
 use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
-use crate::format::superblock::FlagsPlace;
+use crate::format::superblock::{FlagsPlace, Superblock};
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
@@ -179,18 +179,8 @@ async fn serve(
     let pool = first.superblock.pool;
     let (clients, operators) = bind(&args, passed, pool)?;
     let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
-    let config = Config {
-        commit_interval: args.commit_interval.0,
-        settle: args.settle.into(),
-        warn_full: args.warn_full.0.clone(),
-        discard: args.discard,
-        mds_timeout: args.mds_timeout.0,
-        grant: grant(&args, first.superblock.pool_extents()),
-        ownership: args.owner.terms()?,
-        ..Config::default()
-    };
     let latencies = Rc::new(Latencies::watched(slow));
-    let parts = parts(&env, config, &members, nvram, link, latencies);
+    let parts = parts(&env, config(&args, &first.superblock)?, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
@@ -245,6 +235,20 @@ pub(super) fn fixed_report(
         mds: mds.map(MdsReport::new),
         ..Report::default()
     }
+}
+
+/// What the unit is told of all that can be tuned.
+fn config(args: &Args, first: &Superblock) -> Result<Config> {
+    Ok(Config {
+        commit_interval: args.commit_interval.0,
+        settle: args.settle.into(),
+        warn_full: args.warn_full.0.clone(),
+        discard: args.discard,
+        mds_timeout: args.mds_timeout.0,
+        ownership: args.owner.terms(&args.mds)?,
+        grant: grant(args, first.pool_extents()),
+        ..Config::default()
+    })
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
