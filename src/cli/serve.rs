@@ -8,6 +8,7 @@
 //!   committed, and the exit code is 0. A second signal does not wait for clients.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -25,7 +26,7 @@ use super::network::MdsArgs;
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::owner::OwnerArgs;
-use super::status::{MdsReport, Recovery, Report};
+use super::status::{FlagsReport, MdsReport, Recovery, Report};
 use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
@@ -35,7 +36,7 @@ use crate::env::os::notify::notify;
 use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
-use crate::format::superblock::FlagsPlace;
+use crate::format::superblock::{FlagsPlace, Superblock};
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
@@ -144,7 +145,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let served = ring.block_on(async {
         if args.follow {
-            return follow::serve(env, args, passed, signals).await.map(|ended| (ended, None));
+            return follow::serve(env, args, passed, signals).await.map(|()| (Ok(()), None));
         }
         serve(env, args, passed, signals).await
     });
@@ -179,8 +180,7 @@ async fn serve(
     let (clients, operators) = bind(&args, passed, pool)?;
     let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
     let latencies = Rc::new(Latencies::watched(slow));
-    let config = config(&args, first.superblock.pool_extents())?;
-    let parts = parts(&env, config, &members, nvram, link, latencies);
+    let parts = parts(&env, config(&args, &first.superblock)?, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
@@ -205,16 +205,7 @@ async fn serve(
     for bound in clients {
         server.listen(bound)?;
     }
-    let fixed = Report {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pool: pool.to_string(),
-        pid: std::process::id(),
-        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
-        flags,
-        mds: mds.map(MdsReport::new),
-        recovery,
-        ..Report::default()
-    };
+    let fixed = Report { recovery, ..fixed_report(&members, flags, mds) };
     let target = Target::new(&env, unit.clone(), server.clone(), latencies, addresses, fixed);
     let exports = target.exports();
     control::serve(ring, operators, target)?;
@@ -228,8 +219,26 @@ async fn serve(
     Ok((ended, own_server))
 }
 
-/// What the unit of a pool of so many extents is told of all that can be tuned.
-fn config(args: &Args, pool_extents: u32) -> Result<Config> {
+/// What does not change of a target's reports.
+pub(super) fn fixed_report(
+    members: &[PoolMember],
+    flags: FlagsReport,
+    mds: Option<SocketAddr>,
+) -> Report {
+    let [first, ..] = members else { unreachable!("a pool has a device") };
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pool: first.superblock.pool.to_string(),
+        pid: std::process::id(),
+        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
+        flags,
+        mds: mds.map(MdsReport::new),
+        ..Report::default()
+    }
+}
+
+/// What the unit is told of all that can be tuned.
+fn config(args: &Args, first: &Superblock) -> Result<Config> {
     Ok(Config {
         commit_interval: args.commit_interval.0,
         settle: args.settle.into(),
@@ -237,7 +246,7 @@ fn config(args: &Args, pool_extents: u32) -> Result<Config> {
         discard: args.discard,
         mds_timeout: args.mds_timeout.0,
         ownership: args.owner.terms(&args.mds)?,
-        grant: grant(args, pool_extents),
+        grant: grant(args, first.pool_extents()),
         ..Config::default()
     })
 }
