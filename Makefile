@@ -2,6 +2,7 @@
 
 CARGO ?= cargo
 SEEDS ?= 2000
+CLUSTERS ?= 150
 SEED ?= 1
 SECONDS ?= 20
 ACTIONS ?= 3
@@ -42,6 +43,7 @@ test: setup ## format check, clippy, unit, integration and simulator tests
 
 soak: setup ## the same tests with the long counts: hours
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
+	FLIPSIDE_SEEDS=$${FLIPSIDE_CLUSTERS:-100000} $(CARGO) test --test cluster -- --nocapture
 	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move --test mds_kill -- --nocapture
 	@tools/nbd_tester.sh
 
@@ -50,9 +52,11 @@ soak: setup ## the same tests with the long counts: hours
 SIM_SECONDS = $(if $(filter command environment,$(firstword $(origin SECONDS))),$(SECONDS))
 SIM_SEEDS = $(if $(SIM_SECONDS),$(if $(filter command environment,$(firstword $(origin SEEDS))),$(SEEDS)),$(SEEDS))
 
-sim: ## simulate SEEDS random seeds from SEED on, or for SECONDS, on all cores
+sim: ## simulate SEEDS random seeds from SEED on and CLUSTERS of several machines, or each for SECONDS
 	FLIPSIDE_SEEDS=$(SIM_SEEDS) FLIPSIDE_SECONDS=$(SIM_SECONDS) FLIPSIDE_SEED=$(SEED) \
 		$(CARGO) test --test sim -- --nocapture
+	FLIPSIDE_SEEDS=$(if $(SIM_SEEDS),$(CLUSTERS)) FLIPSIDE_SECONDS=$(SIM_SECONDS) FLIPSIDE_SEED=$(SEED) \
+		$(CARGO) test --test cluster -- --nocapture
 
 sim-exhaustive: ## every crash of up to ACTIONS operations, nested to DEPTH; all of it takes days
 	FLIPSIDE_ACTIONS=$(ACTIONS) FLIPSIDE_DEPTH=$(DEPTH) FLIPSIDE_EVERY=$(EVERY) \

@@ -104,6 +104,11 @@ mutants! {
     GrantForgotten: "some of what the metadata server grants is not taken",
     ReturnedTwice: "what is given back to the metadata server stays in the pool",
     ExhaustedBelieved: "a metadata server that had nothing more is never asked again",
+    AnsweredBeforeCommit: "answers leave before their commit",
+    SessionNotStored: "what a session has executed is not in the transaction",
+    RegisterOverwrites: "a pool that is registered again begins anew",
+    UnfencedGranted: "a claim of another host is granted without a fence",
+    LeaseBelievedTooLong: "a unit goes on for twice as long as its lease",
     SessionUnchecked: "a datagram of another session is taken",
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",

@@ -7,7 +7,7 @@ use flipside::sim::cluster::run_seed;
 #[path = "support/seeds.rs"]
 mod seeds;
 
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 150;
 /// From so many seeds on every row of the fault table must have struck, and every fault of the
 /// server.
 const ENOUGH: u64 = 400;

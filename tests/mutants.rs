@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use flipside::mutants::{Mutant, choose};
+use flipside::sim::cluster;
 use flipside::sim::flipside::Flipside;
 use flipside::sim::follower;
 use flipside::sim::plan::Plan;
@@ -52,6 +53,14 @@ const OF_READERS: [Mutant; 4] = [
 ];
 /// The swaps of a world with a reader.
 const SWAPS: u64 = 60;
+/// Those that only show where several machines share a metadata server.
+const OF_CLUSTERS: [Mutant; 5] = [
+    Mutant::AnsweredBeforeCommit,
+    Mutant::SessionNotStored,
+    Mutant::RegisterOverwrites,
+    Mutant::UnfencedGranted,
+    Mutant::LeaseBelievedTooLong,
+];
 /// One mutant at a time, in the whole process.
 static CHOICE: Mutex<()> = Mutex::new(());
 
@@ -81,6 +90,13 @@ fn plan() -> Sweep {
 /// The first seed that fails, and how.
 fn hunt(plan: Sweep) -> Option<(u64, String)> {
     let failures = sweep(plan, run_seed::<Flipside>, Duration::MAX, |_| {}).err()?;
+    let first = failures.iter().min_by_key(|failure| failure.seed)?;
+    Some((first.seed, first.to_string()))
+}
+
+/// The same with several machines and one metadata server.
+fn hunt_in_cluster(plan: Sweep) -> Option<(u64, String)> {
+    let failures = sweep(plan, cluster::run_seed, Duration::MAX, |_| {}).err()?;
     let first = failures.iter().min_by_key(|failure| failure.seed)?;
     Some((first.seed, first.to_string()))
 }
@@ -151,10 +167,16 @@ fn every_mutant_is_found() {
         choose(Some(mutant));
         let started = Instant::now();
         let of_reader = OF_READERS.contains(&mutant);
-        let found = if of_reader { hunt_with_reader(plan()) } else { hunt(plan()) };
+        let of_cluster = OF_CLUSTERS.contains(&mutant);
+        let found = match (of_reader, of_cluster) {
+            (true, _) => hunt_with_reader(plan()),
+            (_, true) => hunt_in_cluster(plan()),
+            _ => hunt(plan()),
+        };
         let took = started.elapsed().as_secs_f64();
         if let Some((seed, _)) = &found
             && !of_reader
+            && !of_cluster
         {
             show_small(mutant, *seed);
         }

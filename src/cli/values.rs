@@ -126,22 +126,6 @@ impl FromStr for MdsTimeout {
     }
 }
 
-/// The leases that can be asked for.
-const LEASES: RangeInclusive<Duration> = LEASE_MIN..=Duration::from_secs(3600);
-
-/// How long a pool is held without word from its metadata server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseTime(pub Duration);
-
-impl FromStr for LeaseTime {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        let time = parse_time(text)?.filter(|time| LEASES.contains(time));
-        time.map(Self).ok_or(ValueError::Lease)
-    }
-}
-
 /// How many free extents a target keeps in hand; `None` is all of the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant(pub Option<u32>);
@@ -155,6 +139,22 @@ impl FromStr for Grant {
         }
         let count = text.parse().ok().filter(|count| *count > 0);
         count.map(|count| Self(Some(count))).ok_or(ValueError::Grant)
+    }
+}
+
+/// The leases that can be asked for.
+const LEASES: RangeInclusive<Duration> = LEASE_MIN..=Duration::from_secs(3600);
+
+/// How long a pool is held without word from its metadata server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTime(pub Duration);
+
+impl FromStr for LeaseTime {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let time = parse_time(text)?.filter(|time| LEASES.contains(time));
+        time.map(Self).ok_or(ValueError::Lease)
     }
 }
 

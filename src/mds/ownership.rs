@@ -26,6 +26,7 @@ use super::error::Refusal;
 use super::records::Claim;
 use crate::env::Moment;
 use crate::format::ids::{HostId, Incarnation};
+use crate::mutants::{Mutant, mutated};
 
 /// What is left of a claim without a lease, in milliseconds: more than of any lease.
 pub const ENDLESS: u64 = u64::MAX;
@@ -53,7 +54,9 @@ pub enum Start {
 /// Whether a claim to write is granted while that `owner` is attached as the same unit.
 pub fn may_write(owner: Option<Owner>, claim: &Claim) -> Result<(), (Refusal, u64)> {
     match owner {
-        Some(owner) if owner.host != claim.host && !claim.fenced => {
+        Some(owner)
+            if owner.host != claim.host && !claim.fenced && !mutated(Mutant::UnfencedGranted) =>
+        {
             Err((Refusal::OwnedElsewhere, owner.left_ms))
         }
         _ => Ok(()),

@@ -5,12 +5,16 @@
 //! the others is the server, which has crashes of its own. So a machine goes on while the server is
 //! away, the server while a machine is, and a turn of the server is for several pools.
 //!
+//! A pool that is not in the persistent memory of its machine may go to another machine, at the
+//! same place in time: its disks are moved, or taken away ([`super::takeover`]).
+//!
 //! Machines are stepped in the order of true time, the earliest first ([`Pace`]): a seed runs the
 //! same way every time.
 
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::flipside::Flipside;
 use super::host::Host;
@@ -51,6 +55,7 @@ fn member(host: &Host, seat: usize, rng: &mut Rng, loud: bool) -> Member {
     let mut rng = rng.fork();
     let pool = PoolId([seat as u8 + 1; 16]);
     let engine = Flipside::draw(&mut rng.fork()).hosted(pool, host.seat(seat));
+    let engine = engine.leased(rng.pick(&[None, None, Some(3), Some(20)]).map(Duration::from_secs));
     let pace = Pace::beside(rng.below(1_000_000));
     let mut subject = Subject::of(engine, &mut rng, loud);
     subject.machine.set_pace(pace.clone());

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::churn;
 use super::engine::{Engine, Outcome, Refusal, Room, Running, Volume, Zeroing};
-use super::host::Seat;
+use super::host::{LeaseWatch, Seat};
 use super::metadata::Metadata;
 use super::places::Places;
 use crate::env::Env;
@@ -93,6 +93,13 @@ impl Flipside {
         self
     }
 
+    /// The same pool with that grant from the next start on.
+    #[must_use]
+    pub fn with_grant(mut self, grant: Option<u32>) -> Self {
+        self.config.grant = grant;
+        self
+    }
+
     /// The same as a pool of that name at a host that it shares with others.
     #[must_use]
     pub fn hosted(mut self, pool: PoolId, seat: Seat) -> Self {
@@ -101,10 +108,10 @@ impl Flipside {
         self
     }
 
-    /// The same pool with that grant from the next start on.
+    /// The same with a lease.
     #[must_use]
-    pub fn with_grant(mut self, grant: Option<u32>) -> Self {
-        self.config.grant = grant;
+    pub fn leased(mut self, lease: Option<Duration>) -> Self {
+        self.config.ownership.lease = lease;
         self
     }
 
@@ -317,6 +324,8 @@ impl Flipside {
         let devices = disks.into_iter().zip(self.places.layouts());
         let devices = devices.map(|(disk, layout)| Member { disk, extents: layout.extents });
         let devices = devices.collect();
+        let lease = self.config.ownership.lease;
+        let watch = lease.and_then(|lease| self.metadata.watch(&env, lease));
         let link = env.link(0);
         let parts = UnitParts {
             env: env.clone(),
@@ -339,7 +348,7 @@ impl Flipside {
             env.spawn(churn::keep_changing(env.clone(), unit.clone(), extent, busy));
         }
         let pool = self.places.pool();
-        Ok(Serving { env, unit, others_busy, pool, metadata: self.metadata })
+        Ok(Serving { env, unit, others_busy, pool, metadata: self.metadata, watch })
     }
 }
 
@@ -399,6 +408,9 @@ impl Engine for Flipside {
         // What is in the persistent memory of a machine is nobody else's.
         let reached = matches!(self.metadata, Metadata::Hosted(_)) && !self.places.has_nvram();
         let mut other = self.clone();
+        if let Metadata::Hosted(seat) = &mut other.metadata {
+            *seat = seat.of_another_machine();
+        }
         let Ownership { host, .. } = &mut other.config.ownership;
         *host = HostId([host.0[0].wrapping_add(1); 16]);
         other.config.ownership.fenced = fenced;
@@ -487,6 +499,7 @@ pub struct Serving {
     others_busy: Rc<Cell<bool>>,
     pool: PoolId,
     metadata: Metadata,
+    watch: Option<LeaseWatch>,
 }
 
 /// A volume of it.
@@ -494,6 +507,15 @@ pub struct Serving {
 pub struct Served {
     env: SimEnv,
     volume: unit::Volume<SimEnv>,
+    watch: Option<LeaseWatch>,
+}
+
+/// The result of something that made durable what was acknowledged before, or was to.
+fn hardened(result: Result<(), IoError>, watch: Option<&LeaseWatch>) -> Outcome<()> {
+    if let (Ok(()), Some(watch)) = (&result, watch) {
+        watch.acknowledged();
+    }
+    result.map_err(refused)
 }
 
 fn refused(error: IoError) -> Refusal {
@@ -526,12 +548,16 @@ impl Running for Serving {
     fn volumes(&self) -> Vec<Served> {
         let volumes = self.unit.volumes().into_iter();
         let volumes = volumes.filter(|volume| !churn::is_scratch(&volume.name()));
-        volumes.map(|volume| Served { env: self.env.clone(), volume }).collect()
+        let served = |volume| {
+            let (env, watch) = (self.env.clone(), self.watch.clone());
+            Served { env, volume, watch }
+        };
+        volumes.map(served).collect()
     }
 
     fn commit(&self) -> impl Future<Output = Outcome<()>> + 'static {
-        let unit = self.unit.clone();
-        async move { unit.commit(None).await.map_err(refused) }
+        let (unit, watch) = (self.unit.clone(), self.watch.clone());
+        async move { hardened(unit.commit(None).await, watch.as_ref()) }
     }
 
     fn settle(&self) -> impl Future<Output = Outcome<()>> + 'static {
@@ -562,7 +588,7 @@ impl Running for Serving {
     }
 
     fn has_given_up(&self) -> bool {
-        self.unit.is_without_answer()
+        self.unit.is_without_answer() || self.unit.is_fenced()
     }
 }
 
@@ -593,7 +619,8 @@ impl Volume for Served {
             let room = served.volume.buffer_for(offset, data.len() as u64);
             let mut buf = served.env.buffers().acquire(room.total).await;
             buf.as_mut_slice()[room.place].copy_from_slice(&data);
-            served.volume.write(offset, data.len() as u64, buf, fua).await.map_err(refused)
+            let written = served.volume.write(offset, data.len() as u64, buf, fua).await;
+            hardened(written, served.watch.as_ref().filter(|_| fua))
         }
     }
 
@@ -639,7 +666,7 @@ impl Volume for Served {
     }
 
     fn flush(&self) -> impl Future<Output = Outcome<()>> + 'static {
-        let volume = self.volume.clone();
-        async move { volume.flush().await.map_err(refused) }
+        let served = self.clone();
+        async move { hardened(served.volume.flush().await, served.watch.as_ref()) }
     }
 }

@@ -1,16 +1,17 @@
 //! The metadata server of a cluster: one for several machines, which crashes by itself.
 //!
-//! It has no clock of its own: it lives in the true time of the machines ([`crate::env::sim::Pace`]),
-//! and what one of them sends it is heard there and then. What it stores outlives its crashes; a
-//! commit that the crash struck was applied or was not.
+//! It has no clock of its own: it lives in the true time of the machines
+//! ([`crate::env::sim::Pace`]), and what one of them sends it is heard there and then. What it
+//! stores outlives its crashes; a commit that the crash struck was applied or was not.
 //!
-//! Faults, drawn by the seed: it crashes before a turn, at the commit of one, or after it and before
-//! anything was answered; then it is away, up to minutes; and a turn is put off, so that what several
-//! machines asked is one turn, and one commit.
+//! Faults, drawn by the seed: it crashes before a turn, at the commit of one, or after it and
+//! before anything was answered; then it is away, up to minutes; and a turn is put off, so that
+//! what several machines asked is one turn, and one commit.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::metadata::Tables;
 use crate::env::Moment;
@@ -21,6 +22,9 @@ use crate::format::ids::{ExtentRun, PoolId};
 use crate::mds::catalog::CatalogFacts;
 use crate::mds::pools::Pools;
 use crate::mds::server::Server;
+
+/// The most machines of a cluster, those not counted that take over.
+pub(super) const MACHINES_MAX: usize = 16;
 
 /// Where a datagram comes from: a machine's seat, and the client on it.
 type Place = (usize, Peer);
@@ -75,6 +79,8 @@ struct Inner {
     back_at: u64,
     waiting: Datagrams<Place>,
     outboxes: BTreeMap<usize, Datagrams<Peer>>,
+    /// When each seat was last answered anything.
+    answered: BTreeMap<usize, u64>,
     seen: Seen,
 }
 
@@ -83,6 +89,14 @@ struct Inner {
 pub struct Seat {
     host: Host,
     number: usize,
+}
+
+/// Who looks whether a machine goes on beyond its lease.
+#[derive(Clone)]
+pub(super) struct LeaseWatch {
+    seat: Seat,
+    lease_ns: u64,
+    pace: Pace,
 }
 
 /// What a machine takes for the server.
@@ -113,6 +127,7 @@ impl Host {
             back_at: 0,
             waiting: Vec::new(),
             outboxes: BTreeMap::new(),
+            answered: BTreeMap::new(),
             seen: Seen::default(),
         })))
     }
@@ -163,15 +178,41 @@ impl Seat {
         Host::of(tables, Habits::default(), rng).seat(self.number)
     }
 
+    /// That of another machine for the same pool.
+    #[must_use]
+    pub fn of_another_machine(&self) -> Self {
+        Self { host: self.host.clone(), number: self.number + MACHINES_MAX }
+    }
+
     /// The host.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Looks after a lease that a machine has.
+    pub(super) fn watch(&self, env: &SimEnv, lease: Duration) -> LeaseWatch {
+        let (seat, pace) = (self.clone(), env.pace().clone());
+        LeaseWatch { seat, lease_ns: lease.as_nanos() as u64, pace }
     }
 
     /// Becomes the server of a machine.
     pub fn serve(&self, env: &SimEnv) {
         let (seat, pace) = (self.clone(), env.pace().clone());
         env.serve(Box::new(Relay { seat, pace }));
+    }
+}
+
+impl LeaseWatch {
+    /// Something was acknowledged as durable, which must not be when the lease has ended: that
+    /// counts at the latest from when the server has last answered.
+    pub fn acknowledged(&self) {
+        let answered = self.seat.host.0.borrow().answered.get(&self.seat.number).copied();
+        let (now, lease_ns) = (self.pace.next(), self.lease_ns);
+        let ended = answered.is_none_or(|answered| now > answered + lease_ns);
+        assert!(
+            !ended,
+            "acknowledged at {now} ns, last answered at {answered:?}: the lease is over"
+        );
     }
 }
 
@@ -193,8 +234,8 @@ fn check_extents(facts: &CatalogFacts) -> Result<(), String> {
     let slots = facts.pairs.iter().flat_map(|(_, pair)| pair.slots).flatten();
     let mut bound: Vec<u32> = slots.map(|extent| extent.0).collect();
     bound.sort_unstable();
-    if let Some(two) = bound.windows(2).find(|two| two[0] == two[1]) {
-        return Err(format!("extent {} is in two pairs", two[0]));
+    if let Some([extent, _]) = bound.windows(2).find(|two| two[0] == two[1]) {
+        return Err(format!("extent {extent} is in two pairs"));
     }
     match bound.iter().find(|extent| !granted.contains(extent)) {
         Some(extent) => Err(format!("extent {extent} is in a pair, and of no grant")),
@@ -247,6 +288,7 @@ impl Inner {
         self.server = Some(server);
         for ((seat, peer), bytes) in answers {
             self.outboxes.entry(seat).or_default().push((peer, bytes));
+            self.answered.insert(seat, self.now);
         }
     }
 

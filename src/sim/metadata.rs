@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::flipside::UNIT;
-use super::host::Seat;
+use super::host::{LeaseWatch, Seat};
 use crate::env::sim::calls::{Calls, Fate};
 use crate::env::sim::{Peer, Server, SimEnv};
 use crate::env::{Env as _, Moment};
@@ -186,6 +187,14 @@ impl Metadata {
         }
     }
 
+    /// Who looks after a machine's lease.
+    pub fn watch(&self, env: &SimEnv, lease: Duration) -> Option<LeaseWatch> {
+        match self {
+            Metadata::Embedded(_) => None,
+            Metadata::Hosted(seat) => Some(seat.watch(env, lease)),
+        }
+    }
+
     /// The machine's server begins to serve.
     pub fn serve(&self, env: &SimEnv) -> Result<(), String> {
         match self {
@@ -239,8 +248,6 @@ impl Metadata {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::env::Env;
     use crate::env::sim::{DiskShape, Faults, Limit, Machine, Rng, Shape};

@@ -19,6 +19,18 @@
 //! | shutdown | all is durable, no buffer and no task is left |
 //! | the faults have ceased | every operation ends within a bound of virtual time |
 //!
+//! A machine does all of this alone, with a metadata server of its own, or as one of several that
+//! share one ([`cluster`], [`host`]), in one time: then the server has crashes of its own and is
+//! away, machines have leases, disks are found in another machine, and pools are taken over while
+//! the machine that serves them lives and goes on (`takeover`). Checked besides:
+//!
+//! | when | what |
+//! | --- | --- |
+//! | all is quiet | invariants of the server's store: extents, pairs, sessions, strays |
+//! | a machine lives | nobody else gets its pool without the word that it is fenced |
+//! | a pool was taken over | all is there that the former machine ever acknowledged as durable |
+//! | something is acknowledged as durable | the machine's lease has not ended |
+//!
 //! Beside the large scope at random there is the small one, exhaustively ([`exhaustive`]): every
 //! crash of a few operations, and of the recoveries from it.
 //!

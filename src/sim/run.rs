@@ -78,6 +78,8 @@ impl fmt::Display for Failure {
 /// What crashes are aimed at: the parts of the region, however seldom they are written.
 const PARTS: [&str; 6] =
     ["journal slot", "journal slots", "status 0", "status 1", "home 0", "home 1"];
+/// How often the disks are in another machine after a crash or a shutdown.
+const MOVED_PPM: u32 = 150_000;
 /// How often a look ends with another machine having the pool.
 const TAKEN_PPM: u32 = 150_000;
 /// How long after a shutdown everything must have been given back.
@@ -182,6 +184,9 @@ impl<E: Engine> Run<E> {
                 continue;
             }
             self.enter(round);
+            if self.subject.may_be_taken_over() && self.rng.chance(MOVED_PPM) {
+                self.subject.move_disks();
+            }
             let (env, running) = self.subject.recover().await?;
             self.work(&env, running).await?;
         }

@@ -133,6 +133,7 @@ impl<E: Engine> Subject<E> {
                 env.crash_in(Some(self.rng.log_between(1, 400)));
             }
             let Some(running) = self.open(&env, &rotten).await? else { continue };
+            self.engine.came_in();
             env.set_faults(self.faults.ceased());
             env.heal();
             self.end_former(&env).await?;
@@ -145,6 +146,8 @@ impl<E: Engine> Subject<E> {
                     running.check()?;
                     return Ok((env, running));
                 }
+                // What the machine gave up meanwhile cannot be read; the next start may.
+                Ok(Err(_)) if running.has_given_up() => self.crash(&env),
                 Ok(Err(why)) => return Err(why),
                 Err(Stop::Crashed) => self.crash(&env),
                 Err(stop) => return Err(self.stuck("the reading after recovery", stop)),

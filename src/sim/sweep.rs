@@ -70,8 +70,8 @@ impl Totals {
     }
 }
 
-/// Runs the seeds, at least one, each by `run_seed`, reporting progress every `interval`. Returns the failures where
-/// there are any.
+/// Runs the seeds, at least one, each by `run_seed`, reporting progress every `interval`. Returns
+/// the failures where there are any.
 pub fn sweep(
     sweep: Sweep,
     run_seed: impl Fn(u64, bool) -> Result<Report, Failure> + Sync,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::engine::Engine;
 use super::subject::{LIMIT, Subject};
 use crate::env::Env as _;
-use crate::env::sim::{Crash, Job, Machine, SimEnv};
+use crate::env::sim::{Crash, Job, Machine, SimEnv, Stop};
 
 /// How long the first machine goes on beside the other that serves, at most, in nanoseconds.
 const BESIDE_NS: u64 = 10_000_000_000;
@@ -28,6 +28,11 @@ impl<E: Engine> Subject<E> {
     /// Whether another machine could.
     pub fn may_be_taken_over(&self) -> bool {
         self.former.is_none() && self.engine.elsewhere(true).is_some()
+    }
+
+    /// The disks are found in another machine, whose user says that the first one has them no more.
+    pub fn move_disks(&mut self) {
+        self.engine = self.engine.elsewhere(true).expect("another machine may");
     }
 
     /// Another machine takes the pool over from the one that serves it, whose `work` goes on.
@@ -80,7 +85,9 @@ impl<E: Engine> Subject<E> {
         env.pace().follow(None);
         machine.halt(&former, Crash::Process);
         self.machine.absorb(&machine);
-        self.engine.came_in();
-        slept.map_err(|stop| self.stuck("a while beside the former machine", stop))
+        match slept {
+            Ok(()) | Err(Stop::Crashed) => Ok(()),
+            Err(stop) => Err(self.stuck("a while beside the former machine", stop)),
+        }
     }
 }

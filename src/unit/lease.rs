@@ -29,6 +29,7 @@ use crate::env::{Env, Moment};
 use crate::format::ids::HostId;
 use crate::mds::error::{MdsError, Refusal};
 use crate::mds::records::Claim;
+use crate::mutants::{Mutant, mutated};
 
 /// The least time that is kept for what is on its way to the devices.
 const MARGIN_MIN: Duration = Duration::from_secs(1);
@@ -59,6 +60,7 @@ impl Ownership {
 /// What is left at `now` of a lease that was renewed by a request sent at `renewed`, its margin not
 /// counted; zero where it has ended.
 pub fn left(lease: Duration, renewed: Moment, now: Moment) -> Duration {
+    let lease = if mutated(Mutant::LeaseBelievedTooLong) { 2 * lease } else { lease };
     let margin = (lease / 10).max(MARGIN_MIN);
     lease.saturating_sub(margin).saturating_sub(now.since(renewed))
 }

@@ -290,6 +290,11 @@ impl<E: Env> Unit<E> {
         self.0.hold.left(self.0.env.now())
     }
 
+    /// Whether the pool is not the unit's any more: its lease has ended, or it was replaced.
+    pub fn is_fenced(&self) -> bool {
+        self.0.check_owned().is_err()
+    }
+
     /// Commits all volumes, or one: when this returns, all that was acknowledged before the call is
     /// durable.
     pub async fn commit(&self, volume: Option<VolumeId>) -> Result<(), IoError> {

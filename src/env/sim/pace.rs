@@ -59,11 +59,8 @@ impl Pace {
     /// nobody is woken.
     pub(super) async fn reach(&self, moment: u64) {
         self.0.next.set(moment.max(self.next()));
-        poll_fn(|_| match self.next() <= self.0.until.get() {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        })
-        .await;
+        let may = || self.next() <= self.0.until.get();
+        poll_fn(|_| if may() { Poll::Ready(()) } else { Poll::Pending }).await;
         if let Some(follower) = self.0.follower.borrow_mut().as_mut() {
             follower(moment);
         }

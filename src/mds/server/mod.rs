@@ -143,7 +143,8 @@ impl<P: Clone + PartialEq> Server<P> {
             };
             self.counters.dropped += u64::from(!taken);
         }
-        if self.failure.is_none() {
+        let early = mutated(Mutant::AnsweredBeforeCommit) && self.counters.datagrams % 2 == 1;
+        if self.failure.is_none() && !early {
             self.failure = self.pools.commit().err();
         }
         for query in std::mem::take(&mut turn.queries) {
@@ -318,7 +319,9 @@ impl<P: Clone + PartialEq> Server<P> {
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.executed(Answer { operation: header.operation, outcome: outcome.clone() });
                 let row = session.row();
-                self.put_session(claim.pool, id, Some(row));
+                if !mutated(Mutant::SessionNotStored) {
+                    self.put_session(claim.pool, id, Some(row));
+                }
             }
             turn.reply(peer, header, payload_max, outcome);
         }
