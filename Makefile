@@ -44,7 +44,7 @@ test: setup ## format check, clippy, unit, integration and simulator tests
 soak: setup ## the same tests with the long counts: hours
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
 	FLIPSIDE_SEEDS=$${FLIPSIDE_CLUSTERS:-100000} $(CARGO) test --test cluster -- --nocapture
-	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move -- --nocapture
+	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move --test mds_kill -- --nocapture
 	@tools/nbd_tester.sh
 
 # SECONDS alone is a bound of time, SEEDS alone of number; both: whichever comes first. $(origin)

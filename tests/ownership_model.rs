@@ -445,7 +445,8 @@ fn every_state_is_sound() {
         let Protocol { ticks, starts, commits, renewals, .. } = protocol;
         let (found, states) = look(protocol);
         println!(
-            "{states} states: {ticks} ticks, {starts:?} starts, {commits} commits each, {renewals} renewals"
+            "{states} states: {ticks} ticks, {starts:?} starts, {commits} commits each, \
+             {renewals} renewals"
         );
         let broken: Vec<_> = ALWAYS.iter().filter(|name| found.contains(*name)).collect();
         assert!(broken.is_empty(), "broken: {broken:?}");

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use futures_util::future::{Either, select};
 use serde_json::Value;
 use tracing::{info, warn};
@@ -18,35 +18,31 @@ use tracing::{info, warn};
 use super::device::{self, PoolMember};
 use super::link::{self, MetadataServer};
 use super::operator::Uris;
-use super::serve::{Args, DRAIN_TIME_MAX, bind, say_ready};
-use super::status::{FlagsReport, FollowReport, MdsReport, Report};
+use super::serve::{Args, DRAIN_TIME_MAX, bind, fixed_report, say_ready};
+use super::status::{FlagsReport, FollowReport, Report};
 use crate::env::os::notify::notify;
-use crate::env::os::{OsEnv, Signals};
+use crate::env::os::{OsDisk, OsEnv, Signals};
 use crate::env::{Env as _, Moment};
 use crate::follow::{Follower, LEASE_DEFAULT, Parts, Volume};
+use crate::format::layout::DeviceExtents;
 use crate::format::superblock::FlagsPlace;
 use crate::front::control::{self, Operator, Request};
-use crate::front::export::Export as _;
+use crate::front::listen::Bound;
 use crate::front::nbd::{Limits, Server};
 use crate::observe::{Counters, Gauges, Latencies, SlowWatch, Snapshot};
 
 /// How long the metadata server may take to hear that the reader ends.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Serves until told to stop; how that went.
-pub async fn serve(
-    env: OsEnv,
-    args: Args,
-    passed: Vec<OwnedFd>,
-    signals: Signals,
-) -> Result<Result<()>> {
+/// Serves until told to stop.
+pub async fn serve(env: OsEnv, args: Args, passed: Vec<OwnedFd>, signals: Signals) -> Result<()> {
     let members = device::observe(&env, &args.devices).await?;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
     link::check_place(&args.mds, &first.superblock)?;
     ensure!(
         first.superblock.flags == FlagsPlace::Mds,
-        "the flags of pool {} are with the target that writes it, and only flags at the metadata \
-         server can be followed: stop that target, then flipside flags move --to mds",
+        "the flags of pool {} are kept by the target that writes it: only a pool made with its \
+         flags at the metadata server can be followed: flipside format --mds HOST:PORT --flags mds",
         first.superblock.pool
     );
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
@@ -68,61 +64,20 @@ pub async fn serve(
         Either::Left((opened, _)) => opened?,
         Either::Right(_) => {
             info!("told to stop before anything was served");
-            return Ok(Ok(()));
+            return Ok(());
         }
     };
-    let (counters, latencies) = (Rc::<Counters>::default(), Rc::new(Latencies::watched(slow)));
-    let limits = Limits { read_only: true, ..Limits::default() };
-    let server: Server<Volume<OsEnv>> = Server::new(
-        env.ring(),
-        env.buffers(),
-        limits,
-        Rc::clone(&counters),
-        Rc::clone(&latencies),
-    )?;
-    let addresses = clients.iter().map(|bound| Box::new(bound.uris()) as Uris).collect();
-    for bound in clients {
-        server.listen(bound)?;
-    }
-    let fixed = Report {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pool: first.superblock.pool.to_string(),
-        pid: std::process::id(),
-        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
-        flags: FlagsReport::mds(),
-        mds: at.map(MdsReport::new),
-        ..Report::default()
-    };
-    let reader = Reader(Rc::new(Inner {
-        started: env.now(),
-        env: env.clone(),
-        follower: follower.clone(),
-        server: server.clone(),
-        counters,
-        latencies,
-        addresses,
-        fixed,
-    }));
-    reader.offer();
-    env.spawn(reader.clone().offer_all());
+    let fixed = fixed_report(&members, FlagsReport::mds(), at);
+    let reader = Reader::start(&env, follower, clients, slow, fixed)?;
     control::serve(env.ring(), operators, reader.clone())?;
     say_ready(&reader.exports());
     let signal = signals.next().await?;
     info!(?signal, "stopping");
-    // The manager waits for the end in any case.
-    let _ = notify("STOPPING=1");
-    let drained = Box::pin(server.drain());
-    let enough = select(Box::pin(signals.next()), Box::pin(env.sleep(DRAIN_TIME_MAX)));
-    if let Either::Right(_) = select(drained, enough).await {
-        warn!("{} clients are left behind", server.connections_open());
-    }
-    follower.close(CLOSE_PATIENCE).await;
-    Ok(Ok(()))
+    reader.stop(&signals).await;
+    Ok(())
 }
 
-fn device_of(
-    member: &PoolMember,
-) -> (crate::env::os::OsDisk, crate::format::layout::DeviceExtents) {
+fn device_of(member: &PoolMember) -> (OsDisk, DeviceExtents) {
     (member.claimed.disk.clone(), member.superblock.layout.extents)
 }
 
@@ -142,6 +97,44 @@ struct Inner {
 }
 
 impl Reader {
+    /// Offers the volumes to clients from now on.
+    fn start(
+        env: &OsEnv,
+        follower: Follower<OsEnv>,
+        clients: Vec<Bound>,
+        slow: Rc<SlowWatch>,
+        fixed: Report,
+    ) -> Result<Self> {
+        let (counters, latencies) = (Rc::<Counters>::default(), Rc::new(Latencies::watched(slow)));
+        let limits = Limits { read_only: true, ..Limits::default() };
+        let (ring, buffers) = (env.ring(), env.buffers());
+        let server =
+            Server::new(ring, buffers, limits, Rc::clone(&counters), Rc::clone(&latencies))?;
+        let addresses = clients.iter().map(|bound| Box::new(bound.uris()) as Uris).collect();
+        let (env, started) = (env.clone(), env.now());
+        let inner = Inner { env, follower, server, counters, latencies, addresses, fixed, started };
+        let reader = Reader(Rc::new(inner));
+        reader.offer();
+        reader.0.env.spawn(reader.clone().offer_all());
+        for bound in clients {
+            reader.0.server.listen(bound)?;
+        }
+        Ok(reader)
+    }
+
+    /// Answers what is under way, and takes no more requests.
+    async fn stop(&self, signals: &Signals) {
+        let Inner { env, server, follower, .. } = &*self.0;
+        // The manager waits for the end in any case.
+        let _ = notify("STOPPING=1");
+        let drained = Box::pin(server.drain());
+        let enough = select(Box::pin(signals.next()), Box::pin(env.sleep(DRAIN_TIME_MAX)));
+        if let Either::Right(_) = select(drained, enough).await {
+            warn!("{} clients are left behind", server.connections_open());
+        }
+        follower.close(CLOSE_PATIENCE).await;
+    }
+
     /// Offers the volumes that there are now, and no others.
     fn offer(&self) {
         let Inner { server, follower, .. } = &*self.0;
@@ -173,6 +166,7 @@ impl Reader {
         Report {
             exports: self.exports(),
             uptime_s: env.now().since(*started).as_secs(),
+            mds: fixed.mds.as_ref().map(|mds| mds.at(env.now(), follower.client_status(), None)),
             follow: Some(FollowReport::from(follower.status())),
             snapshot: Snapshot::take(counters, latencies, gauges),
             ..fixed.clone()

@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table};
 
 use super::status::Report;
 use super::values::Size;
-use crate::observe::{LatencySummary, Rates, Snapshot, SpaceGauges, VolumeGauges};
+use crate::observe::{GrantGauges, LatencySummary, Rates, Snapshot, SpaceGauges, VolumeGauges};
 
 /// Lines of a name and a value.
 #[derive(Default)]
@@ -45,6 +45,10 @@ pub fn text(report: &Report) -> String {
     out.line("connections", &format!("{} open", now.connections_open));
     out.table(&volume_table(&now.volumes));
     out.line("space", &space_text(now.space));
+    if let Some(level) = now.grant.level {
+        let silent_ms = now.waiting.metadata_server_silent_ms;
+        out.line("grant", &grant_text(now.grant, level, silent_ms));
+    }
     let Snapshot { journal_extents_free, journal_slots_free, journal_slots, .. } = now;
     let journal = format!(
         "{journal_extents_free} extents free for new writes, {journal_slots_free} of \
@@ -104,6 +108,20 @@ fn space_text(space: SpaceGauges) -> String {
     let mark = mark.unwrap_or_default();
     format!(
         "{used} of {all} used, {percent}%{mark} ({data_extents_used} of {data_extents} extents)"
+    )
+}
+
+fn grant_text(grant: GrantGauges, level: u32, silent_ms: Option<u64>) -> String {
+    let GrantGauges { extents_left, data_left, more, .. } = grant;
+    let data_left = data_left.min(extents_left);
+    let server = match silent_ms {
+        Some(ms) => format!("silent for {} s: this is all there is until it is back", ms / 1000),
+        None if more => "there".to_owned(),
+        None => "there, and has no more".to_owned(),
+    };
+    format!(
+        "{extents_left} extents in hand of the {level} to be kept, {data_left} of them for new \
+         data; the metadata server is {server}"
     )
 }
 
@@ -207,6 +225,26 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
+    }
+
+    /// Goal: with part of the pool in hand, what is left of it is said, and whether more may come.
+    #[test]
+    fn the_grant_is_told() {
+        let grant = GrantGauges { level: Some(64), extents_left: 9, data_left: 20, more: true };
+        for (silent, more, server) in [
+            (None, true, "is there"),
+            (None, false, "is there, and has no more"),
+            (Some(61_500), true, "is silent for 61 s: this is all there is until it is back"),
+        ] {
+            let mut report = Report::default();
+            report.snapshot.grant = GrantGauges { more, ..grant };
+            report.snapshot.waiting.metadata_server_silent_ms = silent;
+            let text = text(&report);
+            let line = text.lines().find(|line| line.starts_with("grant")).expect("a line of it");
+            assert!(line.contains("9 extents in hand of the 64 to be kept, 9 of them"), "{line}");
+            assert!(line.ends_with(&format!("the metadata server {server}")), "{line}");
+        }
+        assert!(!text(&Report::default()).contains("grant"));
     }
 
     /// Goal: a target at rest says that nothing waits.

@@ -62,8 +62,12 @@ pub struct OwnerArgs {
 pub struct Reservations(Vec<(File, Key)>);
 
 impl OwnerArgs {
-    /// The terms on which the pool is claimed.
-    pub fn terms(&self) -> Result<Ownership> {
+    /// The terms on which the pool is claimed. A server in this process is the devices' own: they
+    /// may be carried to another machine.
+    pub fn terms(&self, mds: &MdsArgs) -> Result<Ownership> {
+        if mds.mds.is_none() {
+            return Ok(Ownership::default());
+        }
         let lease = self.shared.then_some(self.lease.0);
         Ok(Ownership { host: self.host()?, lease, fenced: self.fenced })
     }

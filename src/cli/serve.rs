@@ -8,6 +8,7 @@
 //!   committed, and the exit code is 0. A second signal does not wait for clients.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -25,8 +26,8 @@ use super::network::MdsArgs;
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::owner::OwnerArgs;
-use super::status::{MdsReport, Recovery, Report};
-use super::values::{CommitInterval, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
+use super::status::{FlagsReport, MdsReport, Recovery, Report};
+use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -35,11 +36,12 @@ use crate::env::os::notify::notify;
 use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
-use crate::format::superblock::FlagsPlace;
+use crate::format::superblock::{FlagsPlace, Superblock};
 use crate::front::control;
 use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
 use crate::observe::{Latencies, SlowWatch};
+use crate::unit::grant::default_level;
 use crate::unit::{Config, Member, Unit, UnitParts, Volume};
 
 /// Memory for all I/O, in bytes.
@@ -112,6 +114,10 @@ pub struct Args {
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
     mds_timeout: MdsTimeout,
+    /// How many free extents to keep in hand, for when the metadata server is away [default: all;
+    /// with --mds a sixteenth of the pool, and 1024 at least]
+    #[arg(long, value_name = "EXTENTS|all")]
+    grant: Option<Grant>,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -139,7 +145,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let served = ring.block_on(async {
         if args.follow {
-            return follow::serve(env, args, passed, signals).await.map(|ended| (ended, None));
+            return follow::serve(env, args, passed, signals).await.map(|()| (Ok(()), None));
         }
         serve(env, args, passed, signals).await
     });
@@ -148,6 +154,12 @@ pub fn run(args: Args) -> Result<()> {
     let (ended, own_server) = served?;
     own_server.map(OwnServer::await_end);
     ended
+}
+
+/// How many extents of the pool's to keep in hand: all, where there is no other who serves them.
+fn grant(args: &Args, pool_extents: u32) -> Option<u32> {
+    let chosen = || args.mds.mds.is_some().then(|| default_level(pool_extents));
+    args.grant.map_or_else(chosen, |grant| grant.0)
 }
 
 /// Serves until told to stop; how that went, and the metadata server that is left.
@@ -167,17 +179,8 @@ async fn serve(
     let pool = first.superblock.pool;
     let (clients, operators) = bind(&args, passed, pool)?;
     let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
-    let config = Config {
-        commit_interval: args.commit_interval.0,
-        settle: args.settle.into(),
-        warn_full: args.warn_full.0.clone(),
-        discard: args.discard,
-        mds_timeout: args.mds_timeout.0,
-        ownership: args.owner.terms()?,
-        ..Config::default()
-    };
     let latencies = Rc::new(Latencies::watched(slow));
-    let parts = parts(&env, config, &members, nvram, link, latencies);
+    let parts = parts(&env, config(&args, &first.superblock)?, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
@@ -202,16 +205,7 @@ async fn serve(
     for bound in clients {
         server.listen(bound)?;
     }
-    let fixed = Report {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pool: pool.to_string(),
-        pid: std::process::id(),
-        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
-        flags,
-        mds: mds.map(MdsReport::new),
-        recovery,
-        ..Report::default()
-    };
+    let fixed = Report { recovery, ..fixed_report(&members, flags, mds) };
     let target = Target::new(&env, unit.clone(), server.clone(), latencies, addresses, fixed);
     let exports = target.exports();
     control::serve(ring, operators, target)?;
@@ -223,6 +217,38 @@ async fn serve(
         reservations.release();
     }
     Ok((ended, own_server))
+}
+
+/// What does not change of a target's reports.
+pub(super) fn fixed_report(
+    members: &[PoolMember],
+    flags: FlagsReport,
+    mds: Option<SocketAddr>,
+) -> Report {
+    let [first, ..] = members else { unreachable!("a pool has a device") };
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pool: first.superblock.pool.to_string(),
+        pid: std::process::id(),
+        devices: members.iter().map(|member| member.claimed.path.display().to_string()).collect(),
+        flags,
+        mds: mds.map(MdsReport::new),
+        ..Report::default()
+    }
+}
+
+/// What the unit is told of all that can be tuned.
+fn config(args: &Args, first: &Superblock) -> Result<Config> {
+    Ok(Config {
+        commit_interval: args.commit_interval.0,
+        settle: args.settle.into(),
+        warn_full: args.warn_full.0.clone(),
+        discard: args.discard,
+        mds_timeout: args.mds_timeout.0,
+        ownership: args.owner.terms(&args.mds)?,
+        grant: grant(args, first.pool_extents()),
+        ..Config::default()
+    })
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.

@@ -337,8 +337,8 @@ mod tests {
         let second = std::time::Duration::from_secs(1);
         let status = FollowStatus { view: 3 << 32 | 7, lease_left: second, ..Default::default() };
         let mut report = FollowReport::from(status);
-        let text = "view 3.7, 0 ms old, 1.0 s of the lease left; 0 reads, 0 of them again, 0 polls, \
-                    all lines read 0 times";
+        let text = "view 3.7, 0 ms old, 1.0 s of the lease left; 0 reads, 0 of them again, 0 \
+                    polls, all lines read 0 times";
         assert_eq!(report.text(), text);
         report.lease_left_ms = 0;
         assert!(report.text().contains("OVER"));

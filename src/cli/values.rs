@@ -45,6 +45,9 @@ pub enum ValueError {
     /// Not the size of a datagram.
     #[error("the size of a datagram is a number of bytes from 1200 to 65507")]
     DatagramSize,
+    /// Not a grant.
+    #[error("a grant is a number of extents, not zero; or all")]
+    Grant,
     /// Not a mode of a file.
     #[error("a mode is octal, as in 660, and at most 777")]
     Mode,
@@ -120,6 +123,22 @@ impl FromStr for MdsTimeout {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         parse_time(text).map(Self)
+    }
+}
+
+/// How many free extents a target keeps in hand; `None` is all of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant(pub Option<u32>);
+
+impl FromStr for Grant {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text == "all" {
+            return Ok(Self(None));
+        }
+        let count = text.parse().ok().filter(|count| *count > 0);
+        count.map(|count| Self(Some(count))).ok_or(ValueError::Grant)
     }
 }
 
@@ -276,6 +295,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Goal: a grant is some extents or all of them, never none.
+    #[test]
+    fn grants_are_counted() {
+        assert_eq!("all".parse(), Ok(Grant(None)));
+        assert_eq!("1024".parse(), Ok(Grant(Some(1024))));
+        for text in ["0", "", "-1", "5%", "4294967296", "All"] {
+            assert_eq!(text.parse::<Grant>(), Err(ValueError::Grant), "{text}");
+        }
+    }
 
     /// Goal: suffixes are powers of two in every usual spelling; decimal ones are refused.
     #[test]

@@ -46,8 +46,9 @@ pub enum ReadError {
 pub enum FollowError {
     /// The flags are where this machine does not see them.
     #[error(
-        "the pool's flags are kept by the target that writes it: only a pool whose flags are at \
-         the metadata server can be read beside it; move them: flipside flags move --to mds"
+        "the pool's flags are kept by the target that writes it: only a pool made with its flags \
+         at the metadata server can be read beside it (flipside format --mds HOST:PORT --flags \
+         mds)"
     )]
     FlagsElsewhere,
     /// The server refused, or its answer makes no sense.

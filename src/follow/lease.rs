@@ -1,5 +1,8 @@
 //! A lease by the clock of who holds it: counted from when the request that renewed it was sent,
 //! less a margin for clocks that do not run alike.
+//!
+//! A reader sends nothing to devices that could arrive late, so the margin is smaller than that of
+//! a unit; and what has ended begins again when the server answers.
 
 use std::time::Duration;
 

@@ -48,7 +48,7 @@ use self::lease::Lease;
 use crate::env::{Env, Moment};
 use crate::format::ids::{ExtentId, HostId, LogicalExtent, PoolId, UnitId, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
-use crate::mds::client::Client;
+use crate::mds::client::{Client, ClientStatus};
 use crate::mds::records::{Claim, VolumeInfo};
 
 /// The lease of a follower where nothing else was said.
@@ -217,6 +217,11 @@ impl<E: Env> Follower<E> {
             again: counters.again.get(),
             readings: counters.readings.get(),
         }
+    }
+
+    /// How the exchange with the metadata server goes, where there is a session.
+    pub fn client_status(&self) -> ClientStatus {
+        self.0.client.borrow().as_ref().map(Client::status).unwrap_or_default()
     }
 
     /// Where in which volume an extent is, as far as is known here.

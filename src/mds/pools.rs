@@ -301,19 +301,28 @@ impl Hosted {
 
     fn commit(&mut self) -> Result<(), StoreError> {
         let mut all = std::mem::take(&mut self.changes);
-        for pool in std::mem::take(&mut self.touched) {
-            if let Some(known) = self.pools.get_mut(&pool) {
+        let touched = std::mem::take(&mut self.touched);
+        for pool in &touched {
+            if let Some(known) = self.pools.get_mut(pool) {
                 all.extend(placed(known.number, known.catalog.take_changes()));
             }
         }
-        if all.is_empty() { Ok(()) } else { self.store.commit(&all) }
+        if !all.is_empty() {
+            self.store.commit(&all)?;
+        }
+        let known = self.pools.iter_mut().filter(|(pool, _)| touched.contains(pool));
+        known.for_each(|(_, known)| known.catalog.committed());
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::ids::{ExtentId, ExtentRun, UnitId};
+    use crate::format::ids::{
+        ExtentId, ExtentRun, Generation, LogicalExtent, PairId, Slot, UnitId, VolumeId,
+    };
+    use crate::format::record::{Binding, Record};
     use crate::mds::catalog::space::Use;
     use crate::mds::redb_store::RedbStore;
     use crate::mds::testing::{EXTENT_SIZE, Memory};
@@ -364,6 +373,38 @@ mod tests {
         pools.register(ONE, spec(10)).unwrap();
         assert_eq!(pools.counters(ONE).extents_free, 0);
         assert!(pools.catalog(PoolId([3; 16])).is_none());
+    }
+
+    /// Goal: lines of a pool among others that change are a new view of it and of no other, which
+    /// tells what changed; views grow over a start of the server.
+    #[test]
+    fn views_of_many_pools() {
+        let memory = Memory::default();
+        let mut pools = open(&memory);
+        for pool in [ONE, TWO] {
+            pools.register(pool, spec(10)).unwrap();
+        }
+        pools.commit().unwrap();
+        let view = |pools: &Pools, pool| pools.catalog(pool).unwrap().view();
+        let first = view(&pools, ONE);
+        let one = pools.catalog_mut(ONE).unwrap();
+        one.allocate(UNIT, Use::Data, 10);
+        let binding = Binding {
+            generation: Generation(1),
+            owner: Some((VolumeId(1), LogicalExtent(0))),
+            extents: [Some(ExtentId(3)), None],
+            data_slot: Slot::Zero,
+        };
+        one.harden(UNIT, &[Record::Binding { pair: PairId(2), binding }]).unwrap();
+        pools.commit().unwrap();
+        let second = view(&pools, ONE);
+        assert!(second > first);
+        assert_eq!(view(&pools, TWO), first);
+        let changes = |since| pools.catalog(ONE).unwrap().changes(UNIT, since, 9).unwrap();
+        assert_eq!(changes(first).unwrap().lines.len(), 1);
+        assert_eq!(changes(second).unwrap().lines, []);
+        drop(pools);
+        assert!(view(&open(&memory), ONE) > second);
     }
 
     /// Goal: of a forgotten pool nothing is left, whether it was durable or not; it may be

@@ -21,8 +21,8 @@ pub use latency::{Latencies, Operation};
 pub use rates::{RateWindow, Rates, SAMPLE_INTERVAL};
 pub use slow::SlowWatch;
 pub use snapshot::{
-    DeviceBytes, Gauges, LatencySummary, OperationLatencies, RequestCounts, Snapshot, SpaceGauges,
-    VolumeGauges,
+    DeviceBytes, Gauges, GrantGauges, LatencySummary, OperationLatencies, RequestCounts, Snapshot,
+    SpaceGauges, VolumeGauges,
 };
 pub use waiting::{
     Cause, CommitGauges, CommitStep, SettleGauges, SettleStep, Wait, WaitGauges, Waiters,

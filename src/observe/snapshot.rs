@@ -11,6 +11,8 @@ pub struct Gauges {
     pub journal_extents_free: u64,
     /// How full the pool is.
     pub space: SpaceGauges,
+    /// What the metadata server has granted ahead of need.
+    pub grant: GrantGauges,
     /// Free and all slots of the journal.
     pub journal_slots: [u64; 2],
     /// What waits, and for what.
@@ -36,6 +38,19 @@ pub struct SpaceGauges {
     pub percent: u8,
     /// The highest mark of `--warn-full` that is crossed.
     pub mark_crossed: Option<u8>,
+}
+
+/// What is left of what the metadata server has granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantGauges {
+    /// Extents that are kept in hand (`--grant`); none where that is all of the pool.
+    pub level: Option<u32>,
+    /// Free extents in hand, for data and journal areas.
+    pub extents_left: u64,
+    /// How many of them may become data areas, and of those still to be granted.
+    pub data_left: u64,
+    /// Whether the metadata server may have more: it has not said that it has not.
+    pub more: bool,
 }
 
 /// One volume at the moment of the snapshot.
@@ -150,6 +165,8 @@ pub struct Snapshot {
     pub journal_slots: u64,
     /// How full the pool is.
     pub space: SpaceGauges,
+    /// What the metadata server has granted ahead of need.
+    pub grant: GrantGauges,
     /// What waits, and for what.
     pub waiting: WaitGauges,
     /// What is done in a second, over the last few.
@@ -193,6 +210,7 @@ impl Snapshot {
             journal_slots_free: gauges.journal_slots[0],
             journal_slots: gauges.journal_slots[1],
             space: gauges.space,
+            grant: gauges.grant,
             waiting: gauges.waiting,
             rates: gauges.rates,
             requests: RequestCounts {

@@ -118,6 +118,8 @@ pub struct WaitGauges {
     pub metadata_server: u64,
     /// How long the metadata server has been silent, in milliseconds, where it is.
     pub metadata_server_silent_ms: Option<u64>,
+    /// Whether the metadata server is asked for the extents that are waited for.
+    pub extents_asked_for: bool,
     /// The settle under way.
     pub settle: Option<SettleGauges>,
     /// How long a checkpoint of the journal has been under way, in milliseconds.
@@ -134,7 +136,12 @@ impl WaitGauges {
             _ => said.push(format!("{count} {} wait {why}", what.1)),
         };
         let request = ("request", "requests");
-        wait(self.extents, request, &format!("for journal space: {}", self.settle_text()));
+        let extents = if self.extents_asked_for {
+            "for extents: the metadata server is asked for more of them".to_owned()
+        } else {
+            format!("for journal space: {}", self.settle_text())
+        };
+        wait(self.extents, request, &extents);
         wait(self.throttled, request, "a few milliseconds each: free extents run low");
         wait(self.epoch, request, "for room: the open epoch is full and must be committed first");
         wait(self.blocks, request, "for blocks that a request, a commit or a settle holds");
@@ -148,7 +155,7 @@ impl WaitGauges {
         for volume in volumes.iter().filter(|volume| volume.latched.is_none()) {
             said.extend(volume.commit.map(|commit| commit.sentence(&volume.name)));
         }
-        if self.extents == 0 && self.settle.is_some() {
+        if (self.extents == 0 || self.extents_asked_for) && self.settle.is_some() {
             said.push(self.settle_text());
         }
         said.extend(self.checkpoint_ms.map(|ms| format!("a checkpoint, for {} so far", time(ms))));
@@ -221,6 +228,10 @@ mod tests {
             (
                 WaitGauges { extents: 1, ..none },
                 "1 request waits for journal space: a settle is about to begin",
+            ),
+            (
+                WaitGauges { extents: 2, extents_asked_for: true, ..none },
+                "2 requests wait for extents: the metadata server is asked for more of them",
             ),
             (
                 WaitGauges { settle: settle(SettleStep::Hardening), ..none },

@@ -93,6 +93,13 @@ impl Flipside {
         self
     }
 
+    /// The same pool with that grant from the next start on.
+    #[must_use]
+    pub fn with_grant(mut self, grant: Option<u32>) -> Self {
+        self.config.grant = grant;
+        self
+    }
+
     /// The same as a pool of that name at a host that it shares with others.
     #[must_use]
     pub fn hosted(mut self, pool: PoolId, seat: Seat) -> Self {

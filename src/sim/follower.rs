@@ -348,8 +348,10 @@ impl World {
             self.env.sleep(Duration::from_millis(rng.log_between(10, 3_000))).await;
             match rng.below(4) {
                 0 => {
-                    let most = 3 * LEASE.as_nanos() as u64;
-                    let until = self.env.now().0 + rng.log_between(1_000_000, most);
+                    let lease = LEASE.as_nanos() as u64;
+                    let long = rng.chance(500_000);
+                    let [least, most] = if long { [lease, 4 * lease] } else { [1_000_000, lease] };
+                    let until = self.env.now().0 + rng.log_between(least, most);
                     self.watch.cut_until.set(Moment(until));
                 }
                 1 => {
@@ -359,7 +361,7 @@ impl World {
                 }
                 2 => self.watch.stalls.set((0, Duration::ZERO)),
                 _ => {
-                    let longest = 2 * LEASE.as_millis() as u64;
+                    let longest = 3 * LEASE.as_millis() as u64;
                     let stall = Duration::from_millis(rng.log_between(1, longest));
                     self.watch.stalls.set((rng.pick(&[1_000, 50_000]), stall));
                 }

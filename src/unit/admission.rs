@@ -277,8 +277,9 @@ impl<E: Env> Inner<E> {
     }
 }
 
-/// While someone waits for extents that a settle must bring, later requests for pairs that could be settled wait behind
-/// them: or a pair that is always being written would never be quiet enough to be settled.
+/// While someone waits for extents that a settle must bring, later requests for pairs that could be
+/// settled wait behind them: or a pair that is always being written would never be quiet enough.
+/// Nobody waits behind those whom the metadata server may help: it may be away for long.
 fn check_turn(state: &State, parts: &Parts, ticket: u64) -> Result<(), Blocked> {
     let first = state.space_queue.front().filter(|_| state.must_settle());
     let later = first.is_some_and(|(first, _)| *first < ticket);

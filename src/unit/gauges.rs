@@ -6,7 +6,8 @@ use super::state::Domain;
 use super::{Inner, Unit, fullness};
 use crate::env::{Env, Moment};
 use crate::observe::{
-    Cause, CommitGauges, Gauges, SettleGauges, SettleStep, SpaceGauges, VolumeGauges, WaitGauges,
+    Cause, CommitGauges, Gauges, GrantGauges, SettleGauges, SettleStep, SpaceGauges, VolumeGauges,
+    WaitGauges,
 };
 
 /// What the background does.
@@ -82,7 +83,13 @@ impl<E: Env> Unit<E> {
                 percent: fullness::percent(used, total),
                 mark_crossed: state.fullness.crossed(),
             },
-            waiting: self.0.wait_gauges(),
+            grant: GrantGauges {
+                level: state.grant.level(),
+                extents_left: state.pool.available().into(),
+                data_left: state.pool.data_left(),
+                more: state.grant.more_extents(),
+            },
+            waiting: self.0.wait_gauges(state.grant.may_supply(state.pool.left())),
             volumes: volumes.collect(),
             ..Gauges::default()
         }
@@ -100,7 +107,7 @@ impl<E: Env> Inner<E> {
         Some(CommitGauges { step, since_ms: self.age_ms(started), in_flight })
     }
 
-    fn wait_gauges(&self) -> WaitGauges {
+    fn wait_gauges(&self, extents_asked_for: bool) -> WaitGauges {
         let server = self.mds.status();
         let count = |cause| self.waiters.count(cause);
         let settle = self.progress.settle.get().filter(|(_, areas, _)| *areas > 0);
@@ -117,6 +124,7 @@ impl<E: Env> Inner<E> {
             commit: count(Cause::Commit),
             metadata_server: server.waiting as u64,
             metadata_server_silent_ms: server.silent_since.map(|since| self.age_ms(since)),
+            extents_asked_for,
             settle,
             checkpoint_ms: self.progress.checkpoint.get().map(|since| self.age_ms(since)),
         }

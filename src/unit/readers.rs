@@ -2,8 +2,8 @@
 //!
 //! Readers do not hold blocks. They enter here before they look up where contents lie and leave
 //! when their reads have ended; whoever took an extent out of every map waits for those that had
-//! entered before. Those who read beside the unit, by lines that the metadata server tells them, say
-//! there how far they have followed, and are waited for as well.
+//! entered before. Those who read beside the unit, by lines that the metadata server tells them,
+//! say there how far they have followed, and are waited for as well.
 
 use std::cell::Cell;
 use std::time::Duration;

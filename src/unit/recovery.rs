@@ -203,10 +203,11 @@ impl<E: Env> Found<E> {
         let Parts { env, pool, unit, .. } = parts;
         let counted = Claim::of(*pool, *unit, Incarnation::default());
         let claim = parts.config.ownership.claim(Claim { incarnation: None, ..counted });
-        let claimed = env.now();
         let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
-        // What an earlier start has freed may be read still.
+        // What an earlier start has freed may be read still, for as long as a reader's lease.
         followed(env, &client, client.renew().await?).await?;
+        let claimed = env.now();
+        client.renew().await?;
         let mut lines = vec![Line::FREE; pairs as usize];
         for (pair, line) in client.lines().await?.lines {
             let place = lines.get_mut(pair.0 as usize).ok_or_else(|| {

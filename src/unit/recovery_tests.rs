@@ -112,6 +112,27 @@ fn the_server_is_told_what_it_missed() {
     }
 }
 
+/// Goal: a store that lacks an extent of a pair, as it was made anew, is told from one that does
+/// not, wherever the runs end.
+#[test]
+fn missing_grants_are_seen() {
+    let lines = [line(0, 1, [Some(2), None]), released(3), line(1, 1, [Some(7), Some(4)])];
+    let run = |(start, count)| ExtentRun { start: ExtentId(start), count };
+    for (runs, all) in [
+        (vec![(0, 10)], true),
+        (vec![(2, 1), (4, 1), (7, 1)], true),
+        (vec![(2, 3), (6, 2)], true),
+        (vec![], false),
+        (vec![(0, 2), (3, 7)], false),
+        (vec![(0, 7), (8, 2)], false),
+        (vec![(0, 4), (5, 5)], false),
+    ] {
+        let runs: Vec<ExtentRun> = runs.into_iter().map(run).collect();
+        assert_eq!(has_all(&runs, &lines), all, "{runs:?}");
+    }
+    assert!(has_all(&[], &[released(1)]));
+}
+
 /// Goal: pairs come to their volumes, and free ones to the pool of numbers; a pair of a volume that
 /// there is not, of an extent beyond its end, or of one that another pair has, is damage.
 #[test]

@@ -32,7 +32,7 @@ use flipside::mds::catalog::PoolSpec;
 use flipside::mds::log::format::RecordBuffer;
 use flipside::mds::overview::Section;
 use flipside::mds::raw::{self, RawAttach, RawForget, RawPage, RawPair, RawPrimitive, RawVolume};
-use flipside::mds::records::{Claim, PairRecord, Primitive};
+use flipside::mds::records::{Claim, Grants, PairRecord, Primitive};
 use flipside::mds::session::{Answer, Session};
 use flipside::mds::store::{Changes, Table};
 use flipside::mds::volume_table::Kept;
@@ -370,13 +370,15 @@ fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
     let mut session: Session<()> = Session::new(claim, 1472, 0);
     session.executed(Answer { operation: Operation::Transact, outcome: Ok(vec![1, 2, 3]) });
     let request = |operation, body: &[u8]| one(&header(Kind::Request, operation), body);
+    let run = ExtentRun { start: ExtentId(3), count: 9 };
+    let grants = raw::grants_body(&Grants { runs: vec![run], data_quota: 9 });
     let reply = |operation, body: &[u8]| one(&header(Kind::Reply(Ok(())), operation), body);
     let refused = Kind::Reply(Err(flipside::mds::error::Refusal::NameTaken));
     vec![
         ("transact", request(Operation::Transact, transact.as_bytes())),
         ("first_of_three", request(Operation::Transact, &[0; 3000])),
         ("layout", reply(Operation::Layout, &owned)),
-        ("grants", reply(Operation::AllocateDataExtents, &[3, 0, 0, 0, 9, 0, 0, 0])),
+        ("grants", reply(Operation::AllocateDataExtents, &grants)),
         ("volume", reply(Operation::CreateVolume, volume.as_bytes())),
         ("pool_spec", request(Operation::RegisterPool, &raw::pool_spec_body(POOL, &pool_spec()))),
         ("overview", request(Operation::Overview, &Section::Sessions(3).body(100))),

@@ -323,6 +323,11 @@ impl SimEnv {
         self.0.world.borrow_mut().server = Some(server);
     }
 
+    /// Cuts the network between clients and server, both ways, or makes it whole again.
+    pub fn cut_network(&self, cut: bool) {
+        self.0.world.borrow_mut().network.cut(cut);
+    }
+
     /// Plans the crash for the environment call after `more` others, or calls it off.
     pub fn crash_in(&self, more: Option<u64>) {
         self.0.world.borrow().calls.crash_in(more);

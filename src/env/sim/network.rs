@@ -47,6 +47,11 @@ impl Network {
         self.past.drain(..surplus);
         Self { cut_until: [0; 2], ..self }
     }
+
+    /// Nothing is carried any more, or all is.
+    pub fn cut(&mut self, cut: bool) {
+        self.cut_until = [if cut { u64::MAX } else { 0 }; 2];
+    }
 }
 
 impl World {

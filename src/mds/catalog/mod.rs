@@ -270,10 +270,19 @@ impl Catalog {
         Ok(())
     }
 
-    /// All changes since the last time, for who commits them in place of the catalog.
+    /// All changes since the last time, for who commits them in place of the catalog and says so
+    /// by [`Catalog::committed`].
     pub fn take_changes(&mut self) -> Changes {
         self.put_runs();
+        if !self.changes.is_empty() {
+            self.put_start();
+        }
         std::mem::take(&mut self.changes)
+    }
+
+    /// What was taken is durable.
+    pub fn committed(&mut self) {
+        self.views.turn_ends();
     }
 
     /// What was done since the catalog was opened, and what it holds; the server adds its own.
