@@ -35,7 +35,7 @@ impl Lease {
     /// A request that was sent then was answered. One that was sent earlier than another changes
     /// nothing.
     pub fn renew(&mut self, sent: Moment) {
-        let good = self.length - self.length / MARGIN;
+        let good = self.length.saturating_sub(self.length / MARGIN);
         self.until = self.until.max(Moment(sent.0.saturating_add(good.as_nanos() as u64)));
     }
 

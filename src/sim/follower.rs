@@ -37,7 +37,7 @@ const EXTENTS: usize = 5;
 const POOL_EXTENTS: u32 = 11;
 const RESERVE: u32 = 4;
 const GRANULES: usize = EXTENTS * EXTENT / GRANULE;
-const LEASE: Duration = Duration::from_millis(1000);
+const LEASE: Duration = Duration::from_secs(1);
 const READERS: u64 = 3;
 /// How long a read may take in virtual time.
 const READ_TIME_MAX: Duration = Duration::from_secs(120);

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::future::Ready;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -204,14 +205,19 @@ impl Disk for SpiedDisk {
         _: View,
         _: Durability,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        async move { panic!("a reader writes at {offset}") }
+        refused(&format!("a reader writes at {offset}"))
     }
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
-        async { panic!("a reader flushes") }
+        refused("a reader flushes")
     }
 
     fn discard(&self, offset: u64, _: u64) -> impl Future<Output = io::Result<()>> + 'static {
-        async move { panic!("a reader discards at {offset}") }
+        refused(&format!("a reader discards at {offset}"))
     }
+}
+
+/// What no reader does.
+fn refused(what: &str) -> Ready<io::Result<()>> {
+    panic!("{what}")
 }

@@ -191,7 +191,7 @@ mod tests {
         for lease in [3.0, 5.0, 10.0, 60.0, 3600.0].map(seconds) {
             let renewed = Moment(1_000_000_000);
             let at = |since: Duration| Moment(renewed.0 + since.as_nanos() as u64);
-            let end = lease - (lease / 10).max(seconds(1.0));
+            let end = lease.saturating_sub((lease / 10).max(seconds(1.0)));
             for tenth in 0..20 {
                 let now = at(lease * tenth / 10);
                 let left = left(lease, renewed, now);
@@ -199,7 +199,8 @@ mod tests {
                 assert_eq!(left.is_zero(), now >= at(end), "{lease:?} {tenth}");
             }
             assert!(left(lease, renewed, at(end)).is_zero());
-            assert!(!left(lease, renewed, at(end - Duration::from_nanos(1))).is_zero());
+            let before = end.saturating_sub(Duration::from_nanos(1));
+            assert!(!left(lease, renewed, at(before)).is_zero());
             assert!(lease / 3 * 2 <= end, "two renewals fit in {lease:?}");
             assert_eq!(pause(lease, end), lease / 3);
             assert_eq!(pause(lease, Duration::from_nanos(5)), Duration::from_nanos(5));
