@@ -154,7 +154,8 @@ mod tests {
         assert_eq!((facts.pools.len(), facts.sessions), (2, 1));
         assert_eq!(facts.pools[0].1.pairs.len(), 10);
         let mut rng = Rng::new(1);
-        for table in Table::ALL {
+        // A count of starts that is missing reads as that of a store before its first.
+        for table in Table::ALL.into_iter().filter(|table| *table != Table::Starts) {
             for (key, value) in opened(&good).range(table, &[], 100).unwrap() {
                 let place = (table, key.clone());
                 let mut elsewhere = key.clone();
