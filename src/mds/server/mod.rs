@@ -405,7 +405,10 @@ impl<P: Clone + PartialEq> Server<P> {
             && let Ok(asked) = raw::one::<RawSince>(body)
             && let Some(session) = self.sessions.get_mut(&header.session)
         {
-            session.acknowledge(asked.used.get());
+            // A view that there is not, of a store that lost count, says nothing of later ones.
+            let catalog = self.pools.catalog(session.claim().pool);
+            let view = catalog.map_or(0, Catalog::view);
+            session.acknowledge(if asked.used.get() <= view { asked.used.get() } else { 0 });
         }
         let result = match claim {
             Some(claim) => self.answer_query(header.operation, claim, body),
