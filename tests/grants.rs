@@ -180,3 +180,39 @@ fn the_server_is_away() {
     env.run(LIMIT, work).expect("it ends");
     machine.halt(&env, Crash::Power);
 }
+
+/// Goal: a target that is told to stop while the server is silent, and a settle waits for it, ends
+/// with everything committed; the server is told at the next start.
+#[test]
+fn a_stop_does_not_wait_for_a_silent_server() {
+    let engine = engine().with_grant(None);
+    let mut machine = formatted(&engine, 9, LIMIT);
+    let (env, serving) = started(&mut machine, &engine, LIMIT);
+    let handle = env.clone();
+    let work = async move {
+        let [volume] = serving.volumes().try_into().ok().expect("one volume");
+        for stamp in 1..=2 {
+            write(&volume, 0, 8, stamp).await.unwrap();
+            volume.flush().await.unwrap();
+        }
+        quiet(&handle, &serving).await;
+        handle.cut_network(true);
+        let unit = serving.unit().clone();
+        let settled = Rc::new(RefCell::new(false));
+        let done = Rc::clone(&settled);
+        handle.spawn(async move {
+            // It may never end.
+            let _ = unit.settle(None).await;
+            *done.borrow_mut() = true;
+        });
+        handle.sleep(Duration::from_secs(1)).await;
+        assert!(!*settled.borrow(), "the settle waits for the server");
+        serving.unit().shut_down().await.expect("everything is committed");
+    };
+    env.run(LIMIT, work).expect("it ends");
+    machine.halt(&env, Crash::Power);
+    let (env, serving) = started(&mut machine, &engine, LIMIT);
+    let handle = env.clone();
+    let told = env.run(LIMIT, async move { quiet(&handle, &serving).await });
+    assert_eq!(told.expect("it ends").waiting.metadata_server_silent_ms, None);
+}

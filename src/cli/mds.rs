@@ -11,10 +11,11 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::{Either, select};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::network::{self, HostPort, KeyArgs, MdsArgs};
@@ -28,6 +29,9 @@ use crate::mds::hosted;
 use crate::mds::pools::Pools;
 use crate::mds::server::Server;
 use crate::uring::{Ring, RingOptions};
+
+/// How long a socket that cannot receive is left alone.
+const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -135,7 +139,6 @@ async fn serve(
     signals: Signals,
 ) -> Result<()> {
     say_ready(port.at());
-    let mut failed = false;
     let mut stopping = Box::pin(signals.next());
     loop {
         let turn = match select(stopping, Box::pin(port.turn())).await {
@@ -147,17 +150,24 @@ async fn serve(
             }
             Either::Right((turn, waiting)) => {
                 stopping = waiting;
-                turn.context("datagrams cannot be received")?
+                match turn {
+                    Ok(turn) => turn,
+                    Err(error) => {
+                        warn!(%error, "datagrams could not be received; trying again");
+                        ring.sleep(RECEIVE_PAUSE).await;
+                        continue;
+                    }
+                }
             }
         };
         server.note_unauthenticated(port.unauthenticated());
-        port.answer(server.handle(Moment(ring.now_ns()), turn));
-        if let Some(error) = server.failure()
-            && !failed
-        {
-            failed = true;
-            error!(%error, "the metadata server serves no more: mend its store and start it again");
+        let answers = server.handle(Moment(ring.now_ns()), turn);
+        if let Some(error) = server.failure() {
+            // Not answered: targets take a silent server for one that comes back, as it may.
+            let error = anyhow::Error::new(error.clone());
+            return Err(error.context("the server ends; mend its store and start it again"));
         }
+        port.answer(answers);
     }
 }
 

@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tracing::{info, warn};
@@ -69,7 +70,7 @@ impl OwnerArgs {
             return Ok(Ownership::default());
         }
         let lease = self.shared.then_some(self.lease.0);
-        Ok(Ownership { host: self.host()?, lease, fenced: self.fenced })
+        Ok(Ownership { host: self.host()?, lease, fenced: self.fenced, ..Ownership::default() })
     }
 
     /// This machine.
@@ -78,19 +79,20 @@ impl OwnerArgs {
     }
 
     /// Makes sure, before anything is written, that the pool on these devices is of the metadata
-    /// server that was named, or of none, and not another host's, or that it is taken over.
+    /// server that was named, or of none, and not another host's, or that it is taken over: then
+    /// tells the lease of who had it, who reads by what it knows until that has ended.
     pub async fn secure(
         &self,
         env: &OsEnv,
         mds: &MdsArgs,
         claimed: &[Claimed],
-    ) -> Result<Reservations> {
+    ) -> Result<(Reservations, Duration)> {
         let [first, ..] = claimed else { bail!("no device") };
         let [one, other] = superblock_io::read_copies(&first.disk, env.buffers()).await;
         let (superblock, _) =
             choose(one, other).with_context(|| first.path.display().to_string())?;
         check_place(mds, &superblock)?;
-        let Some(server) = &mds.mds else { return Ok(Reservations::default()) };
+        let Some(server) = &mds.mds else { return Ok(Default::default()) };
         let at = server.resolve()?;
         let seen = overview(env, mds.link_to(env.ring(), at)?);
         let seen = answered(env, at, None, seen).await?;
@@ -99,16 +101,22 @@ impl OwnerArgs {
         if let Some(of) = owner.filter(|of| of.host != ours && !self.fenced) {
             bail!(refusal(superblock.pool, of));
         }
-        if !self.shared {
-            return Ok(Reservations::default());
+        let other = owner.filter(|of| of.host != ours);
+        let former = other.map_or(0, |of| of.lease_ms);
+        let former = Duration::from_millis(u64::from(former));
+        if !former.is_zero() {
+            info!(seconds = former.as_secs(), "waiting for the end of the former owner's lease");
         }
-        let theirs = owner.map(|of| of.host).filter(|host| *host != ours);
+        if !self.shared {
+            return Ok((Reservations::default(), former));
+        }
+        let theirs = other.map(|of| of.host);
         let mut held = Reservations::default();
         for of in claimed {
             held.reserve(&of.path, Key::of(ours), theirs.map(Key::of), self.fenced)
                 .with_context(|| of.path.display().to_string())?;
         }
-        Ok(held)
+        Ok((held, former))
     }
 }
 

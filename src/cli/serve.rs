@@ -172,7 +172,7 @@ async fn serve(
     signals: Signals,
 ) -> Result<(Result<()>, Option<OwnServer>)> {
     let claimed = device::claim_all(&env, &args.devices).await?;
-    let reservations = args.owner.secure(&env, &args.mds, &claimed).await?;
+    let (reservations, former_lease) = args.owner.secure(&env, &args.mds, &claimed).await?;
     let mut members = device::recognise(&env, claimed).await?;
     let (nvram, flags) = nvram::place(&env, &args.flags, &mut members).await?;
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
@@ -182,7 +182,9 @@ async fn serve(
     let (clients, operators) = bind(&args, passed, pool)?;
     let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
     let latencies = Rc::new(Latencies::watched(slow));
-    let parts = parts(&env, config(&args, &first.superblock)?, &members, nvram, link, latencies);
+    let mut config = config(&args, &first.superblock)?;
+    config.ownership.former_lease = former_lease;
+    let parts = parts(&env, config, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {

@@ -111,6 +111,11 @@ impl<E: Env, R: Region> Place<E, R> {
         }
     }
 
+    /// Whether the flags are at the metadata server.
+    pub fn is_at_server(&self) -> bool {
+        matches!(self, Place::Server(_))
+    }
+
     /// Why no more groups are taken, where none are.
     pub fn failure(&self) -> Option<Arc<str>> {
         match self {

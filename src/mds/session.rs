@@ -1,7 +1,7 @@
 //! One client's session as the server keeps it: the order of its mutations and their answers.
 //!
 //! ```text
-//!        floor            next                    next + WINDOW
+//!        floor            next                    floor + WINDOW
 //!   ───────┼────────────────┼───────────────────────────┼──────── sequence
 //!  answered,  executed, the   not executed: assembled,     dropped
 //!  forgotten  answer is kept  held, run in order
@@ -219,7 +219,8 @@ impl<P: Clone + PartialEq> Session<P> {
                 _ => Admitted::Dropped,
             };
         }
-        if sequence >= self.next + WINDOW || !(room || sequence == self.next) {
+        // Kept answers and what waits are a window together, whatever a client says it has heard.
+        if sequence >= self.floor + WINDOW || !(room || sequence == self.next) {
             return Admitted::Dropped;
         }
         self.place = Some(peer.clone());
@@ -404,6 +405,15 @@ mod tests {
         let none = session.admit(&(), &parse(&second[0]).unwrap(), false);
         assert_eq!(none, Admitted::Dropped);
         assert_eq!(session.admit(&(), &parse(&first[0]).unwrap(), false), Admitted::Ready);
+        // A client that never says what it has heard has no more answers kept than a window.
+        let mut session = new(1472);
+        for sequence in 1..WINDOW {
+            assert_eq!(admit(&mut session, &request(sequence, 0, b"x")[0]), Admitted::Ready);
+            session.take_ready().unwrap();
+            session.executed(answer(b"y"));
+        }
+        assert_eq!(admit(&mut session, &request(WINDOW, 0, b"x")[0]), Admitted::Dropped);
+        assert_eq!(admit(&mut session, &request(WINDOW, WINDOW, b"x")[0]), Admitted::Ready);
     }
 
     /// Goal: the row brings back what is needed to answer and to go on.

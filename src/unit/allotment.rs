@@ -55,6 +55,9 @@ impl<E: Env> Inner<E> {
                 && let Some(step) = self.grant_step()
             {
                 if let Err(error) = self.take_step(step).await {
+                    if let AllotmentError::Metadata(refused) = &error {
+                        self.note_refusal(refused);
+                    }
                     self.fail_all(&error.to_string());
                     return;
                 }

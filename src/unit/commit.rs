@@ -83,6 +83,9 @@ impl<E: Env> Inner<E> {
             }
             if let Err(reason) = self.commit_once(volume).await {
                 tracing::error!(volume, %reason, "a commit failed: no more writes are taken");
+                if self.journal.is_at_server() {
+                    self.env.spawn(Rc::clone(&self).learn_whether_replaced());
+                }
                 let mut state = self.state.borrow_mut();
                 state.domains[volume].fail(&reason);
                 state.wake_everyone();

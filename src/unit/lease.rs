@@ -46,6 +46,9 @@ pub struct Ownership {
     pub lease: Option<Duration>,
     /// Whether the writes of an owner on another host can arrive no more.
     pub fenced: bool,
+    /// How long that owner may go on reading by what it knows, after this claim was granted: its
+    /// lease. Nothing is changed before.
+    pub former_lease: Duration,
 }
 
 impl Ownership {
@@ -141,6 +144,14 @@ impl<E: Env> Inner<E> {
         }
     }
 
+    /// After the server refused something without a clear reason: learns whether the unit was
+    /// replaced, since then its reads must end, too.
+    pub(super) async fn learn_whether_replaced(self: Rc<Self>) {
+        if let Err(error) = self.mds.renew().await {
+            self.note_refusal(&error);
+        }
+    }
+
     /// Renews the lease, if there is one, and waits until that is done.
     pub(super) async fn renew(&self) -> Result<(), MdsError> {
         if self.hold.lease.is_zero() {
@@ -166,9 +177,10 @@ impl<E: Env> Inner<E> {
                 Either::Left((Ok(()), idle)) => {
                     idle.await;
                 }
-                Either::Left((Err(error), _)) => {
+                // What is wrong with the server now may be mended in time.
+                Either::Left((Err(error), idle)) => {
                     self.note_refusal(&error);
-                    return;
+                    idle.await;
                 }
                 Either::Right(_) => {}
             }

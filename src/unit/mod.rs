@@ -334,9 +334,11 @@ impl<E: Env> Unit<E> {
             state.wake_everyone();
         }
         let committed = self.commit(None).await;
-        self.0.emptied().await;
-        if self.0.journal.failure().is_none() {
-            let _one_settle_at_a_time = self.0.settle_lock.lock().await;
+        let emptied = self.0.unless_silent(self.0.emptied()).await.is_some();
+        if emptied
+            && self.0.journal.failure().is_none()
+            && let Some(_one_at_a_time) = self.0.unless_silent(self.0.settle_lock.lock()).await
+        {
             self.0
                 .checkpoint()
                 .await

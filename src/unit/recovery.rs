@@ -108,6 +108,12 @@ impl<E: Env> Unit<E> {
         }
         let Found { place: journal, client, claimed, lines, groups, stale_pages } =
             Found::find(&parts, pairs).await?;
+        // Who had the pool before may read what it knew until its lease has ended: until then no
+        // extent is given another meaning.
+        let former = parts.config.ownership.former_lease;
+        if !former.is_zero() {
+            parts.env.sleep(former).await;
+        }
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let volumes = client.volumes().await?;
         // Grants first: a store that was made anew must know of them before it is told of pairs.

@@ -406,6 +406,7 @@ impl<E: Env> Inner<E> {
         let unread = async { followed(&self.env, &self.mds, told?).await };
         if let Err(error) = unread.await {
             // What the pairs left can neither be given back nor bound again.
+            self.note_refusal(&error);
             let reason = format!("the metadata server failed: {error}");
             self.fail_all(&reason);
             return Err(reason);

@@ -76,25 +76,30 @@ impl<E: Env> Inner<E> {
     /// Tells the metadata server what it was not told yet, and ends the session where nothing is
     /// left to be done; gives up on a server that is silent.
     pub(super) async fn leave(&self, done: bool) {
-        let mut goodbye = pin!(async {
+        let goodbye = async {
             self.tell().await?;
             if done { self.mds.detach().await } else { Ok(()) }
-        });
+        };
+        if let Some(Err(error)) = self.unless_silent(goodbye).await {
+            tracing::warn!(%error, "the metadata server will be told at the next start");
+        }
+    }
+
+    /// Waits for `work`, which may wait for the metadata server, but not for a server that is
+    /// silent for long: what it was not told it is told at the next start.
+    pub(super) async fn unless_silent<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
         loop {
-            match select(goodbye, pin!(self.env.sleep(SILENCE_MAX))).await {
-                Either::Left((Ok(()), _)) => return,
-                Either::Left((Err(error), _)) => {
-                    tracing::warn!(%error, "the metadata server will be told at the next start");
-                    return;
-                }
-                Either::Right(((), waiting)) => goodbye = waiting,
+            match select(work, pin!(self.env.sleep(SILENCE_MAX))).await {
+                Either::Left((done, _)) => return Some(done),
+                Either::Right(((), waiting)) => work = waiting,
             }
             let silent = self.mds.status().silent_since;
             if silent.is_some_and(|since| self.env.now().since(since) >= SILENCE_MAX) {
                 tracing::warn!(
                     "the metadata server does not answer; it will be told at the next start"
                 );
-                return;
+                return None;
             }
         }
     }
