@@ -97,11 +97,10 @@ impl OwnerArgs {
         let seen = overview(env, mds.link_to(env.ring(), at)?);
         let seen = answered(env, at, None, seen).await?;
         let ours = self.host()?;
-        let owner = owner(superblock.pool, &seen.sessions);
-        if let Some(of) = owner.filter(|of| of.host != ours && !self.fenced) {
+        let other = owner(superblock.pool, &seen.sessions).filter(|of| of.host != ours);
+        if let Some(of) = other.filter(|_| !self.fenced) {
             bail!(refusal(superblock.pool, of));
         }
-        let other = owner.filter(|of| of.host != ours);
         let former = other.map_or(0, |of| of.lease_ms);
         let former = Duration::from_millis(u64::from(former));
         if !former.is_zero() {
