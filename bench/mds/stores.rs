@@ -82,7 +82,8 @@ pub fn store(folder: &Path, logged: bool, pairs: u32, batch: u32, length: Durati
 pub fn device(dir: &Path, length: Duration) -> Outcome {
     let path = dir.join("blocks");
     fs::write(&path, vec![0; DEVICE_FILE_LEN as usize]).expect("a new file");
-    let open = |flags| OpenOptions::new().write(true).custom_flags(libc::O_DSYNC | flags).open(&path);
+    let open =
+        |flags| OpenOptions::new().write(true).custom_flags(libc::O_DSYNC | flags).open(&path);
     let file = open(libc::O_DIRECT).or_else(|_| open(0)).expect("the file");
     file.sync_all().expect("the file is durable");
     let memory = vec![7; 2 * BLOCK];
