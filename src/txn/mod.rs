@@ -15,6 +15,8 @@
 //! | file | what it is about |
 //! | --- | --- |
 //! | this one | what is said |
+//! | [`coordinator`] | the coordinator of one group: a state machine over plain data |
+//! | [`wire`] | reports and orders as bytes |
 //!
 //! # Contracts
 //!
@@ -23,6 +25,13 @@
 //! - **Presumed abort**: a transaction of which the coordinator knows nothing was aborted.
 //! - **Done**: a member that is told [`Stage::Committed`] of a transaction of which it knows
 //!   nothing has made it durable before, or had no part in it: it answers [`Phase::Done`].
+//! - **Life** ‡: a member acknowledges no write of a life (that of its attach, or one that it was
+//!   told of later) before it was told once that the group is [`Order::whole`] in that life. Who
+//!   has not heard of the new life yet acknowledges writes that it is about to drop; one that
+//!   follows them, acknowledged elsewhere in the new life, would be committed without them.
+
+pub mod coordinator;
+pub mod wire;
 
 use crate::format::group::TransactionId;
 use crate::format::ids::VolumeId;
@@ -41,7 +50,7 @@ pub struct GroupId(pub u32);
 ///
 /// A unit says one of these for each group that it serves, and one more for each transaction that
 /// it found prepared when it started and whose outcome it does not know yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Report {
     /// Which group.
     pub group: GroupId,
@@ -58,7 +67,7 @@ pub struct Report {
 }
 
 /// How far a participant is with a transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// It knows of none.
     Idle,
@@ -75,7 +84,7 @@ pub enum Phase {
 
 /// What the coordinator says of one transaction of one group: to each report the answer, and one
 /// for each group of the unit that it did not report.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order {
     /// Which group.
     pub group: GroupId,
@@ -89,6 +98,8 @@ pub struct Order {
     pub shared: bool,
     /// The life that the group is in: it grows where a member lost what was not committed.
     pub life: u32,
+    /// Whether every attached member has said that it serves by this membership in this life.
+    pub whole: bool,
     /// The transaction that `stage` speaks of.
     pub transaction: Option<TransactionId>,
     /// How far that is.
@@ -98,7 +109,7 @@ pub struct Order {
 }
 
 /// How far a transaction is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// There is none.
     Rest,
@@ -113,7 +124,7 @@ pub enum Stage {
 }
 
 /// Why no transaction of a group can succeed now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Trouble {
     /// Not all members have joined (yet), or one has not been heard of for long: its name.
     Silent(String),
