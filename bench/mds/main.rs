@@ -12,6 +12,7 @@
 //! | log | the server's store alone, our log before redb: one transaction a batch, one thread |
 //! | redb | the store below it alone, in the same way |
 //! | device | 4 KiB at a time, each write durable and past the page cache: no primitives at all |
+//! | clock | a thread that is to be woken each millisecond: how late it is, which all pay |
 //!
 //! A primitive is a swap of a pair; the pairs have all been made before. The server is asked in two
 //! ways, by one session with its window and by 64 sessions:
@@ -63,7 +64,7 @@ struct Options {
     /// The largest datagram, in bytes
     #[arg(long, default_value_t = PAYLOAD_DEFAULT)]
     datagram: usize,
-    /// Only who has this name: server, log, redb or device
+    /// Only who has this name: server, log, redb, device or clock
     #[arg(long)]
     only: Option<String>,
     /// Only this load of the server: closed or paced
@@ -81,7 +82,11 @@ struct Options {
 fn device_of(dir: &Path) -> String {
     let mut command = Command::new("findmnt");
     match command.args(["-nro", "SOURCE,FSTYPE,OPTIONS", "--target"]).arg(dir).output() {
-        Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        // The last one, where several are mounted over each other.
+        Ok(output) => {
+            let all = String::from_utf8_lossy(&output.stdout);
+            all.lines().next_back().unwrap_or("unknown").to_owned()
+        }
         Err(_) => "unknown".to_owned(),
     }
 }
@@ -90,6 +95,9 @@ fn measure(options: &Options, mut tell: impl FnMut(Outcome)) {
     let length = Duration::from_secs(options.seconds);
     let folder = options.dir.join("bench");
     let asked = |who: &str| options.only.as_deref().is_none_or(|only| only == who);
+    if asked("clock") {
+        tell(stores::clock(length));
+    }
     if asked("device") {
         tell(stores::device(&options.dir, length));
     }

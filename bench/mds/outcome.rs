@@ -8,18 +8,18 @@ use serde::Serialize;
 /// What was measured of one case.
 #[derive(Clone, Default, Serialize)]
 pub struct Outcome {
-    /// Who was asked: the server's process, a store alone, or the device alone.
+    /// Who was asked: the server's process, a store, the device or the clock alone.
     pub who: &'static str,
     /// How: closed, paced, or one after the other.
     pub load: &'static str,
     pub sessions: u32,
     /// Requests of a session that were on their way at a time, at most.
     pub window: u64,
-    /// Primitives of a request; of the device, none.
+    /// Primitives of a request, or commit.
     pub batch: u32,
-    /// Primitives a second; of the device, writes.
+    /// Primitives a second; of the device writes, of the clock wakes.
     pub per_second: u64,
-    /// How many latencies there are: one a request, commit or write.
+    /// How many latencies there are: one a request, commit, write or wake.
     pub samples: u64,
     pub p50_us: u64,
     pub p99_us: u64,

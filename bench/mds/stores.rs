@@ -1,4 +1,5 @@
-//! Stores alone, and the device alone: one commit, or write, after the other, by one thread.
+//! Stores alone, and the device alone: one commit, or write, after the other, by one thread; and
+//! the clock, by a thread that does nothing else.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -101,6 +102,19 @@ pub fn device(dir: &Path, length: Duration) -> Outcome {
     fs::remove_file(&path).expect("the file goes");
     let cpu_percent = per_second(cpu_time() - cpu, elapsed) / 10_000;
     Outcome { who: "device", load: "single", cpu_percent, ..times.outcome(writes, elapsed) }
+}
+
+/// The clock: how late a thread is that is to be woken each millisecond.
+pub fn clock(length: Duration) -> Outcome {
+    let mut times = Times::new();
+    let (start, mut due, mut wakes) = (Instant::now(), Instant::now(), 0);
+    while start.elapsed() < length {
+        due += Duration::from_millis(1);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        times.end(due);
+        wakes += 1;
+    }
+    Outcome { who: "clock", load: "single", ..times.outcome(wakes, start.elapsed()) }
 }
 
 /// Processor time of all threads so far, in microseconds.

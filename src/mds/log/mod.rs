@@ -171,7 +171,6 @@ impl<S: Store + 'static, L: LogPlace> LoggedStore<S, L> {
         self.tail.sequence = sequence;
         self.appended += length;
         self.remember(changes);
-        // As many are left as were changed while the other half was written, if it comes to that.
         self.leaving.by_ref().take(LEAVING_PER_CHANGE * changes.len()).for_each(drop);
         Ok(())
     }
