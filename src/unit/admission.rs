@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use super::Inner;
 use super::block::write_targets;
+use super::domain::Point;
 use super::error::IoError;
 use super::grant::Amount;
 use super::manage::check_there;
@@ -69,9 +70,8 @@ impl Blocked {
 /// A request in an epoch.
 pub struct Admitted<'a, E: Env> {
     unit: &'a Inner<E>,
-    volume: usize,
-    /// The epoch's number.
-    pub epoch: u64,
+    /// Its epoch.
+    pub at: Point,
     /// Its parts, with pairs and targets.
     pub parts: Parts,
     finished: bool,
@@ -119,9 +119,7 @@ impl<E: Env> Inner<E> {
             let mut parts = parts.clone();
             let ticket = place.as_ref().map_or(u64::MAX, |place| place.ticket);
             let blocked = match self.try_admit(volume, &mut parts, bytes, ticket) {
-                Ok(epoch) => {
-                    return Ok(Admitted { unit: self, volume, epoch, parts, finished: false });
-                }
+                Ok(at) => return Ok(Admitted { unit: self, at, parts, finished: false }),
                 Err(Blocked::Refused(error)) => return Err(error),
                 Err(blocked) => blocked,
             };
@@ -166,12 +164,15 @@ impl<E: Env> Inner<E> {
         parts: &mut Parts,
         bytes: u64,
         ticket: u64,
-    ) -> Result<u64, Blocked> {
+    ) -> Result<Point, Blocked> {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
-        let domain = &state.domains[volume];
+        let domain = state.domain_of(volume);
         if let Some(reason) = &domain.failed {
             return Err(Blocked::Refused(IoError::Latched(Arc::clone(reason))));
+        }
+        if domain.leaving > 0 {
+            return Err(Blocked::EpochFull(Rc::clone(&domain.decided)));
         }
         if state.stopping {
             return Err(Blocked::Refused(IoError::ShuttingDown));
@@ -219,7 +220,7 @@ impl<E: Env> Inner<E> {
             needs.record_bytes <= limits.epoch_record_bytes,
             "a request fits a group by itself"
         );
-        let domain = &mut state.domains[volume];
+        let domain = state.domain_of_mut(volume);
         let open = &domain.open;
         let full = open.record_bytes + needs.record_bytes > limits.epoch_record_bytes
             || open.data_bytes + bytes > limits.epoch_data_bytes;
@@ -240,7 +241,7 @@ impl<E: Env> Inner<E> {
         parts: &mut Parts,
         needs: Needs,
         bytes: u64,
-    ) -> u64 {
+    ) -> Point {
         let now = self.env.now();
         for part in parts.iter_mut() {
             bind(state, volume, part);
@@ -248,13 +249,14 @@ impl<E: Env> Inner<E> {
             let work = state.pairs.work_mut(pair);
             work.busy |= part.blocks();
             if !std::mem::replace(&mut work.listed, true) {
-                state.domains[volume].open.pairs.push(pair);
+                state.domain_of_mut(volume).open.pairs.push(pair);
             }
         }
         if needs.data_areas > 0 {
             state.watch_fullness();
         }
-        let domain = &mut state.domains[volume];
+        let index = state.volumes[volume].domain;
+        let domain = &mut state.domains[index];
         let open = &mut domain.open;
         if open.since.is_none() && !parts.is_empty() {
             open.since = Some(now);
@@ -268,12 +270,12 @@ impl<E: Env> Inner<E> {
         if filling && !mutated(Mutant::EpochNotWanted) {
             domain.want(domain.open.number);
         }
-        let number = domain.open.number;
+        let at = Point { domain: index, epoch: domain.open.number };
         if state.is_short(self.watermarks.high) {
             self.settle_wanted.notify_one();
         }
         self.look_at_grant(state);
-        number
+        at
     }
 }
 
@@ -310,7 +312,8 @@ fn check_amount(
             return Err(Blocked::Space);
         }
         // Pairs that are empty, or will be when the open epoch is committed, come back.
-        let domain = &mut state.domains[volume];
+        let index = state.volumes[volume].domain;
+        let domain = &mut state.domains[index];
         let trimmed = domain.open.pairs.iter().any(|pair| {
             let work = state.pairs.work(*pair);
             work.is_some_and(|w| w.open.over(state.pairs.line(*pair).map).used().is_empty())
@@ -406,7 +409,7 @@ impl<E: Env> Admitted<'_, E> {
         self.finished = true;
         let mut guard = self.unit.state.borrow_mut();
         let state = &mut *guard;
-        let open = state.domains[self.volume].open.number == self.epoch;
+        let open = state.domains[self.at.domain].open.number == self.at.epoch;
         for part in &self.parts {
             let pair = part.pair.expect("an admitted part has a pair");
             if outcome == Outcome::Written {
@@ -420,8 +423,8 @@ impl<E: Env> Admitted<'_, E> {
             }
             state.release(pair, part.blocks());
         }
-        let domain = &mut state.domains[self.volume];
-        let epoch = domain.epoch_mut(self.epoch);
+        let domain = &mut state.domains[self.at.domain];
+        let epoch = domain.epoch_mut(self.at.epoch);
         epoch.in_flight -= 1;
         if epoch.in_flight == 0 && !open {
             domain.drained.notify_one();
@@ -440,7 +443,7 @@ impl<E: Env> Drop for Admitted<'_, E> {
         if !self.finished
             && let Ok(mut state) = self.unit.state.try_borrow_mut()
         {
-            state.domains[self.volume].fail("a request was abandoned half-way");
+            state.domains[self.at.domain].fail("a request was abandoned half-way");
             state.wake_everyone();
         }
     }

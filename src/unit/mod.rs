@@ -6,11 +6,12 @@
 //! | [`block`], [`policy`], [`limits`], [`request`] | decisions: plain functions over plain data |
 //! | [`grant`], [`allotment`] | what the unit has of the pool ahead of need |
 //! | [`fullness`] | when to warn that the pool fills up: a plain decision, too |
-//! | [`state`], [`extents`], [`pool`], [`readers`] | what the unit knows |
+//! | [`state`], [`domain`], [`extents`], [`pool`], [`readers`] | what the unit knows |
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
 //! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
+//! | [`regroup`] | volumes that go from one commit domain to another |
 //! | [`manage`] | volumes made, renamed, resized, deleted |
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
@@ -32,6 +33,7 @@ pub mod block;
 mod commit;
 mod copy;
 mod discard;
+mod domain;
 mod error;
 mod extents;
 pub mod fullness;
@@ -46,6 +48,7 @@ mod pool;
 mod read;
 mod readers;
 mod recovery;
+mod regroup;
 pub mod request;
 mod settle;
 mod state;
@@ -64,6 +67,7 @@ pub use error::{IoError, ManageError, RecoverError};
 pub use lease::Ownership;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
+pub use regroup::Grouping;
 pub use settle::SettleReport;
 pub use volume::Volume;
 
@@ -216,8 +220,8 @@ impl<E: Env> Inner<E> {
             .filter(|binding| binding.extents.into_iter().flatten().any(|e| on.contains(e)))
             .filter_map(|binding| binding.owner.map(|(volume, _)| volume))
             .collect();
-        for domain in state.domains.iter_mut().filter(|domain| affected.contains(&domain.id)) {
-            domain.fail(reason);
+        for volume in state.volumes.iter().filter(|volume| affected.contains(&volume.id)) {
+            state.domains[volume.domain].fail(reason);
         }
         state.pool.withdraw(ExtentRun { start: on.first, count: on.count });
         state.wake_everyone();

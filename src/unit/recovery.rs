@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, Notify};
 
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
+use super::domain::Domain;
 use super::fullness::Fullness;
 use super::gauges::Progress;
 use super::grant::Grant;
@@ -31,7 +32,7 @@ use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
 use super::readers::{Readers, followed};
 use super::settle::bound;
-use super::state::{Domain, Pairs, Stage, State, VolumeState};
+use super::state::{Pairs, Stage, State, VolumeState};
 use super::{Config, Device, Inner, RecoverError, Unit};
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -136,9 +137,10 @@ impl<E: Env> Unit<E> {
 
     fn start_tasks(&self) {
         let inner = &self.0;
+        let domains = inner.state.borrow().domains.len();
+        (0..domains).for_each(|domain| inner.env.spawn(Rc::clone(inner).commit_epochs(domain)));
         let stages: Vec<_> = inner.state.borrow().volumes.iter().map(|v| v.stage).collect();
         for (volume, stage) in stages.into_iter().enumerate() {
-            inner.env.spawn(Rc::clone(inner).commit_epochs(volume));
             if stage == Stage::Deleting {
                 inner.begin_deletion(volume);
             }
@@ -386,10 +388,12 @@ fn build_state(
 ) -> Result<State, RecoverError> {
     let mut states: Vec<VolumeState> = volumes
         .iter()
-        .map(|info| {
+        .enumerate()
+        .map(|(alone, info)| {
             let extents = geometry.extents_for(info.size) as u32;
             let stage = if info.deleting { Stage::Deleting } else { Stage::Live };
-            VolumeState { stage, ..VolumeState::new(info.id, &info.name, info.size, extents) }
+            let state = VolumeState::new(info.id, &info.name, info.size, extents, alone);
+            VolumeState { stage, ..state }
         })
         .collect();
     let mut free_pairs = Numbers::none(lines.len() as u32);
@@ -415,7 +419,7 @@ fn build_state(
         volume.set_pair(logical, Some(pair));
         bound.push(pair);
     }
-    let domains = states.iter().map(|volume| Domain::new(volume.id)).collect();
+    let domains = states.iter().map(|volume| Domain::alone(volume.id)).collect();
     let mut state = State {
         pairs: Pairs::new(lines),
         pool,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Inner;
+use super::domain::Point;
 use super::error::IoError;
 use super::request::{Span, covering, extents};
 use super::state::Stage;
@@ -160,7 +161,7 @@ impl<E: Env> Volume<E> {
         }
         let geometry = self.unit.geometry;
         let state = self.unit.state.borrow();
-        let failed = &state.domains[self.index].failed;
+        let failed = &state.domain_of(self.index).failed;
         for (logical, local, first) in extents(covering(span, geometry), geometry).take(WALK_MAX) {
             let wanted = BlockSet::range(local);
             let mut used = BlockSet::EMPTY;
@@ -198,8 +199,8 @@ impl<E: Env> Volume<E> {
             return Ok(());
         }
         assert!(buf.len() >= self.buffer_for(offset, len).total, "a buffer for whole blocks");
-        let epoch = self.unit.write(self.index, span, buf).await?;
-        self.harden(epoch, fua).await
+        let at = self.unit.write(self.index, span, buf).await?;
+        self.harden(at, fua).await
     }
 
     /// Makes durable all that was acknowledged when this was called.
@@ -251,21 +252,21 @@ impl<E: Env> Volume<E> {
 
     /// Lets others have a turn before a piece that is not the first: a change of terabytes that
     /// touches no device would wait for nothing.
-    async fn breathe(&self, newest: Option<u64>) {
+    async fn breathe(&self, newest: Option<Point>) {
         if newest.is_some() {
             self.unit.env.sleep(BREATH).await;
         }
     }
 
-    async fn harden_newest(&self, epoch: Option<u64>, fua: bool) -> Result<(), IoError> {
-        match epoch {
-            Some(epoch) => self.harden(epoch, fua).await,
+    async fn harden_newest(&self, newest: Option<Point>, fua: bool) -> Result<(), IoError> {
+        match newest {
+            Some(at) => self.harden(at, fua).await,
             None => Ok(()),
         }
     }
 
-    async fn harden(&self, epoch: u64, fua: bool) -> Result<(), IoError> {
-        if fua { self.unit.committed(self.index, epoch).await } else { Ok(()) }
+    async fn harden(&self, at: Point, fua: bool) -> Result<(), IoError> {
+        if fua { self.unit.committed(at).await } else { Ok(()) }
     }
 }
 

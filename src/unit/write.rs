@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::Inner;
 use super::admission::{Admitted, Outcome};
+use super::domain::Point;
 use super::error::IoError;
 use super::request::{Change, Parts, Span, covering, split};
 use crate::env::{Disk, Durability, Env};
@@ -57,7 +58,7 @@ impl<E: Env> Inner<E> {
         volume: usize,
         span: Span,
         mut buf: Buf,
-    ) -> Result<u64, IoError> {
+    ) -> Result<Point, IoError> {
         let parts = split(Change::Write, span, self.geometry);
         let admitted = self.admit(volume, parts, span.len).await?;
         let done = self.carry_out(volume, &admitted, span, &mut buf).await;
@@ -66,7 +67,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Makes a span read as zeros: whole blocks become unused, the rest is written.
-    pub(super) async fn zero(&self, volume: usize, span: Span) -> Result<u64, IoError> {
+    pub(super) async fn zero(&self, volume: usize, span: Span) -> Result<Point, IoError> {
         let parts = split(Change::Zero, span, self.geometry);
         let edges = parts.iter().any(|part| !part.write.is_empty());
         if !edges {
@@ -82,7 +83,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Makes the whole blocks of a span unused.
-    pub(super) async fn trim(&self, volume: usize, span: Span) -> Result<u64, IoError> {
+    pub(super) async fn trim(&self, volume: usize, span: Span) -> Result<Point, IoError> {
         let admitted = self.admit(volume, split(Change::Trim, span, self.geometry), 0).await?;
         conclude(admitted, Ok(()))
     }
@@ -103,7 +104,7 @@ impl<E: Env> Inner<E> {
             self.fill_edges(volume, span, buf).await.map_err(Failure::Untouched)?;
         }
         let pieces = self.write_pieces(&admitted.parts, |at| (at - start) as usize);
-        self.write_all(admitted, volume, buf, &pieces).await.map_err(Failure::Torn)
+        self.write_all(admitted, buf, &pieces).await.map_err(Failure::Torn)
     }
 
     /// Reads the blocks that a span covers in part, and puts what it leaves of them beside it.
@@ -163,7 +164,7 @@ impl<E: Env> Inner<E> {
         // The first block lies at the start of the buffer, the last one after it.
         let place = |at: u64| if at / block == blocks.start { 0 } else { block as usize };
         let pieces = self.write_pieces(&admitted.parts, place);
-        self.write_all(admitted, volume, buf, &pieces).await.map_err(Failure::Torn)
+        self.write_all(admitted, buf, &pieces).await.map_err(Failure::Torn)
     }
 
     /// Where the written blocks of a request go, run by run. `place` says where in the buffer
@@ -195,13 +196,12 @@ impl<E: Env> Inner<E> {
     async fn write_all(
         &self,
         admitted: &Admitted<'_, E>,
-        volume: usize,
         buf: &mut Buf,
         pieces: &Pieces,
     ) -> Result<(), IoError> {
         {
             let mut state = self.state.borrow_mut();
-            let epoch = state.domains[volume].epoch_mut(admitted.epoch);
+            let epoch = state.domains[admitted.at.domain].epoch_mut(admitted.at.epoch);
             for piece in pieces {
                 epoch.devices |= 1 << piece.device;
                 if mutated(Mutant::DeviceOfEpochForgotten) {
@@ -241,12 +241,15 @@ impl<E: Env> Inner<E> {
 }
 
 /// Ends an admitted request as it went, and says in which epoch it was.
-fn conclude<E: Env>(admitted: Admitted<'_, E>, done: Result<(), Failure>) -> Result<u64, IoError> {
-    let epoch = admitted.epoch;
+fn conclude<E: Env>(
+    admitted: Admitted<'_, E>,
+    done: Result<(), Failure>,
+) -> Result<Point, IoError> {
+    let at = admitted.at;
     match done {
         Ok(()) => {
             admitted.finish(Outcome::Written);
-            Ok(epoch)
+            Ok(at)
         }
         Err(Failure::Untouched(error)) => {
             admitted.finish(Outcome::Nothing);
