@@ -40,7 +40,7 @@ async fn write(volume: &Served, block: u64, byte: u8) {
 }
 
 async fn first_byte(volume: &Served, block: u64) -> u8 {
-    volume.read(block * BLOCK, BLOCK).await.unwrap()[0]
+    volume.read(block * BLOCK, BLOCK as usize).await.unwrap()[0]
 }
 
 async fn two_volumes(serving: &Serving) -> [Served; 2] {

@@ -31,6 +31,7 @@
 //!   follows them, acknowledged elsewhere in the new life, would be committed without them.
 
 pub mod coordinator;
+pub mod participant;
 pub mod wire;
 
 use crate::format::group::TransactionId;
