@@ -117,6 +117,12 @@ mutants! {
     CommitPresumed: "a transaction of which nothing is known is told as committed",
     PreparedMemberForgotten: "a decision is forgotten when the first member is done",
     LifeNotCounted: "a member that lost what was pending begins no new life of its group",
+    // A unit's part in global transactions.
+    AcknowledgedBeforeAllSealed: "a write is acknowledged before all units have sealed",
+    CommitsWithoutDecision: "a unit commits when all are sealed, before it is decided",
+    DoneBeforePersisted: "a unit says that it is done before that is persistent",
+    PreparedDroppedAtRecovery: "a recovery passes over what is prepared",
+    LifeIgnored: "a unit keeps what is pending when another member lost its own",
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",
     ReaderLeaseBelievedTooLong: "a reader goes on by its lines when its lease is over",
