@@ -78,7 +78,7 @@ serve: build ## serve a formatted disk: make serve DEV=/dev/sdX
 bench: setup build ## Flipside beside qemu-nbd on one RAM-backed device; writes bench/results/
 	python3 bench/compare.py
 
-bench-mds: setup ## durable metadata primitives a second: log, redb alone, device alone; DIR=
+bench-mds: setup ## the metadata server's durable primitives a second over UDP, and its bounds; DIR=
 	$(CARGO) bench --bench mds -- $(if $(DIR),--dir $(DIR)) $(ARGS)
 
 coverage: ## lines of journal/, unit/ and format/ that tests execute (installs cargo-tarpaulin)
