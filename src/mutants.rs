@@ -108,6 +108,7 @@ mutants! {
     SessionNotStored: "what a session has executed is not in the transaction",
     RegisterOverwrites: "a pool that is registered again begins anew",
     UnfencedGranted: "a claim of another host is granted without a fence",
+    StartBegunAtOnce: "a start that has written nothing counts as one that has",
     LeaseBelievedTooLong: "a unit goes on for twice as long as its lease",
     SessionUnchecked: "a datagram of another session is taken",
     // Readers beside the unit.

@@ -46,7 +46,7 @@ pub use volume::Volume;
 use self::cache::Cache;
 use self::lease::Lease;
 use crate::env::{Env, Moment};
-use crate::format::ids::{ExtentId, HostId, LogicalExtent, PoolId, UnitId, VolumeId};
+use crate::format::ids::{ExtentId, HostId, Incarnation, LogicalExtent, PoolId, UnitId, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::mds::client::{Client, ClientStatus};
 use crate::mds::records::{Claim, VolumeInfo};
@@ -249,6 +249,7 @@ impl<E: Env> Parts<E> {
             host: self.host,
             unit: self.unit,
             incarnation: None,
+            after: Incarnation::default(),
             lease_ms: u32::try_from(self.lease.as_millis()).unwrap_or(u32::MAX),
             fenced: false,
             reads: true,

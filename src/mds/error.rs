@@ -75,6 +75,9 @@ refusals! {
         --flags mds can be attached to read",
     /// The session was attached to read, and this is not reading.
     ReadsOnly = 25: "the session may only read",
+    /// The unit's flags are of an earlier start than one that has served; the detail holds that one.
+    FlagsTooOld = 26: "the pool was served since the flags found here were written: they were \
+        brought back from an old copy",
     /// A group that cannot follow what the lines say; the detail holds the index of the record.
     LineImpossible = 15: "the group cannot follow the flags that are stored",
 }

@@ -115,7 +115,7 @@ raw! {
 }
 raw! {
     /// Who attaches to which pool, on which host, for how long, and the largest datagram that it
-    /// takes; and after which start, where the server counts them.
+    /// takes; and after which start ([`Claim::after`]).
     RawAttach[56] {
         pool: [u8; 16],
         host: [u8; 16],
@@ -397,7 +397,7 @@ impl RawAttach {
             options: U32::new(
                 option(OPTION_FENCED, claim.fenced) | option(OPTION_READS, claim.reads),
             ),
-            after: U32::ZERO,
+            after: U32::new(claim.after.0),
         }
     }
 }
@@ -416,6 +416,7 @@ impl TryFrom<&RawAttach> for Claim {
             host: HostId(raw.host),
             unit: UnitId(raw.unit.get()),
             incarnation: (incarnation != NO_INCARNATION).then_some(Incarnation(incarnation)),
+            after: Incarnation(raw.after.get()),
             lease_ms: raw.lease_ms.get(),
             fenced: options & OPTION_FENCED != 0,
             reads: options & OPTION_READS != 0,

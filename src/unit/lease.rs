@@ -26,7 +26,7 @@ use tokio::sync::Notify;
 use super::Inner;
 use super::error::IoError;
 use crate::env::{Env, Moment};
-use crate::format::ids::HostId;
+use crate::format::ids::{HostId, Incarnation, PoolId, UnitId};
 use crate::mds::error::{MdsError, Refusal};
 use crate::mds::records::Claim;
 use crate::mutants::{Mutant, mutated};
@@ -46,12 +46,21 @@ pub struct Ownership {
     pub lease: Option<Duration>,
     /// Whether the writes of an owner on another host can arrive no more.
     pub fenced: bool,
+    /// Which start that owner is, or one on this host; none: 0.
+    pub former_start: Incarnation,
     /// How long that owner may go on reading by what it knows, after this claim was granted: its
     /// lease. Nothing is changed before.
     pub former_lease: Duration,
 }
 
 impl Ownership {
+    /// The claim of the start of a unit after the last that its flags know, and after the one that
+    /// it is taken over from.
+    pub(super) fn claim_after(self, pool: PoolId, unit: UnitId, last: Incarnation) -> Claim {
+        let start = Incarnation(last.max(self.former_start).0.saturating_add(1));
+        self.claim(Claim { after: last, ..Claim::of(pool, unit, start) })
+    }
+
     /// The claim on these terms.
     pub(super) fn claim(self, claim: Claim) -> Claim {
         let lease = self.lease.unwrap_or_default();

@@ -7,7 +7,7 @@ use zerocopy::little_endian::U32;
 
 use super::rows::UnitRow;
 use super::views::Views;
-use super::{Catalog, Fault, rows};
+use super::{Catalog, Fault, Unit, rows};
 use crate::format::home::{Applied, LINE_BYTES, Line};
 use crate::format::ids::{Incarnation, PairId, UnitId};
 use crate::format::record::Record;
@@ -146,7 +146,8 @@ impl Catalog {
 
 /// The rows of a unit after so many starts, with these lines, of which nothing is granted to it.
 pub fn line_rows(unit: UnitId, incarnation: Incarnation, lines: &[Line]) -> Changes {
-    let row = rows::bytes(&UnitRow::new(incarnation, 0, 0, true));
+    let known = Unit { incarnation, begun: incarnation, flags_here: true, ..Unit::default() };
+    let row = rows::bytes(&UnitRow::new(&known));
     let of_unit = ((Table::Units, store::key(&[unit.0])), Some(row));
     let known = (0..).zip(lines).filter(|(_, line)| **line != Line::FREE);
     let lines = known.map(|(pair, line)| {

@@ -35,6 +35,7 @@ use super::store::{self, Changes, Store, StoreError, Table};
 use super::volume_table::KeptRows;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, PoolId, UnitId, VolumeId};
+use crate::mutants::{Mutant, mutated};
 
 /// Rows read at a time when the store is opened.
 const LOAD_ROWS: usize = 4096;
@@ -118,6 +119,8 @@ fn refused<T>(refusal: Refusal) -> Result<T, Fault> {
 #[derive(Debug, Default)]
 struct Unit {
     incarnation: Incarnation,
+    /// The last start that has changed anything here: those since then never began.
+    begun: Incarnation,
     session: u64,
     data_quota: u64,
     granted: RunSet,
@@ -329,6 +332,9 @@ impl Catalog {
         known.incarnation = incarnation;
         known.session = session;
         known.flags_here = matches!(asked, Start::After(_));
+        if mutated(Mutant::StartBegunAtOnce) {
+            known.begun = incarnation;
+        }
         self.put_unit(unit);
         if let Some(earlier) = earlier {
             self.put_session(earlier, None);
@@ -340,6 +346,23 @@ impl Catalog {
     pub fn last_start(&self, unit: UnitId) -> Option<Incarnation> {
         let known = self.units.get(&unit).filter(|known| known.was_attached());
         known.map(|known| known.incarnation)
+    }
+
+    /// The last start of a unit that has begun, if there was any.
+    pub fn last_begun(&self, unit: UnitId) -> Option<Incarnation> {
+        let known = self.units.get(&unit).filter(|known| known.was_attached());
+        known.map(|known| known.begun)
+    }
+
+    /// The start that a session is of has begun: a mutation of it was executed.
+    pub fn begin(&mut self, unit: UnitId, session: u64) {
+        if let Some(known) = self.units.get_mut(&unit)
+            && known.session == session
+            && known.begun != known.incarnation
+        {
+            known.begun = known.incarnation;
+            self.put_unit(unit);
+        }
     }
 
     /// Ends a session, which may be a unit's.
@@ -430,8 +453,7 @@ impl Catalog {
 
     fn put_unit(&mut self, unit: UnitId) {
         let known = self.units.entry(unit).or_default();
-        let (session, quota) = (known.session, known.data_quota);
-        let row = UnitRow::new(known.incarnation, session, quota, known.flags_here);
+        let row = UnitRow::new(known);
         self.changes.insert((Table::Units, store::key(&[unit.0])), Some(rows::bytes(&row)));
     }
 

@@ -108,6 +108,7 @@ impl Catalog {
             let runs = granted.iter().filter(|(of, _)| of.0 == unit).map(|(_, run)| *run);
             let known = Unit {
                 incarnation: row.incarnation(),
+                begun: row.begun(),
                 session: row.session.get(),
                 data_quota: row.data_quota.get(),
                 granted: RunSet::from_stored(runs).ok_or_else(overlap)?,

@@ -6,7 +6,7 @@
 use zerocopy::IntoBytes;
 
 use super::{Server, Turn, well_formed};
-use crate::format::ids::{Incarnation, PoolId};
+use crate::format::ids::PoolId;
 use crate::mds::catalog::{Catalog, Fault};
 use crate::mds::error::Refusal;
 use crate::mds::overview::{PoolSeen, SessionSeen};
@@ -68,11 +68,8 @@ impl<P: Clone + PartialEq> Server<P> {
             return refuse((Refusal::OutOfRange, u64::from(payload_max)));
         }
         let claim = Claim { lease_ms: ownership::lease_ms(&claim), ..claim };
-        let granted = if claim.reads {
-            self.attach_reader(claim)?
-        } else {
-            self.attach_writer(id, claim, Incarnation(attach.after.get()))?
-        };
+        let granted =
+            if claim.reads { self.attach_reader(claim)? } else { self.attach_writer(id, claim)? };
         // What it will know is no older than this.
         let view = self.pools.catalog(granted.pool).map_or(0, Catalog::view);
         let mut session = Session::new(granted, payload_max, sequence);
@@ -91,7 +88,7 @@ impl<P: Clone + PartialEq> Server<P> {
         Ok(Claim { incarnation: None, ..claim })
     }
 
-    fn attach_writer(&mut self, id: u64, claim: Claim, after: Incarnation) -> Result<Claim, Fault> {
+    fn attach_writer(&mut self, id: u64, claim: Claim) -> Result<Claim, Fault> {
         let catalog = self.pools.catalog(claim.pool);
         let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
         let attached = catalog.attached(claim.unit);
@@ -99,8 +96,9 @@ impl<P: Clone + PartialEq> Server<P> {
             host: session.claim().host,
             left_ms: session.left_ms(self.now),
         });
-        let asked = claim.incarnation.map_or(Start::After(after), Start::Is);
+        let asked = claim.incarnation.map_or(Start::After(claim.after), Start::Is);
         let last = catalog.last_start(claim.unit);
+        ownership::may_go_on(catalog.last_begun(claim.unit), &claim).or_else(refuse)?;
         ownership::may_attach(owner, last, asked, &claim).or_else(refuse)?;
         if owner.is_none() {
             self.check_room()?;

@@ -316,6 +316,11 @@ impl<P: Clone + PartialEq> Server<P> {
                     return;
                 }
             };
+            if outcome.is_ok()
+                && let Some(catalog) = self.pools.catalog_mut(claim.pool)
+            {
+                catalog.begin(claim.unit, id);
+            }
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.executed(Answer { operation: header.operation, outcome: outcome.clone() });
                 let row = session.row();

@@ -111,8 +111,8 @@ impl Rig {
 }
 
 fn attach(session: u64, claim: &Claim, after: u32) -> Asked {
-    let mut body = RawAttach::new(claim, PAYLOAD_MIN as u32);
-    body.after = U32::new(after);
+    let claim = Claim { after: Incarnation(after), ..*claim };
+    let body = RawAttach::new(&claim, PAYLOAD_MIN as u32);
     (Operation::Attach, session, 0, body.as_bytes().to_vec())
 }
 
@@ -248,8 +248,37 @@ fn replayed_claims() {
     assert!(rig.ask(allocate(2, 1)).is_ok());
     // The flags move away from the server: the unit counts on.
     let own = Claim { incarnation: Some(Incarnation(9)), ..claim(ONE, B) };
-    assert_eq!(rig.attach(3, &own, 0), Ok(9));
+    assert_eq!(rig.attach(3, &own, 2), Ok(9));
     assert_eq!(rig.attach(1, &fenced, 0).unwrap_err().0, Refusal::StaleIncarnation);
+}
+
+/// Goal: of units that keep their flags themselves: a start that never began is no reason to refuse
+/// the next one, however many there were; flags from before one that has begun are refused, also by
+/// a server that starts again.
+#[test]
+fn starts_that_never_began() {
+    let mut rig = Rig::registered(&[ONE]);
+    let own = |start, after| Claim {
+        incarnation: Some(Incarnation(start)),
+        after: Incarnation(after),
+        ..claim(ONE, A)
+    };
+    let attach = |rig: &mut Rig, id, start, after| rig.attach(id, &own(start, after), after);
+    assert_eq!(attach(&mut rig, 1, 1, 0), Ok(1));
+    assert!(rig.ask(allocate(1, 1)).is_ok());
+    for start in 2..5 {
+        rig.restart();
+        let id = u64::from(start);
+        assert_eq!(attach(&mut rig, id, start - 1, 1), Err((Refusal::StaleIncarnation, id - 1)));
+        assert_eq!(attach(&mut rig, id, start, 1), Ok(start));
+    }
+    assert_eq!(attach(&mut rig, 9, 5, 0), Err((Refusal::FlagsTooOld, 1)));
+    assert!(rig.ask(allocate(4, 1)).is_ok());
+    rig.restart();
+    for found in 0..4 {
+        assert_eq!(attach(&mut rig, 9, 5, found), Err((Refusal::FlagsTooOld, 4)));
+    }
+    assert_eq!(attach(&mut rig, 9, 5, 4), Ok(5));
 }
 
 /// Goal: readers are let in beside the writer where the flags are at the server, may only read, and
@@ -282,7 +311,7 @@ fn readers() {
     assert_eq!(seen(&rig).1.len(), 1, "the reader is durably forgotten");
     assert_eq!(rig.attach(10, &reader(ONE), 0), Ok(0));
     let own = Claim { incarnation: Some(Incarnation(9)), ..claim(ONE, A) };
-    assert_eq!(rig.attach(3, &own, 0), Ok(9));
+    assert_eq!(rig.attach(3, &own, 8), Ok(9));
     assert_eq!(rig.ask(renew(10)), Err((Refusal::UnknownSession, 0)), "the flags went elsewhere");
     assert_eq!(rig.attach(10, &reader(ONE), 0), Err((Refusal::FlagsElsewhere, 0)));
 }
