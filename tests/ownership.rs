@@ -6,12 +6,17 @@
 #[path = "support/simulated.rs"]
 mod simulated;
 
+use flipside::env::Env as _;
 use flipside::env::sim::{Crash, Faults, Limit, Stop};
-use flipside::format::ids::HostId;
+use flipside::format::ids::{HostId, Incarnation, PoolId, UnitId};
 use flipside::format::layout::Geometry;
-use flipside::sim::engine::{Engine as _, Running as _, Volume as _};
+use flipside::mds::client::Client;
+use flipside::mds::records::Claim;
+use flipside::sim::engine::{Engine as _, Refusal, Running as _, Volume as _};
 use flipside::sim::flipside::Flipside;
 use flipside::unit::Config;
+use std::time::Duration;
+
 use simulated::{formatted, started};
 
 const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 5_000_000 };
@@ -79,4 +84,46 @@ fn a_start_that_never_began_is_counted_past() {
             return;
         }
     }
+}
+
+/// Goal: a lease is kept by a server that always answers later than it is asked again, and well
+/// before the lease ends.
+#[test]
+fn late_renewals_count() {
+    let engine = engine().leased(Some(Duration::from_secs(12)));
+    let mut machine = formatted(&engine, 1, LIMIT);
+    let (env, serving) = started(&mut machine, &engine, LIMIT);
+    let way = 2_500_000_000;
+    env.set_faults(Faults { datagram_ns: (way, way + 1), ..Faults::none() });
+    let volume = serving.volumes().remove(0);
+    let handle = env.clone();
+    let kept = async move {
+        for _ in 0..60 {
+            handle.sleep(Duration::from_secs(1)).await;
+            volume.write(0, vec![7; BLOCK as usize], false).await?;
+            volume.flush().await?;
+        }
+        Ok::<_, Refusal>(())
+    };
+    env.run(LIMIT, kept).unwrap().expect("the lease is kept");
+}
+
+/// Goal: a unit without a lease hears soon that another host has its pool, whether or not it has
+/// anything to tell the server, and then its reads end, too.
+#[test]
+fn who_was_replaced_hears_of_it() {
+    let engine = engine();
+    let mut machine = formatted(&engine, 1, LIMIT);
+    let (env, serving) = started(&mut machine, &engine, LIMIT);
+    let handle = env.clone();
+    let replaced = async move {
+        let claim = Claim::of(PoolId::default(), UnitId(1), Incarnation(9));
+        let claim = Claim { host: HostId([2; 16]), fenced: true, ..claim };
+        let other = Client::attach(handle.clone(), handle.link(3), claim).await.map(drop);
+        other.expect("it is granted");
+        handle.sleep(Duration::from_secs(2)).await;
+        let volume = serving.volumes().remove(0);
+        volume.read(0, BLOCK as usize).await
+    };
+    assert!(env.run(LIMIT, replaced).unwrap().is_err(), "it reads what may be another's");
 }

@@ -276,7 +276,7 @@ mod tests {
     /// nobody else's away; who serves keeps them, until it stops well.
     #[test]
     fn reservations_are_given_back() {
-        let [ours, theirs] = [1, 2].map(|byte| Key::of(HostId([byte; 16])));
+        let [ours, theirs] = ["a", "b"].map(|name| Key::of(hashed(name)));
         for (take, known) in [(false, None), (false, Some(theirs)), (true, None)] {
             let (free, taken) = (Disk::default(), Disk::default());
             taken.held.set(Some(theirs));

@@ -22,6 +22,8 @@ use crate::format::ids::{HostId, Incarnation, PoolId, UnitId};
 
 /// The pool keeps its flags at the server.
 const OPTION_FLAGS_HERE: u32 = 1;
+/// Of a pool: something of it is damaged.
+const OPTION_DAMAGED: u32 = 2;
 /// The session only reads.
 const OPTION_READS: u32 = 1;
 
@@ -37,7 +39,7 @@ pub struct Overview {
 }
 
 /// A pool of the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolSeen {
     /// Its name; all zeros of an embedded server's.
     pub pool: PoolId,
@@ -57,8 +59,17 @@ pub struct PoolSeen {
     pub bound: u32,
     /// Whether its flags are kept at the server.
     pub flags_here: bool,
+    /// Whether something of its metadata is damaged: it is not served, and nothing else is known.
+    pub damaged: bool,
     /// Metadata transactions executed since the server was started.
     pub transactions: u64,
+}
+
+impl PoolSeen {
+    /// A pool of which something is damaged.
+    pub fn damaged(pool: PoolId) -> Self {
+        PoolSeen { pool, damaged: true, ..PoolSeen::default() }
+    }
 }
 
 /// Who is attached.
@@ -175,6 +186,7 @@ pub fn name_after(pool: PoolId) -> Option<PoolId> {
 
 impl From<&PoolSeen> for RawPoolSeen {
     fn from(seen: &PoolSeen) -> Self {
+        let option = |bit, set| if set { bit } else { 0 };
         RawPoolSeen {
             pool: seen.pool.0,
             extent_size: U32::new(seen.extent_size),
@@ -184,7 +196,9 @@ impl From<&PoolSeen> for RawPoolSeen {
             free: U32::new(seen.free),
             granted: U32::new(seen.granted),
             bound: U32::new(seen.bound),
-            options: U32::new(if seen.flags_here { OPTION_FLAGS_HERE } else { 0 }),
+            options: U32::new(
+                option(OPTION_FLAGS_HERE, seen.flags_here) | option(OPTION_DAMAGED, seen.damaged),
+            ),
             transactions: U64::new(seen.transactions),
         }
     }
@@ -202,6 +216,7 @@ impl From<&RawPoolSeen> for PoolSeen {
             granted: raw.granted.get(),
             bound: raw.bound.get(),
             flags_here: raw.options.get() & OPTION_FLAGS_HERE != 0,
+            damaged: raw.options.get() & OPTION_DAMAGED != 0,
             transactions: raw.transactions.get(),
         }
     }

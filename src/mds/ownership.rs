@@ -20,7 +20,8 @@
 //!
 //! **Once**: no claim is granted twice, however late or often its datagram arrives. A start that
 //! the server counts is therefore told by the one before it ([`Start::After`]): a claim that is
-//! repeated after it was granted names one that is not the last any more.
+//! repeated after it was granted names one that is not the last any more. Claims to read are counted
+//! by themselves, in the same way.
 //!
 //! **Attached first**: a unit that keeps its flags itself claims its next start before it writes
 //! the number to them. So a crash between leaves a start that the server knows and the flags do

@@ -125,7 +125,7 @@ pub struct Claim {
     /// is kept elsewhere, and of a reader.
     pub incarnation: Option<Incarnation>,
     /// The start that the unit's flags were found to be of; where the server counts, the last one
-    /// that it told.
+    /// that it told: of a reader, of readers.
     pub after: Incarnation,
     /// How long the claim is good without being renewed, in milliseconds; 0: for ever, as the
     /// devices are one host's.

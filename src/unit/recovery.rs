@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
@@ -499,6 +499,7 @@ async fn assemble<E: Env>(
         state: RefCell::new(state),
         settle_wanted: Notify::new(),
         settle_lock: Mutex::new(buffers),
+        freeing: RwLock::new(()),
         checkpoint_lock: Mutex::new(()),
         news: Notify::new(),
         grant_wanted: Notify::new(),

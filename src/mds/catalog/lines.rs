@@ -110,7 +110,7 @@ impl Catalog {
         row.as_deref().map_or(Ok(Line::FREE), line_of)
     }
 
-    /// Reads how often the store was opened, and looks at every line.
+    /// Reads how often the store was opened and readers were let in, and looks at every line.
     pub(super) fn load_lines(&mut self) -> Result<(), StoreError> {
         let starts = self.store.get(Table::Starts, &[])?;
         let starts =
@@ -118,6 +118,11 @@ impl Catalog {
         let next = starts.checked_add(1);
         let next = next.ok_or_else(|| StoreError::Damaged("the number of its starts".into()))?;
         self.views = Views::new(next);
+        for (unit, known) in &mut self.units {
+            let readers = self.store.get(Table::Starts, &store::key(&[unit.0]))?;
+            let readers = readers.as_deref().map_or(Ok(U32::ZERO), rows::parsed::<U32>)?;
+            known.readers = Incarnation(readers.get());
+        }
         self.stored_lines().map(drop)
     }
 

@@ -23,6 +23,8 @@ pub mod volumes;
 
 use std::collections::BTreeMap;
 
+use zerocopy::little_endian::U32;
+
 use self::rows::{PoolRow, UnitRow};
 use self::views::Views;
 use super::error::Refusal;
@@ -126,6 +128,8 @@ struct Unit {
     granted: RunSet,
     /// The last start keeps its flags here.
     flags_here: bool,
+    /// How often a claim to read beside it was granted.
+    readers: Incarnation,
 }
 
 impl Unit {
@@ -313,6 +317,7 @@ impl Catalog {
             granted: self.info.extents - free,
             bound: self.bound as u32,
             flags_here: self.flags_here(),
+            damaged: false,
             transactions: self.counters.transactions,
         }
     }
@@ -363,6 +368,18 @@ impl Catalog {
             known.begun = known.incarnation;
             self.put_unit(unit);
         }
+    }
+
+    /// How often a claim to read beside a unit was granted.
+    pub fn readers(&self, unit: UnitId) -> Incarnation {
+        self.units.get(&unit).map(|known| known.readers).unwrap_or_default()
+    }
+
+    /// Grants a claim to read beside a unit: it is the one of that number, counted from 1.
+    pub fn attach_reader(&mut self, unit: UnitId, number: Incarnation) {
+        self.units.entry(unit).or_default().readers = number;
+        let row = rows::bytes(&U32::new(number.0));
+        self.changes.insert((Table::Starts, store::key(&[unit.0])), Some(row));
     }
 
     /// Ends a session, which may be a unit's.

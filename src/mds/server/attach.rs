@@ -3,6 +3,8 @@
 //! All of these are asked for without a session that the server knows, and are executed at once, in
 //! the turn's transaction.
 
+use std::collections::BTreeMap;
+
 use zerocopy::IntoBytes;
 
 use super::{Server, Turn, well_formed};
@@ -80,17 +82,27 @@ impl<P: Clone + PartialEq> Server<P> {
         self.pool_told(&granted)
     }
 
+    /// A pool that can be attached to.
+    fn known_pool(&self, pool: PoolId) -> Result<&Catalog, Fault> {
+        let refusal =
+            if self.pools.is_damaged(pool) { Refusal::PoolDamaged } else { Refusal::UnknownPool };
+        self.pools.catalog(pool).ok_or(Fault::Refused(refusal, 0))
+    }
+
     fn attach_reader(&mut self, claim: Claim) -> Result<Claim, Fault> {
-        let catalog = self.pools.catalog(claim.pool);
-        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        let catalog = self.known_pool(claim.pool)?;
         ownership::may_read(catalog.flags_here(), &claim).or_else(refuse)?;
+        let last = Some(catalog.readers(claim.unit));
+        let number = ownership::start(last, Start::After(claim.after)).or_else(refuse)?;
         self.check_room()?;
+        if let Some(catalog) = self.pools.catalog_mut(claim.pool) {
+            catalog.attach_reader(claim.unit, number);
+        }
         Ok(Claim { incarnation: None, ..claim })
     }
 
     fn attach_writer(&mut self, id: u64, claim: Claim) -> Result<Claim, Fault> {
-        let catalog = self.pools.catalog(claim.pool);
-        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        let catalog = self.known_pool(claim.pool)?;
         let attached = catalog.attached(claim.unit);
         let owner = attached.and_then(|session| self.sessions.get(&session)).map(|session| Owner {
             host: session.claim().host,
@@ -155,7 +167,14 @@ impl<P: Clone + PartialEq> Server<P> {
     }
 
     fn forget(&mut self, body: &[u8]) -> Result<Vec<u8>, Fault> {
-        let (pool, force) = well_formed(raw::one::<RawForget>(body).and_then(|raw| raw.parts()))?;
+        let (pool, number, force) =
+            well_formed(raw::one::<RawForget>(body).and_then(|raw| raw.parts()))?;
+        match self.pools.number(pool) {
+            Some(known) if known != number => {
+                return refuse((Refusal::RegisteredAnew, u64::from(known)));
+            }
+            _ => {}
+        }
         let attached = self.sessions.values().any(|session| session.claim().pool == pool);
         if attached && !force {
             return refuse((Refusal::PoolAttached, 0));
@@ -167,8 +186,11 @@ impl<P: Clone + PartialEq> Server<P> {
 
     /// Up to `limit` pools from a name on, as they are shown.
     pub(super) fn pools_seen(&self, from: PoolId, limit: usize) -> Vec<PoolSeen> {
-        let pools = self.pools.iter().skip_while(|(pool, _)| *pool < from).take(limit);
-        pools.map(|(pool, catalog)| catalog.seen(pool)).collect()
+        let sound = self.pools.iter().map(|(pool, catalog)| catalog.seen(pool));
+        let damaged = self.pools.damaged().map(|(pool, _)| PoolSeen::damaged(pool));
+        let by_name = sound.chain(damaged).map(|seen| (seen.pool, seen));
+        let by_name: BTreeMap<PoolId, PoolSeen> = by_name.collect();
+        by_name.into_values().skip_while(|seen| seen.pool < from).take(limit).collect()
     }
 
     /// Up to `limit` sessions after the first `skip`, as they are shown.
