@@ -65,7 +65,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
@@ -190,6 +190,8 @@ struct Inner<E: Env> {
     settle_wanted: Notify,
     /// One settle at a time.
     settle_lock: Mutex<copy::CopyBuffers>,
+    /// Shared by settles that free what pairs left, of which there may be many.
+    freeing: RwLock<()>,
     /// One checkpoint at a time.
     checkpoint_lock: Mutex<()>,
     /// Wakes the task that tells the metadata server.
@@ -355,6 +357,7 @@ impl<E: Env> Unit<E> {
         if emptied
             && self.0.journal.failure().is_none()
             && let Some(_one_at_a_time) = self.0.unless_silent(self.0.settle_lock.lock()).await
+            && let Some(_all_freed) = self.0.unless_silent(self.0.freeing.write()).await
         {
             self.0
                 .checkpoint()
