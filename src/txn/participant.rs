@@ -19,7 +19,7 @@ use crate::format::group::TransactionId;
 use crate::mutants::{Mutant, mutated};
 
 /// How far a unit is with a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Progress {
     /// Its epoch is sealed.
     Sealed,
@@ -30,7 +30,7 @@ pub enum Progress {
 }
 
 /// How a unit stands in a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Standing {
     /// The membership that it serves by; 0: none yet.
     pub version: u32,
