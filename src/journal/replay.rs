@@ -48,10 +48,10 @@ pub fn replay(
 mod tests {
     use super::*;
     use crate::format::blocks::Location;
+    use crate::format::group::TransactionId;
     use crate::format::ids::{
         ExtentId, Generation, Incarnation, LogicalExtent, PairId, Sequence, Slot, VolumeId,
     };
-    use crate::format::group::TransactionId;
     use crate::format::record::{Binding, Record};
 
     /// Binds the pair to an extent.

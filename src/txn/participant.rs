@@ -102,7 +102,8 @@ impl Standing {
     /// What this unit says: how far it is, and, where it cannot commit, why.
     pub fn reports(&self, group: GroupId, wants: bool, refused: Option<&str>) -> Vec<Report> {
         let Standing { version, life, .. } = *self;
-        let report = |transaction, phase| Report { group, version, life, wants, transaction, phase };
+        let report =
+            |transaction, phase| Report { group, version, life, wants, transaction, phase };
         let refusal = refused.map(|reason| Phase::Refused(bounded(reason)));
         match self.transaction {
             // Who has voted keeps its word, whatever became of it since.
@@ -156,7 +157,9 @@ mod tests {
         let mut all = Vec::new();
         for stage in STAGES {
             for number in [None, Some(4), Some(5), Some(6)] {
-                for (version, life, member) in [(3, 1, true), (3, 2, true), (4, 2, true), (4, 2, false)] {
+                for (version, life, member) in
+                    [(3, 1, true), (3, 2, true), (4, 2, true), (4, 2, false)]
+                {
                     all.push(Order {
                         group: GroupId(1),
                         name: "group".into(),
