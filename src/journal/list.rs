@@ -91,7 +91,9 @@ impl List {
             let follows = linked.pairs.iter().find_map(|pair| kept.get(pair)).copied();
             let Linked { state, published, .. } = *linked;
             if linked.has_effect() {
-                linked.pairs.iter().for_each(|pair| drop(kept.entry(*pair).or_insert(sequence)));
+                for pair in &linked.pairs {
+                    kept.entry(*pair).or_insert(sequence);
+                }
             }
             Shown { sequence, state, slots: linked.slots.len(), published, follows }
         };
