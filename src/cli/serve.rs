@@ -199,6 +199,7 @@ async fn serve(
         }
     };
     reserved.keep();
+    unit.join_groups().await.context("the consistency groups of the pool")?;
     let recovery = Recovery::from(report);
     let Recovery { groups, pairs, told, took_us } = recovery;
     info!(%pool, groups, pairs, told, took_us, "recovered pool {pool} {recovery}");

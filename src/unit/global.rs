@@ -35,6 +35,7 @@ use super::regroup::Grouping;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::group::{GroupState, TransactionId};
+use crate::mds::client::Client;
 use crate::mds::error::MdsError;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{CommitStep, Operation};
@@ -77,7 +78,22 @@ impl Talk {
     }
 }
 
+impl<E: Env> Coordinator for Client<E> {
+    async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
+        Client::coordinate(self, &reports).await
+    }
+
+    async fn nudged(&self) {
+        Client::nudged(self).await;
+    }
+}
+
 impl<E: Env> Unit<E> {
+    /// As [`Unit::follow`], with the metadata server as the coordinator.
+    pub async fn join_groups(&self) -> Result<(), MdsError> {
+        self.follow(self.0.mds.clone()).await
+    }
+
     /// Joins the groups that the coordinator knows of, and takes part in their transactions from
     /// then on.
     pub async fn follow(&self, coordinator: impl Coordinator) -> Result<(), MdsError> {

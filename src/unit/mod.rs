@@ -33,6 +33,7 @@ mod allotment;
 pub mod block;
 mod commit;
 mod copy;
+mod cut;
 mod discard;
 mod domain;
 mod doubt;
