@@ -108,6 +108,7 @@ mutants! {
     SessionNotStored: "what a session has executed is not in the transaction",
     RegisterOverwrites: "a pool that is registered again begins anew",
     UnfencedGranted: "a claim of another host is granted without a fence",
+    StartBegunAtOnce: "a start that has written nothing counts as one that has",
     LeaseBelievedTooLong: "a unit goes on for twice as long as its lease",
     SessionUnchecked: "a datagram of another session is taken",
     // The coordinator of global transactions.
@@ -117,9 +118,16 @@ mutants! {
     CommitPresumed: "a transaction of which nothing is known is told as committed",
     PreparedMemberForgotten: "a decision is forgotten when the first member is done",
     LifeNotCounted: "a member that lost what was pending begins no new life of its group",
+    // A unit's part in global transactions.
+    AcknowledgedBeforeAllSealed: "a write is acknowledged before all units have sealed",
+    CommitsWithoutDecision: "a unit commits when all are sealed, before it is decided",
+    DoneBeforePersisted: "a unit says that it is done before that is persistent",
+    PreparedDroppedAtRecovery: "a recovery passes over what is prepared",
+    LifeIgnored: "a unit keeps what is pending when another member lost its own",
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",
     ReaderLeaseBelievedTooLong: "a reader goes on by its lines when its lease is over",
+    LateReadAnswered: "a reader answers what it has read when nothing was held back for it",
     ReadNotValidated: "a reader does not ask whether what it has read was still there",
     StaleLineKept: "a reader keeps a line that changed within its generation",
 }

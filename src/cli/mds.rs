@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::{Either, select};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::network::{self, HostPort, KeyArgs, MdsArgs};
@@ -129,7 +129,15 @@ fn serve_store(args: &Args, listen: &HostPort, store: &Path) -> Result<()> {
 fn open(path: &Path) -> Result<Server<SocketAddr>> {
     let store = hosted::open(path)?;
     let pools = Pools::hosted(store).with_context(|| path.display().to_string())?;
-    Server::new(pools).with_context(|| path.display().to_string())
+    let server = Server::new(pools).with_context(|| path.display().to_string())?;
+    for (pool, reason) in server.pools().damaged() {
+        error!(
+            %pool, reason,
+            "a pool is damaged and not served; the others are. Bring the store back from a copy, \
+             or have the pool forgotten"
+        );
+    }
+    Ok(server)
 }
 
 async fn serve(

@@ -32,6 +32,7 @@ struct PoolReport {
     extents_granted: u32,
     extents_bound: u32,
     flags_here: bool,
+    damaged: bool,
     transactions: u64,
 }
 
@@ -70,7 +71,19 @@ impl From<&PoolSeen> for PoolReport {
             extents_granted: seen.granted,
             extents_bound: seen.bound,
             flags_here: seen.flags_here,
+            damaged: seen.damaged,
             transactions: seen.transactions,
+        }
+    }
+}
+
+impl PoolReport {
+    /// Where its flags are, if anything is known of it.
+    fn flags(&self) -> &'static str {
+        match (self.damaged, self.flags_here) {
+            (true, _) => "DAMAGED",
+            (false, true) => "here",
+            (false, false) => "at the target",
         }
     }
 }
@@ -108,7 +121,7 @@ impl ServerReport {
                 size(of.extents_free),
                 size(of.extents_granted),
                 size(of.extents_bound),
-                if of.flags_here { "here" } else { "at the target" }.to_owned(),
+                of.flags().to_owned(),
                 of.transactions.to_string(),
             ]
         });
@@ -171,6 +184,7 @@ mod tests {
             granted: 990,
             bound: 512,
             flags_here: true,
+            damaged: false,
             transactions: 77,
         };
         let owner = SessionSeen {
@@ -187,14 +201,24 @@ mod tests {
         let reader = SessionSeen { reads: true, left_ms: 2500, ..owner };
         let overview = Overview {
             counters: ServerStatus { unauthenticated: 4, ..ServerStatus::default() },
-            pools: vec![seen],
+            pools: vec![seen, PoolSeen::damaged(PoolId([5; 16]))],
             sessions: vec![owner, reader],
+            ..Overview::default()
         };
         let report = ServerReport::from(overview);
         let text = report.text();
-        for part in
-            ["512.0 MiB", "here", "77", "unit 1", "reader", "ENDED", "2.5 s", "61.0 s", "02020202"]
-        {
+        for part in [
+            "512.0 MiB",
+            "here",
+            "DAMAGED",
+            "77",
+            "unit 1",
+            "reader",
+            "ENDED",
+            "2.5 s",
+            "61.0 s",
+            "02020202",
+        ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
         let strangers = |line: &str| line.split_whitespace().eq(["unauthenticated", "4"]);

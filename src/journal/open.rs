@@ -16,7 +16,7 @@ use super::pages::{PageStore, read_what_can_be};
 use super::slots::Slots;
 use super::{Inner, Journal, JournalError, PageWork, append_work_bytes};
 use crate::env::{Env, Region};
-use crate::format::group::{Group, GroupState, Link, Part, SLOT_BYTES};
+use crate::format::group::{Group, GroupState, Link, Part, SLOT_BYTES, TransactionId};
 use crate::format::header::{HEADER_MAGIC, RegionHeader};
 use crate::format::home::{HOME_MAGIC, LINES_PER_PAGE, Line};
 use crate::format::ids::{Incarnation, PoolId, Sequence, UnitId};
@@ -35,6 +35,10 @@ pub(super) const PAGE_WORK: usize = 256 << 10;
 pub struct RecoveredGroup {
     /// Its place in the order.
     pub sequence: Sequence,
+    /// Its transaction.
+    pub transaction: TransactionId,
+    /// The commit domain.
+    pub domain: u32,
     /// Its state now.
     pub state: GroupState,
     /// What it did.
@@ -47,8 +51,21 @@ pub struct Opened<R: Region> {
     pub journal: Journal<R>,
     /// The home: a line for each pair, as last checkpointed.
     pub lines: Vec<Line>,
-    /// The linked groups, oldest first. Their effects are still to be applied to the lines.
+    /// The linked groups, oldest first. Their effects are still to be applied to the lines: but of
+    /// those that are prepared only when the coordinator has said so ([`Opened::take_doubts`]).
     pub groups: Vec<RecoveredGroup>,
+}
+
+impl<R: Region> Opened<R> {
+    /// Takes the groups whose transaction is in doubt out of the others. Nothing else that is
+    /// linked and newer names a block of theirs.
+    pub fn take_doubts(&mut self) -> Vec<RecoveredGroup> {
+        let groups = std::mem::take(&mut self.groups);
+        let (doubts, decided) =
+            groups.into_iter().partition(|group| group.state == GroupState::Prepared);
+        self.groups = decided;
+        doubts
+    }
 }
 
 /// Everything that a region holds; nothing of it is changed by looking.
@@ -195,24 +212,40 @@ impl<R: Region> Journal<R> {
         beginning.write(region, pool, buffers).await
     }
 
-    /// Opens the journal that is in a region: see the module. Everything that can be read must be
-    /// durable already ([`Region::flush`]).
+    /// The last start of a unit, as the header in its region has it. Writes nothing.
+    pub async fn last_start<E: Env>(
+        env: &E,
+        region: &R,
+        pool: PoolId,
+    ) -> Result<Incarnation, JournalError> {
+        let mut work = env.buffers().acquire(PAGE_WORK).await;
+        let (_, header) = load_header(env, region, pool, &mut work).await?;
+        Ok(header.incarnation)
+    }
+
+    /// Opens the journal that is in a region, as a start after all of the unit: see the module.
+    /// Everything that can be read must be durable already ([`Region::flush`]).
     pub async fn open<E: Env>(
         env: &E,
         region: R,
         pool: PoolId,
-        unit: UnitId,
+        (unit, start): (UnitId, Incarnation),
         pairs: u32,
     ) -> Result<Opened<R>, JournalError> {
         let buffers = env.buffers();
         let mut work = buffers.acquire(PAGE_WORK).await;
         let survey = Survey::read(env, &region, pool, unit, pairs, &mut work).await?;
         let Survey { header, layout, list, lines, groups, status, .. } = survey;
+        if header.incarnation >= start {
+            let found =
+                format!("start {} was counted there before start {start}", header.incarnation);
+            return Err(JournalError::Foreign(found));
+        }
         if !mutated(Mutant::InvalidationSkipped) {
             invalidate(&region, &layout, list.tail().slot, &mut work).await?;
         }
         let kept = mutated(Mutant::IncarnationKept);
-        let incarnation = if kept { header.incarnation } else { header.next_incarnation() };
+        let incarnation = if kept { header.incarnation } else { start };
         let next = RegionHeader { incarnation, ..header };
         let mut header_page = survey.header_page;
         header_page
@@ -378,7 +411,9 @@ impl Scan {
                 return damaged(format!("group {} links backward", group.sequence));
             }
             linked.insert(group.sequence, Linked { slots, link, state, pairs, published: false });
-            groups.push(RecoveredGroup { sequence: at.sequence, state, records: group.records });
+            let Group { transaction, domain, records, .. } = group;
+            let sequence = at.sequence;
+            groups.push(RecoveredGroup { sequence, transaction, domain, state, records });
             at = link;
         }
         let newer = self.parts.iter().find(|(slot, part)| {

@@ -58,6 +58,7 @@ impl HostedFacts {
 pub fn hosted(store: Box<dyn Store>) -> Result<HostedFacts, StoreError> {
     catching(|| {
         let pools = Pools::hosted(store)?;
+        pools.check_whole()?;
         pools.check_strays()?;
         let facts = pools.iter().map(|(pool, catalog)| Ok((pool, catalog.facts()?)));
         let facts: Vec<(PoolId, CatalogFacts)> = facts.collect::<Result<_, StoreError>>()?;
@@ -65,6 +66,7 @@ pub fn hosted(store: Box<dyn Store>) -> Result<HostedFacts, StoreError> {
             check_pairs(of).map_err(|what| StoreError::Damaged(format!("pool {pool}: {what}")))?;
         }
         let server: Server<()> = Server::new(pools)?;
+        server.pools().check_whole()?;
         Ok(HostedFacts { pools: facts, sessions: server.status().sessions })
     })
 }

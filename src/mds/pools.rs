@@ -10,11 +10,15 @@
 //! | 4 | number | little-endian |
 //! | the rest | what it is made of | the body of a RegisterPool request |
 //!
+//! The next number is in table [`Table::Starts`], without a key, since the first registration.
+//!
 //! # Contracts
 //!
 //! - **One transaction**: what all catalogs have changed since the last time is made durable by
 //!   [`Pools::commit`] as one transaction, with pools that were registered or forgotten.
-//! - **Numbers**: none is used again before the rows of the pool that had it are durably gone.
+//! - **Numbers**: none is used again, so that one stands for a registration.
+//! - **Damage**: a pool of which a row is damaged is set aside, with the reason; the others are
+//!   served. Its rows stay as they are.
 //! - **Bounds**: [`POOLS_MAX`] pools with [`EXTENTS_MAX`] extents in all.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,8 +31,8 @@ use super::error::Refusal;
 use super::raw;
 use super::records::ServerStatus;
 use super::shared_store::{SharedStore, number_of, placed};
-use super::store::{Changes, Store, StoreError, Table};
-use crate::format::ids::PoolId;
+use super::store::{Changes, Row, Store, StoreError, Table};
+use crate::format::ids::{PoolId, VolumeId};
 use crate::mutants::{Mutant, mutated};
 
 /// The most pools of one server.
@@ -61,6 +65,14 @@ struct Hosted {
     /// Rows of pools that were registered or forgotten since the last commit.
     changes: Changes,
     next_number: u32,
+    damaged: BTreeMap<PoolId, Damaged>,
+}
+
+/// A pool that is not served.
+struct Damaged {
+    /// None where that is damaged, too.
+    number: Option<u32>,
+    reason: String,
 }
 
 struct Pool {
@@ -97,11 +109,63 @@ impl Pools {
             touched: BTreeSet::new(),
             changes: Changes::new(),
             next_number: 0,
+            damaged: BTreeMap::new(),
         };
+        if let Some(row) = hosted.store.get(Table::Starts, &[])? {
+            let next = raw::one::<U32>(&row);
+            let damaged = |_| StoreError::Damaged("the number of the next pool".to_owned());
+            hosted.next_number = next.map_err(damaged)?.get();
+        }
         for (key, row) in hosted.store.range(Table::Pools, &[], POOLS_MAX + 1)? {
-            hosted.load(&key, &row)?;
+            match hosted.load(&key, &row) {
+                Err(StoreError::Damaged(reason)) => hosted.set_aside(&key, &row, reason)?,
+                loaded => loaded?,
+            }
         }
         Ok(Pools(Kind::Hosted(hosted)))
+    }
+
+    /// The pools that are not served, and what is wrong with them.
+    pub fn damaged(&self) -> impl Iterator<Item = (PoolId, &str)> {
+        let hosted = match &self.0 {
+            Kind::Single(_) => None,
+            Kind::Hosted(hosted) => Some(hosted),
+        };
+        let damaged = hosted.into_iter().flat_map(|hosted| &hosted.damaged);
+        damaged.map(|(pool, damaged)| (*pool, damaged.reason.as_str()))
+    }
+
+    /// Whether a pool is not served as something of it is damaged.
+    pub fn is_damaged(&self, pool: PoolId) -> bool {
+        matches!(&self.0, Kind::Hosted(hosted) if hosted.damaged.contains_key(&pool))
+    }
+
+    /// Serves a pool no more, of which something was found to be damaged.
+    pub fn set_aside(&mut self, pool: PoolId, reason: String) {
+        if let Kind::Hosted(hosted) = &mut self.0
+            && let Some(known) = hosted.pools.remove(&pool)
+        {
+            hosted.damaged.insert(pool, Damaged { number: Some(known.number), reason });
+        }
+    }
+
+    /// The sessions of pools that are not served.
+    pub fn sessions_set_aside(&self) -> Result<BTreeSet<u64>, StoreError> {
+        let Kind::Hosted(hosted) = &self.0 else { return Ok(BTreeSet::new()) };
+        let mut sessions = BTreeSet::new();
+        for number in hosted.damaged.values().filter_map(|damaged| damaged.number) {
+            let rows = hosted.store.view(number).range(Table::Sessions, &[], LOAD_ROWS)?;
+            let ids = rows.iter().filter_map(|(key, _)| key.as_slice().try_into().ok());
+            sessions.extend(ids.map(u64::from_be_bytes));
+        }
+        Ok(sessions)
+    }
+
+    /// The number of a pool, which no later registration has.
+    pub fn number(&self, pool: PoolId) -> Option<u32> {
+        let Kind::Hosted(hosted) = &self.0 else { return None };
+        let damaged = || hosted.damaged.get(&pool).map(|known| known.number.unwrap_or_default());
+        hosted.pools.get(&pool).map(|known| known.number).or_else(damaged)
     }
 
     /// Whether it is the one pool of an embedded server.
@@ -165,7 +229,55 @@ impl Pools {
             hosted.changes.extend(rows.into_iter().map(|row| (row, None)));
             hosted.changes.insert((Table::Pools, pool.0.to_vec()), None);
         }
+        if let Some(Damaged { number, .. }) = hosted.damaged.remove(&pool) {
+            hosted.changes.insert((Table::Pools, pool.0.to_vec()), None);
+            if let Some(number) = number.filter(|number| !hosted.numbers().any(|of| of == *number))
+            {
+                let rows = hosted.rows_under(number)?;
+                hosted.changes.extend(rows.into_iter().map(|row| (row, None)));
+            }
+        }
         Ok(())
+    }
+
+    /// Up to `limit` rows of a table that is of the server as a whole.
+    pub fn whole_rows(&self, table: Table, limit: usize) -> Result<Vec<Row>, StoreError> {
+        assert!(table.is_of_server(), "{} are rows of pools", table.name());
+        match &self.0 {
+            Kind::Single(catalog) => catalog.whole_rows(table, limit),
+            Kind::Hosted(hosted) => hosted.store.range(table, &[], limit),
+        }
+    }
+
+    /// Makes changes of such tables part of the next commit.
+    pub fn stage(&mut self, changes: Changes) {
+        match &mut self.0 {
+            Kind::Single(catalog) => catalog.stage_whole(changes),
+            Kind::Hosted(hosted) => hosted.changes.extend(changes),
+        }
+    }
+
+    /// The name that a pool has here: that of a single one is all zeros, whatever claims say.
+    pub fn name_here(&self, pool: PoolId) -> PoolId {
+        if self.is_single() { PoolId::default() } else { pool }
+    }
+
+    /// Whether somebody is attached as a unit of that pool.
+    pub fn is_attached(&self, pool: PoolId) -> bool {
+        self.catalog(pool).is_some_and(|catalog| catalog.attached_count() > 0)
+    }
+
+    /// Whether a pool has that volume, and it is not being deleted.
+    pub fn has_volume(&self, pool: PoolId, volume: VolumeId) -> bool {
+        self.catalog(pool).is_some_and(|catalog| catalog.name_of(volume).is_some())
+    }
+
+    /// The volumes of that name, of one pool or of all.
+    pub fn volumes_named(&self, pool: Option<PoolId>, name: &str) -> Vec<(PoolId, VolumeId)> {
+        let asked = pool.map(|pool| self.name_here(pool));
+        let pools = self.iter().filter(|(of, _)| asked.is_none_or(|asked| asked == *of));
+        let found = pools.map(|(of, catalog)| catalog.volume_named(name).map(|id| (of, id)));
+        found.flatten().collect()
     }
 
     /// Makes durable what was changed since the last time, as one transaction; nothing, none.
@@ -199,13 +311,19 @@ impl Pools {
         }
     }
 
+    /// Checks that no pool of a store of many is damaged.
+    pub fn check_whole(&self) -> Result<(), StoreError> {
+        let damaged = |(pool, reason)| StoreError::Damaged(format!("pool {pool}: {reason}"));
+        self.damaged().next().map_or(Ok(()), |found| Err(damaged(found)))
+    }
+
     /// Checks that every row of a store of many belongs to one of its pools.
     pub fn check_strays(&self) -> Result<(), StoreError> {
         let Kind::Hosted(hosted) = &self.0 else { return Ok(()) };
-        let known: BTreeSet<u32> = hosted.pools.values().map(|known| known.number).collect();
-        let of_no_pool = [Table::Pools, Table::Log];
-        for table in Table::ALL.into_iter().filter(|table| !of_no_pool.contains(table)) {
-            let mut from = Vec::new();
+        let known: BTreeSet<u32> = hosted.numbers().collect();
+        for table in Table::ALL.into_iter().filter(|table| !table.is_of_server()) {
+            // The next pool's number has no key.
+            let mut from = if table == Table::Starts { vec![0] } else { Vec::new() };
             // From each pool's last row on to the first row after it: a read a pool.
             while let Some((key, _)) = hosted.store.range(table, &from, 1)?.first() {
                 let number = number_of(key).filter(|number| known.contains(number));
@@ -245,6 +363,30 @@ impl Hosted {
         Ok(())
     }
 
+    /// Serves a pool not, as it could not be loaded. Its number must be known, or that none is used
+    /// again.
+    fn set_aside(&mut self, key: &[u8], row: &[u8], reason: String) -> Result<(), StoreError> {
+        let head = raw::first::<RawRow>(row).ok().map(|(head, _)| head);
+        let number =
+            head.filter(|head| head.version.get() == VERSION).map(|head| head.number.get());
+        let next = number.map_or(Some(self.next_number), |number| number.checked_add(1));
+        let (Ok(pool), Some(next)) = (key.try_into().map(PoolId), next) else {
+            return Err(StoreError::Damaged(reason));
+        };
+        if number.is_none() && self.store.get(Table::Starts, &[])?.is_none() {
+            return Err(StoreError::Damaged(reason));
+        }
+        self.next_number = self.next_number.max(next);
+        self.damaged.insert(pool, Damaged { number, reason });
+        Ok(())
+    }
+
+    /// The numbers of all pools.
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        let damaged = self.damaged.values().filter_map(|known| known.number);
+        self.pools.values().map(|known| known.number).chain(damaged)
+    }
+
     /// Refuses a pool with which there would be too many extents.
     fn check_room(&self, spec: &PoolSpec) -> Result<(), Fault> {
         let known: u64 = self.pools.values().map(|known| known.spec.end()).sum();
@@ -261,6 +403,9 @@ impl Hosted {
             let same = known.spec == spec;
             return if same { Ok(()) } else { Err(Fault::Refused(Refusal::PoolExists, 0)) };
         }
+        if self.damaged.contains_key(&pool) {
+            return Err(Fault::Refused(Refusal::PoolDamaged, 0));
+        }
         if self.pools.len() >= POOLS_MAX || self.next_number == u32::MAX {
             return Err(Fault::Refused(Refusal::TooLarge, POOLS_MAX as u64));
         }
@@ -270,6 +415,8 @@ impl Hosted {
         let head = RawRow { version: U32::new(VERSION), number: U32::new(number) };
         let row = [head.as_bytes(), &raw::pool_spec_body(pool, &spec)].concat();
         self.changes.insert((Table::Pools, pool.0.to_vec()), Some(row));
+        let next = U32::new(self.next_number).as_bytes().to_vec();
+        self.changes.insert((Table::Starts, Vec::new()), Some(next));
         let catalog = Catalog::make(self.store.view(number), &spec);
         self.pools.insert(pool, Pool { number, spec, catalog });
         self.touched.insert(pool);
@@ -279,7 +426,7 @@ impl Hosted {
     /// The places of all committed rows of the pool of that number.
     fn rows_under(&self, number: u32) -> Result<Vec<(Table, Vec<u8>)>, StoreError> {
         let mut places = Vec::new();
-        for table in Table::ALL.into_iter().filter(|table| *table != Table::Pools) {
+        for table in Table::ALL.into_iter().filter(|table| !table.is_of_server()) {
             let mut from = number.to_be_bytes().to_vec();
             loop {
                 let rows = self.store.range(table, &from, LOAD_ROWS)?;

@@ -108,6 +108,13 @@ impl Flipside {
         self
     }
 
+    /// The same pool claimed by a machine of that name from the next start on.
+    #[must_use]
+    pub fn on_host(mut self, host: HostId) -> Self {
+        self.config.ownership.host = host;
+        self
+    }
+
     /// The same with a lease.
     #[must_use]
     pub fn leased(mut self, lease: Option<Duration>) -> Self {

@@ -134,6 +134,11 @@ impl Coordinator {
         Coordinator { group, units, under_way: None, decision, changed: (false, false) }
     }
 
+    /// All units are counted as heard now, which is when the server hears anything at all.
+    pub fn listen(&mut self, now: Moment) {
+        self.units.values_mut().for_each(|unit| unit.heard = now);
+    }
+
     /// The group.
     pub fn group(&self) -> &Group {
         &self.group

@@ -25,12 +25,14 @@
 //! - **Presumed abort**: a transaction of which the coordinator knows nothing was aborted.
 //! - **Done**: a member that is told [`Stage::Committed`] of a transaction of which it knows
 //!   nothing has made it durable before, or had no part in it: it answers [`Phase::Done`].
-//! - **Life** ‡: a member acknowledges no write of a life (that of its attach, or one that it was
-//!   told of later) before it was told once that the group is [`Order::whole`] in that life. Who
-//!   has not heard of the new life yet acknowledges writes that it is about to drop; one that
-//!   follows them, acknowledged elsewhere in the new life, would be committed without them.
+//! - **Life** ‡: what clients opened in an earlier life fails, and a member opens its volumes to
+//!   clients again only when it was told once that the group is [`Order::whole`] in the new life
+//!   (that of its attach, or one that it was told of later). Who has not heard of the new life yet
+//!   acknowledges writes that it is about to drop; one that follows them, in the new life of
+//!   another member, would be committed without them.
 
 pub mod coordinator;
+pub mod participant;
 pub mod wire;
 
 use crate::format::group::TransactionId;

@@ -27,7 +27,7 @@ use super::error::IoError;
 use super::grant::Amount;
 use super::manage::check_there;
 use super::policy::throttle;
-use super::request::{Part, Parts};
+use super::request::{Part, Parts, Seat};
 use super::state::{Settling, State, Waiter};
 use crate::env::Env;
 use crate::format::blocks::{BlockSet, Location};
@@ -52,6 +52,8 @@ enum Blocked {
     Held,
     /// The open epoch is full; it is being committed.
     EpochFull(Rc<Notify>),
+    /// It is not known whether what it would change was committed.
+    Doubt(Rc<Notify>),
     /// Extents are missing; a settle is under way, or the metadata server is asked.
     Space,
 }
@@ -62,7 +64,7 @@ impl Blocked {
         match self {
             Self::EpochFull(_) => Cause::Epoch,
             Self::Space => Cause::Extents,
-            Self::Held | Self::Refused(_) => Cause::Blocks,
+            Self::Held | Self::Doubt(_) | Self::Refused(_) => Cause::Blocks,
         }
     }
 }
@@ -100,10 +102,12 @@ impl<E: Env> Inner<E> {
     /// Admits a request, waiting as long as it has to.
     pub(super) async fn admit(
         &self,
-        volume: usize,
+        seat: Seat,
         parts: Parts,
         bytes: u64,
     ) -> Result<Admitted<'_, E>, IoError> {
+        let volume = seat.volume;
+        let since = self.env.now();
         let mut place: Option<Place<'_, E>> = None;
         let mut throttled = false;
         loop {
@@ -118,7 +122,7 @@ impl<E: Env> Inner<E> {
             }
             let mut parts = parts.clone();
             let ticket = place.as_ref().map_or(u64::MAX, |place| place.ticket);
-            let blocked = match self.try_admit(volume, &mut parts, bytes, ticket) {
+            let blocked = match self.try_admit(seat, &mut parts, bytes, ticket) {
                 Ok(at) => return Ok(Admitted { unit: self, at, parts, finished: false }),
                 Err(Blocked::Refused(error)) => return Err(error),
                 Err(blocked) => blocked,
@@ -129,6 +133,7 @@ impl<E: Env> Inner<E> {
             let _wait = self.waiters.enter(blocked.cause());
             match blocked {
                 Blocked::EpochFull(decided) => decided.notified().await,
+                Blocked::Doubt(decided) => self.await_outcome(&decided, since).await?,
                 Blocked::Space => {
                     // Whoever comes to be the first of those who wait looks at once: it may have
                     // been turned away only because another was the first.
@@ -160,18 +165,20 @@ impl<E: Env> Inner<E> {
     /// otherwise, but that a settle in its way may have been told to give up.
     fn try_admit(
         &self,
-        volume: usize,
+        seat: Seat,
         parts: &mut Parts,
         bytes: u64,
         ticket: u64,
     ) -> Result<Point, Blocked> {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
+        let volume = seat.volume;
+        state.check_seat(seat).map_err(Blocked::Refused)?;
         let domain = state.domain_of(volume);
         if let Some(reason) = &domain.failed {
             return Err(Blocked::Refused(IoError::Latched(Arc::clone(reason))));
         }
-        if domain.leaving > 0 {
+        if domain.leaving > 0 || domain.returning {
             return Err(Blocked::EpochFull(Rc::clone(&domain.decided)));
         }
         if state.stopping {
@@ -183,6 +190,9 @@ impl<E: Env> Inner<E> {
         }
         // What was never written need not be trimmed.
         parts.retain(|part| part.pair.is_some() || !part.write.is_empty());
+        if state.doubts > 0 && state.changes_doubt(parts) {
+            return Err(Blocked::Doubt(Rc::clone(&state.domain_of(volume).decided)));
+        }
         self.check_blocks(state, parts, ticket)?;
         let needs = choose_targets(state, parts);
         self.check_room(state, volume, needs, bytes)?;
@@ -222,9 +232,13 @@ impl<E: Env> Inner<E> {
         );
         let domain = state.domain_of_mut(volume);
         let open = &domain.open;
-        let full = open.record_bytes + needs.record_bytes > limits.epoch_record_bytes
-            || open.data_bytes + bytes > limits.epoch_data_bytes;
-        if !full || open.is_clean() {
+        // What is sealed becomes a part of the open epoch if its transaction is aborted.
+        let sealed = domain.sealed.as_ref().filter(|_| domain.is_shared());
+        let [records, data] = sealed.map_or([0; 2], |of| [of.record_bytes as u64, of.data_bytes]);
+        let full = open.record_bytes as u64 + records + needs.record_bytes as u64
+            > limits.epoch_record_bytes as u64
+            || open.data_bytes + data + bytes > limits.epoch_data_bytes;
+        if !full || open.is_clean() && records == 0 && data == 0 {
             return Ok(());
         }
         if !mutated(Mutant::EpochNotWanted) {
@@ -409,7 +423,7 @@ impl<E: Env> Admitted<'_, E> {
         self.finished = true;
         let mut guard = self.unit.state.borrow_mut();
         let state = &mut *guard;
-        let open = state.domains[self.at.domain].open.number == self.at.epoch;
+        let open = !state.domains[self.at.domain].is_sealed(self.at.epoch);
         for part in &self.parts {
             let pair = part.pair.expect("an admitted part has a pair");
             if outcome == Outcome::Written {
@@ -426,7 +440,7 @@ impl<E: Env> Admitted<'_, E> {
         let domain = &mut state.domains[self.at.domain];
         let epoch = domain.epoch_mut(self.at.epoch);
         epoch.in_flight -= 1;
-        if epoch.in_flight == 0 && !open {
+        if epoch.in_flight == 0 {
             domain.drained.notify_one();
         }
         if let Outcome::Torn(reason) = outcome

@@ -61,10 +61,14 @@ impl<E: Env> Inner<E> {
             self.env.sleep(Duration::from_nanos(1)).await;
             return self.check_owned();
         }
+        let since = self.env.now();
         loop {
             let decided = {
                 let mut state = self.state.borrow_mut();
                 let domain = &mut state.domains[domain];
+                if domain.is_lost(epoch) {
+                    return Err(domain.went_back());
+                }
                 if domain.committed >= epoch {
                     break;
                 }
@@ -78,7 +82,7 @@ impl<E: Env> Inner<E> {
                 Rc::clone(&domain.decided)
             };
             let _wait = self.waiters.enter(Cause::Commit);
-            decided.notified().await;
+            self.group_news(domain, &decided, since).await?;
         }
         self.check_owned()
     }
@@ -89,6 +93,10 @@ impl<E: Env> Inner<E> {
             self.commit_wanted(domain).await;
             if self.is_over(domain) {
                 return;
+            }
+            if self.state.borrow().domains[domain].is_shared() {
+                self.take_part(domain).await;
+                continue;
             }
             if let Err(reason) = self.commit_once(domain).await {
                 tracing::error!(domain, %reason, "a commit failed: no more writes are taken");
@@ -110,7 +118,7 @@ impl<E: Env> Inner<E> {
             let (wake, age) = {
                 let state = self.state.borrow();
                 let of = &state.domains[domain];
-                if of.wanted > of.committed || self.is_over(domain) {
+                if of.wanted > of.committed || of.is_shared() || self.is_over(domain) {
                     return;
                 }
                 let since = of.open.since;
@@ -182,12 +190,12 @@ impl<E: Env> Inner<E> {
     }
 
     /// Says how far the commit has come.
-    fn note_step(&self, domain: usize, step: CommitStep, started: Moment) {
+    pub(super) fn note_step(&self, domain: usize, step: CommitStep, started: Moment) {
         self.state.borrow_mut().domains[domain].commit = Some((step, started));
     }
 
     /// New writes go to the next epoch from here on.
-    fn seal(&self, domain: usize) {
+    pub(super) fn seal(&self, domain: usize) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let domain = &mut state.domains[domain];
@@ -207,7 +215,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Waits for the requests that had been admitted.
-    async fn drain(&self, domain: usize) -> Result<(), String> {
+    pub(super) async fn drain(&self, domain: usize) -> Result<(), String> {
         loop {
             let drained = {
                 let state = self.state.borrow();
@@ -226,7 +234,7 @@ impl<E: Env> Inner<E> {
 
     /// Flushes the devices that the sealed epoch wrote to. This comes before its group is
     /// hardened: the group says that the data is there.
-    async fn flush_written(&self, domain: usize) -> Result<(), String> {
+    pub(super) async fn flush_written(&self, domain: usize) -> Result<(), String> {
         let devices = sealed_of(&self.state.borrow(), domain).devices;
         self.flush_devices(devices).await
     }
@@ -259,7 +267,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// What the sealed epoch did, as a group's records.
-    fn group_of(&self, domain: usize) -> Vec<Record> {
+    pub(super) fn group_of(&self, domain: usize) -> Vec<Record> {
         let state = self.state.borrow();
         let mut records = Vec::new();
         for &pair in &sealed_of(&state, domain).pairs {
@@ -277,7 +285,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Makes the sealed epoch's contents the committed ones.
-    fn publish(&self, domain: usize, sequence: Option<Sequence>) {
+    pub(super) fn publish(&self, domain: usize, sequence: Option<Sequence>) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let sealed = state.domains[domain].sealed.take().expect("an epoch is being committed");
@@ -286,6 +294,7 @@ impl<E: Env> Inner<E> {
             let work = state.pairs.work_mut(pair);
             let pending = std::mem::take(&mut work.sealed);
             let binding = work.sealed_binding.take();
+            work.doubt = false;
             work.wake(pending.blocks());
             let line = state.pairs.line_mut(pair);
             if let Some(binding) = binding {

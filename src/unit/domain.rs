@@ -10,16 +10,20 @@
 //! - **Epochs**: each of a domain's epochs has the next number. When one is committed, all before
 //!   it are.
 
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::error::IoError;
 use crate::env::Moment;
-use crate::format::ids::{PairId, VolumeId};
+use crate::format::group::TransactionId;
+use crate::format::ids::{PairId, Sequence, VolumeId};
 use crate::mutants::{Mutant, mutated};
 use crate::observe::CommitStep;
-use crate::txn::GroupId;
+use crate::txn::participant::{Progress, Standing};
+use crate::txn::{GroupId, Order, Trouble};
 
 /// The pending writes of a domain between two commit points.
 #[derive(Debug, Default)]
@@ -45,6 +49,15 @@ impl Epoch {
     pub fn is_clean(&self) -> bool {
         self.since.is_none()
     }
+
+    /// What was counted of an older epoch is a part of this one; its pairs are listed already.
+    pub fn absorb(&mut self, older: &Epoch) {
+        self.in_flight += older.in_flight;
+        self.record_bytes += older.record_bytes;
+        self.data_bytes += older.data_bytes;
+        self.devices |= older.devices;
+        self.since = older.since.or(self.since);
+    }
 }
 
 /// An epoch of a domain.
@@ -57,19 +70,61 @@ pub struct Point {
 }
 
 /// The consistency group that a domain is this unit's part of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Membership {
     /// Which group.
     pub group: GroupId,
     /// Its name.
     pub name: Rc<str>,
-    /// The membership that is served; 0: none yet.
-    pub version: u32,
     /// Whether other units have a part in it: then its epochs are committed as the coordinator
     /// says, and never by this unit alone.
     pub shared: bool,
-    /// The group's life that what is pending belongs to.
-    pub life: u32,
+    /// How the unit stands in it.
+    pub standing: Standing,
+    /// The group in the journal of the transaction under way, where it is prepared.
+    pub prepared: Option<Sequence>,
+    /// The sealed epoch was found in doubt by a recovery: nobody sees it yet.
+    pub doubt: bool,
+    /// What the coordinator said last.
+    pub orders: Vec<Order>,
+    /// Why no transaction can succeed now.
+    pub trouble: Option<Trouble>,
+    /// The coordinator was asked for a transaction.
+    pub asked: bool,
+    /// Why the volumes could not come together.
+    pub unformed: Option<Arc<str>>,
+    /// The transaction that committed last.
+    pub last_cut: Option<TransactionId>,
+}
+
+impl Membership {
+    /// In a group that is not served yet.
+    pub fn new(group: GroupId, name: &str, shared: bool, life: u32) -> Self {
+        Self {
+            group,
+            name: name.into(),
+            shared,
+            standing: Standing { version: 0, life, transaction: None },
+            prepared: None,
+            doubt: false,
+            orders: Vec::new(),
+            trouble: None,
+            asked: false,
+            unformed: None,
+            last_cut: None,
+        }
+    }
+
+    /// In the group of a domain of that number, for which a recovery has found that transaction
+    /// prepared; `None` where it is no group's.
+    pub fn in_doubt(number: u32, of: TransactionId, sequence: Sequence) -> Option<Self> {
+        let group = (number & GROUP_BIT != 0).then_some(GroupId(number & !GROUP_BIT))?;
+        let mut membership = Self::new(group, "in doubt", true, 0);
+        membership.standing.transaction = Some((of, Progress::Prepared));
+        membership.prepared = Some(sequence);
+        membership.doubt = true;
+        Some(membership)
+    }
 }
 
 /// In a domain's number in the journal, that it is a group's and not a volume's.
@@ -86,6 +141,13 @@ pub struct Domain {
     pub over: bool,
     /// Volumes that are to leave it; until they have, nothing is admitted.
     pub leaving: u32,
+    /// It begins a life in which not all other members may be yet; until they are, nothing is
+    /// admitted: what they still acknowledge in the old life is lost, and must not be followed.
+    pub returning: bool,
+    /// From this epoch on nothing is acknowledged: not all other members have sealed yet ‡.
+    pub withheld: Option<u64>,
+    /// The epochs that were never committed, nor will be.
+    pub lost: Vec<RangeInclusive<u64>>,
     /// Where writes go.
     pub open: Epoch,
     /// What is being committed.
@@ -125,6 +187,9 @@ impl Domain {
             group: None,
             over: false,
             leaving: 0,
+            returning: false,
+            withheld: None,
+            lost: Vec::new(),
             open: Epoch { number: 1, ..Epoch::default() },
             sealed: None,
             commit: None,
@@ -176,13 +241,52 @@ impl Domain {
         self.decided.notify_waiters();
     }
 
-    /// The epoch of that number, which is open or being committed.
+    /// Whether the epoch of a request is the sealed one. Otherwise it is the open one, or has
+    /// become a part of it.
+    pub fn is_sealed(&self, number: u64) -> bool {
+        self.sealed.as_ref().is_some_and(|sealed| sealed.number == number)
+    }
+
+    /// The epoch of a request.
     pub fn epoch_mut(&mut self, number: u64) -> &mut Epoch {
-        if self.open.number == number {
-            return &mut self.open;
+        assert!(number > self.committed && number <= self.open.number, "its epoch is not over");
+        match &mut self.sealed {
+            Some(sealed) if sealed.number == number => sealed,
+            _ => &mut self.open,
         }
-        let sealed = self.sealed.as_mut().expect("a request's epoch is open or being committed");
-        assert_eq!(sealed.number, number, "a request's epoch is open or being committed");
-        sealed
+    }
+
+    /// Whether others have a part in it.
+    pub fn is_shared(&self) -> bool {
+        self.group.as_ref().is_some_and(|membership| membership.shared)
+    }
+
+    /// Whether news of the coordinator are waited for.
+    pub fn is_hasty(&self) -> bool {
+        let busy = |membership: &Membership| membership.standing.is_busy() || membership.asked;
+        self.returning || self.group.as_ref().is_some_and(busy)
+    }
+
+    /// The newest global transaction, and how far this unit is with it.
+    pub fn transaction(&self) -> Option<(TransactionId, Progress)> {
+        self.group.as_ref().and_then(|membership| membership.standing.transaction)
+    }
+
+    /// This unit has come so far with a global transaction.
+    pub fn note_progress(&mut self, transaction: TransactionId, progress: Progress) {
+        let membership = self.group.as_mut().expect("a transaction is a group's");
+        membership.standing.transaction = Some((transaction, progress));
+    }
+
+    /// Whether an epoch was given up.
+    pub fn is_lost(&self, epoch: u64) -> bool {
+        self.lost.iter().any(|lost| lost.contains(&epoch))
+    }
+
+    /// What clients are told whose writes are lost.
+    pub fn went_back(&self) -> IoError {
+        IoError::WentBack(
+            self.group.as_ref().map_or_else(|| "".into(), |of| of.name.as_ref().into()),
+        )
     }
 }

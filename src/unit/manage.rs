@@ -34,7 +34,7 @@ use tokio::sync::{Mutex, Notify};
 
 use super::domain::Domain;
 use super::error::{IoError, ManageError};
-use super::request::{Parts, Span};
+use super::request::{Parts, Seat, Span};
 use super::settle::RETRY_AFTER;
 use super::state::{Stage, State, VolumeState};
 use super::{Inner, Unit, Volume};
@@ -73,7 +73,8 @@ impl<E: Env> Unit<E> {
         };
         inner.env.spawn(Rc::clone(inner).commit_epochs(domain));
         tracing::info!(volume = name, size, "a volume was made");
-        Ok(Volume::new(Rc::clone(inner), index, made.id))
+        let state = inner.state.borrow();
+        Ok(Volume::new(Rc::clone(inner), index, &state.volumes[index]))
     }
 
     /// Gives a volume another name.
@@ -194,6 +195,11 @@ impl<E: Env> Inner<E> {
         state.wake_everyone();
     }
 
+    /// Of the unit itself, in the volume's present life.
+    fn seat(&self, index: usize) -> Seat {
+        Seat { volume: index, life: self.state.borrow().volumes[index].life }
+    }
+
     async fn shrink(&self, index: usize, id: VolumeId, size: u64) -> Result<(), ManageError> {
         self.empty(index, size).await?;
         Ok(self.mds.resize_volume(id, size).await?)
@@ -263,7 +269,7 @@ impl<E: Env> Inner<E> {
     /// request may write there any more.
     async fn empty(&self, index: usize, from: u64) -> Result<(), ManageError> {
         for span in self.backed_spans(index, from) {
-            self.trim(index, span).await?;
+            self.trim(self.seat(index), span).await?;
             self.env.sleep(PAUSE).await;
         }
         self.flush(index).await?;

@@ -10,6 +10,7 @@
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
+//! | [`global`], [`undo`], [`doubt`] | groups that other units have a part in |
 //! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
 //! | [`regroup`] | volumes that go from one commit domain to another |
 //! | [`manage`] | volumes made, renamed, resized, deleted |
@@ -32,12 +33,15 @@ mod allotment;
 pub mod block;
 mod commit;
 mod copy;
+mod cut;
 mod discard;
 mod domain;
+mod doubt;
 mod error;
 mod extents;
 pub mod fullness;
 mod gauges;
+mod global;
 pub mod grant;
 mod invariants;
 pub mod lease;
@@ -52,6 +56,7 @@ mod regroup;
 pub mod request;
 mod settle;
 mod state;
+mod undo;
 mod upkeep;
 mod volume;
 mod write;
@@ -61,9 +66,10 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 pub use error::{IoError, ManageError, RecoverError};
+pub use global::Coordinator;
 pub use lease::Ownership;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
@@ -94,6 +100,9 @@ use self::recovery::RegionOf;
 /// How long a commit waits for a metadata server that is silent, where nothing else was said.
 pub const MDS_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
 
+/// How long a request waits for what is in doubt, where nothing else was said.
+pub const DOUBT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
 /// What can be tuned of a unit.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -119,6 +128,8 @@ pub struct Config {
     /// How many free extents, and how much of the quota for data, the unit keeps in hand; `None`:
     /// all that there is.
     pub grant: Option<u32>,
+    /// How long a request waits for contents of which it is not known whether they were committed.
+    pub doubt_timeout: Duration,
 }
 
 impl Default for Config {
@@ -134,6 +145,7 @@ impl Default for Config {
             mds_timeout: Some(MDS_TIMEOUT_DEFAULT),
             ownership: Ownership::default(),
             grant: None,
+            doubt_timeout: DOUBT_TIMEOUT_DEFAULT,
         }
     }
 }
@@ -179,6 +191,8 @@ struct Inner<E: Env> {
     settle_wanted: Notify,
     /// One settle at a time.
     settle_lock: Mutex<copy::CopyBuffers>,
+    /// Shared by settles that free what pairs left, of which there may be many.
+    freeing: RwLock<()>,
     /// One checkpoint at a time.
     checkpoint_lock: Mutex<()>,
     /// Wakes the task that tells the metadata server.
@@ -187,6 +201,8 @@ struct Inner<E: Env> {
     grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
+    /// What is said to the coordinator of groups.
+    talk: global::Talk,
     /// The background tasks end when this is set and they are woken.
     stopped: Cell<bool>,
 }
@@ -243,14 +259,14 @@ impl<E: Env> Unit<E> {
     pub fn volume(&self, name: &str) -> Option<Volume<E>> {
         let state = self.0.state.borrow();
         let (index, volume) = state.live().find(|(_, volume)| &*volume.name == name)?;
-        Some(Volume::new(Rc::clone(&self.0), index, volume.id))
+        Some(Volume::new(Rc::clone(&self.0), index, volume))
     }
 
     /// All volumes, in the order of their numbers.
     pub fn volumes(&self) -> Vec<Volume<E>> {
         let state = self.0.state.borrow();
         let volumes = state.live();
-        volumes.map(|(i, volume)| Volume::new(Rc::clone(&self.0), i, volume.id)).collect()
+        volumes.map(|(i, volume)| Volume::new(Rc::clone(&self.0), i, volume)).collect()
     }
 
     /// Counters of this unit.
@@ -342,6 +358,7 @@ impl<E: Env> Unit<E> {
         if emptied
             && self.0.journal.failure().is_none()
             && let Some(_one_at_a_time) = self.0.unless_silent(self.0.settle_lock.lock()).await
+            && let Some(_all_freed) = self.0.unless_silent(self.0.freeing.write()).await
         {
             self.0
                 .checkpoint()
@@ -363,6 +380,7 @@ impl<E: Env> Inner<E> {
         self.hold.stop();
         self.grant_wanted.notify_one();
         self.journal.look_again();
+        self.talk.speak();
         self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
     }
 

@@ -2,9 +2,9 @@
 //!
 //! 1. The devices are claimed and nothing of a predecessor can still arrive (the caller's part).
 //! 2. Devices and region are flushed: what is read must not vanish later.
-//! 3. Home and list are read, every slot is scanned, and what was cut off is invalidated
-//!    ([`Journal::open`]); or, where they are at the metadata server, its session begins, and it is
-//!    asked for the lines.
+//! 3. The session with the metadata server begins: until it is granted, nothing is written. Home
+//!    and list are read, every slot is scanned, and what was cut off is invalidated
+//!    ([`Journal::open`]); or, where they are at the metadata server, it is asked for the lines.
 //! 4. The linked groups are applied to the lines again, oldest first.
 //! 5. What the metadata server has granted and no pair names is free, and it is asked for more
 //!    where that is less than the grant; then it is told what it missed.
@@ -17,13 +17,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
 use super::domain::Domain;
+use super::doubt::{as_if_committed, hold};
 use super::fullness::Fullness;
 use super::gauges::Progress;
+use super::global::Talk;
 use super::grant::Grant;
 use super::lease::Hold;
 use super::limits::Limits;
@@ -38,11 +40,12 @@ use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk, Env, Moment, Region};
+use crate::format::group::GroupState;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::place::Place;
-use crate::journal::{Journal, Opened, replay};
+use crate::journal::{Journal, Opened, RecoveredGroup, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{Claim, PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::mutants::{Mutant, mutated};
@@ -107,8 +110,9 @@ impl<E: Env> Unit<E> {
         if !mutated(Mutant::RecoveryFlushSkipped) {
             make_stable(&parts).await?;
         }
-        let Found { place: journal, client, claimed, lines, groups, stale_pages } =
+        let Found { place: journal, client, claimed, lines, groups, stale_pages, doubts } =
             Found::find(&parts, pairs).await?;
+        let seen = as_if_committed(&lines, &doubts)?;
         // Who had the pool before may read what it knew until its lease has ended: until then no
         // extent is given another meaning.
         let former = parts.config.ownership.former_lease;
@@ -118,12 +122,13 @@ impl<E: Env> Unit<E> {
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let volumes = client.volumes().await?;
         // Grants first: a store that was made anew must know of them before it is told of pairs.
-        let (pool, grant) = granted(&client, parts.config.grant, &lines).await?;
+        let (pool, grant) = granted(&client, parts.config.grant, &seen).await?;
         report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;
         report.pairs = lines.iter().filter(|line| line.binding.owner.is_some()).count();
         let data_extents = pairs.saturating_sub(parts.reserve);
         let space = (pool, grant, data_extents);
-        let mut state = build_state(parts.geometry, lines, &volumes, space, stale_pages)?;
+        let mut state = build_state(parts.geometry, (lines, &seen), &volumes, space, stale_pages)?;
+        hold(&mut state, &doubts, parts.env.now())?;
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
         groups.into_iter().for_each(|sequence| journal.publish(sequence));
@@ -178,6 +183,8 @@ struct Found<E: Env> {
     /// The groups whose effect the lines have, and the home not yet.
     groups: Vec<Sequence>,
     stale_pages: BTreeSet<u32>,
+    /// The groups of which it is not known whether they took place.
+    doubts: Vec<RecoveredGroup>,
 }
 
 impl<E: Env> Found<E> {
@@ -189,21 +196,32 @@ impl<E: Env> Found<E> {
         }
     }
 
+    /// The session comes before anything is written: another host may be refused for it, or have
+    /// attached and be the one who writes.
     async fn in_region(
         parts: &Parts<E>,
         region: RegionOf<E>,
         pairs: u32,
     ) -> Result<Self, RecoverError> {
-        let opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
+        let Parts { env, pool, unit, .. } = parts;
+        let last = Journal::last_start(env, &region, *pool).await?;
+        let claim = parts.config.ownership.claim_after(*pool, *unit, last);
+        let claimed = env.now();
+        let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
+        let start = (*unit, client.incarnation());
+        let mut opened = Journal::open(env, region, *pool, start, pairs).await?;
+        client.begin().await?;
+        let mut doubts = opened.take_doubts();
+        if mutated(Mutant::PreparedDroppedAtRecovery) {
+            doubts.clear();
+        }
         let Opened { journal, mut lines, groups } = opened;
         let stale_pages = replay(&mut lines, &groups)?;
-        let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
-        let claim = parts.config.ownership.claim(claim);
-        let claimed = parts.env.now();
-        let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
-        let groups = groups.iter().map(|group| group.sequence).collect();
+        // What was aborted has no effect to be published.
+        let decided = groups.iter().filter(|group| group.state != GroupState::Aborted);
+        let groups = decided.map(|group| group.sequence).collect();
         let place = Place::Local(Box::new(journal));
-        Ok(Found { place, client, claimed, lines, groups, stale_pages })
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts })
     }
 
     /// The session comes first: from then on nothing of an earlier start changes the lines.
@@ -228,7 +246,8 @@ impl<E: Env> Found<E> {
         let patience = parts.config.mds_timeout;
         let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
         let (groups, stale_pages) = (Vec::new(), BTreeSet::new());
-        Ok(Found { place, client, claimed, lines, groups, stale_pages })
+        let doubts = Vec::new();
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts })
     }
 }
 
@@ -381,7 +400,7 @@ async fn known_pairs<E: Env>(
 
 fn build_state(
     geometry: Geometry,
-    lines: Vec<Line>,
+    (lines, seen): (Vec<Line>, &[Line]),
     volumes: &[VolumeInfo],
     (pool, grant, data_extents): (ExtentPool, Grant, u32),
     stale_pages: BTreeSet<u32>,
@@ -398,7 +417,8 @@ fn build_state(
         .collect();
     let mut free_pairs = Numbers::none(lines.len() as u32);
     let mut bound = Vec::new();
-    for (number, line) in lines.iter().enumerate() {
+    // Where a pair belongs is what it is if all that is in doubt took place.
+    for (number, line) in seen.iter().enumerate() {
         let pair = PairId(number as u32);
         let Some((id, logical)) = line.binding.owner else {
             free_pairs.insert(pair.0);
@@ -417,7 +437,9 @@ fn build_state(
             )));
         }
         volume.set_pair(logical, Some(pair));
-        bound.push(pair);
+        if lines[number].binding.owner.is_some() {
+            bound.push(pair);
+        }
     }
     let domains = states.iter().map(|volume| Domain::alone(volume.id)).collect();
     let mut state = State {
@@ -428,6 +450,7 @@ fn build_state(
         free_pairs,
         volumes: states,
         domains,
+        doubts: 0,
         fullness: Fullness::default(),
         journaled: BTreeMap::new(),
         empty: BTreeSet::new(),
@@ -498,10 +521,12 @@ async fn assemble<E: Env>(
         state: RefCell::new(state),
         settle_wanted: Notify::new(),
         settle_lock: Mutex::new(buffers),
+        freeing: RwLock::new(()),
         checkpoint_lock: Mutex::new(()),
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),
+        talk: Talk::default(),
         stopped: Cell::new(false),
     })))
 }

@@ -50,6 +50,22 @@ impl<E: Env> Inner<E> {
     pub(super) async fn regroup(self: &Rc<Self>, grouping: &Grouping) -> Result<(), Arc<str>> {
         let _one_at_a_time = self.management.lock.lock().await;
         let Some(domain) = self.group_domain(grouping) else { return Ok(()) };
+        let formed = self.form(domain, grouping).await;
+        let mut state = self.state.borrow_mut();
+        let of = &mut state.domains[domain];
+        if let Some(membership) = &mut of.group {
+            if let Err(reason) = &formed
+                && membership.unformed.is_none()
+            {
+                tracing::error!(group = grouping.name, %reason, "the group cannot be served");
+            }
+            membership.unformed = formed.as_ref().err().cloned();
+        }
+        of.wake.notify_one();
+        formed
+    }
+
+    async fn form(&self, domain: usize, grouping: &Grouping) -> Result<(), Arc<str>> {
         let moves: Vec<(usize, usize)> = {
             let mut state = self.state.borrow_mut();
             let volumes = state.volumes.iter().enumerate();
@@ -60,6 +76,7 @@ impl<E: Env> Inner<E> {
             });
             let moves: Vec<_> = moves.collect();
             let membership = state.domains[domain].group.as_mut().expect("it is a group's");
+            membership.name = grouping.name.as_str().into();
             if moves.iter().any(|(_, to)| *to != domain) {
                 // What is pending is committed here alone.
                 membership.shared = false;
@@ -72,14 +89,15 @@ impl<E: Env> Inner<E> {
         let mut state = self.state.borrow_mut();
         let of = &mut state.domains[domain];
         let membership = of.group.as_mut().expect("it is a group's");
-        membership.version = grouping.version;
-        membership.life = membership.life.max(grouping.life);
+        if membership.standing.version == 0 {
+            membership.standing.life = grouping.life;
+        }
+        membership.standing.version = grouping.version;
         membership.shared = grouping.shared;
         if grouping.volumes.is_empty() {
             of.end();
             of.group = None;
         }
-        of.wake.notify_one();
         tracing::info!(
             group = grouping.name,
             volumes = grouping.volumes.len(),
@@ -95,13 +113,8 @@ impl<E: Env> Inner<E> {
         if known.is_some() || grouping.volumes.is_empty() {
             return known;
         }
-        state.domains.push(Domain::of_group(Membership {
-            group: grouping.group,
-            name: grouping.name.as_str().into(),
-            version: 0,
-            shared: grouping.shared,
-            life: grouping.life,
-        }));
+        let Grouping { group, name, shared, life, .. } = grouping;
+        state.domains.push(Domain::of_group(Membership::new(*group, name, *shared, *life)));
         let index = state.domains.len() - 1;
         drop(state);
         self.env.spawn(Rc::clone(self).commit_epochs(index));

@@ -31,7 +31,8 @@ use crate::format::blocks::{BlockMap, Location};
 use crate::format::home::home_page;
 use crate::format::ids::{ExtentId, Generation, PairId, Slot, VolumeId};
 use crate::format::record::{Binding, Record};
-use crate::mds::records::{PairRecord, Primitive};
+use crate::mds::error::MdsError;
+use crate::mds::records::{PairRecord, Primitive, Told};
 use crate::mutants::{Mutant, mutated};
 use crate::observe::SettleStep;
 
@@ -315,7 +316,11 @@ impl<E: Env> Inner<E> {
         self.counters.area_commits.add(report.commits);
         self.counters.blocks_copied.add(report.blocks_copied);
         under_way.note(at(SettleStep::Freeing));
-        self.finish(&items).await?;
+        let told = self.tell_settled(&items).await?;
+        // Readers may take as long as their lease: nobody else waits for them but who stops.
+        let _freeing = self.freeing.read().await;
+        drop(buffers);
+        self.finish(&items, told).await?;
         Ok(report)
     }
 
@@ -400,21 +405,27 @@ impl<E: Env> Inner<E> {
         (self.limits.epoch_record_bytes / (BINDING_BYTES + BLOCKS_MAX / 2 * PLACE_BYTES)).max(1)
     }
 
-    /// Tells the metadata server in one transaction, and frees what the pairs left.
-    async fn finish(&self, items: &[Item]) -> Result<(), String> {
+    /// Tells the metadata server in one transaction.
+    async fn tell_settled(&self, items: &[Item]) -> Result<Told, String> {
         let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
         if mutated(Mutant::LeftSlotReused) {
             self.free(items);
         }
-        let told = self.mds.transact(&primitives).await;
-        let unread = async { followed(&self.env, &self.mds, told?).await };
-        if let Err(error) = unread.await {
-            // What the pairs left can neither be given back nor bound again.
-            self.note_refusal(&error);
-            let reason = format!("the metadata server failed: {error}");
-            self.fail_all(&reason);
-            return Err(reason);
-        }
+        self.mds.transact(&primitives).await.map_err(|error| self.cannot_free(&error))
+    }
+
+    /// What pairs left can neither be given back nor bound again.
+    fn cannot_free(&self, error: &MdsError) -> String {
+        self.note_refusal(error);
+        let reason = format!("the metadata server failed: {error}");
+        self.fail_all(&reason);
+        reason
+    }
+
+    /// Frees what the pairs left, when nobody reads it any more.
+    async fn finish(&self, items: &[Item], told: Told) -> Result<(), String> {
+        let followed = followed(&self.env, &self.mds, told).await;
+        followed.map_err(|error| self.cannot_free(&error))?;
         if !mutated(Mutant::ReadersNotAwaited) {
             self.readers.grace().await;
         }

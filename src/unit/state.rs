@@ -8,10 +8,12 @@ use tokio::sync::Notify;
 
 use super::block::Pending;
 use super::domain::Domain;
+use super::error::IoError;
 use super::extents::ExtentMap;
 use super::fullness::{Crossing, Fullness};
 use super::grant::{Grant, Step};
 use super::pool::{ExtentPool, Numbers};
+use super::request::Seat;
 use crate::format::blocks::{BlockMap, BlockSet};
 use crate::format::home::{Line, home_page};
 use crate::format::ids::{LogicalExtent, PairId, VolumeId};
@@ -58,6 +60,8 @@ pub struct Work {
     pub open_binding: Option<Binding>,
     /// The pair's binding as the epoch being committed makes it.
     pub sealed_binding: Option<Binding>,
+    /// What is sealed is in doubt, and nobody sees it.
+    pub doubt: bool,
     /// Held by requests in flight (the busy rule ‡).
     pub busy: BlockSet,
     /// A settle's hold on the whole pair.
@@ -193,6 +197,9 @@ pub struct VolumeState {
     pub size: u64,
     /// Whether it can be used.
     pub stage: Stage,
+    /// How often what was not committed of it was lost while it was served: handles from before
+    /// are of no use any more.
+    pub life: u32,
     /// The commit domain that it is in now.
     pub domain: usize,
     /// The domain that it has to itself, where it is in no group.
@@ -205,7 +212,7 @@ impl VolumeState {
     /// A volume of `extents` logical extents without any contents, with a domain to itself.
     pub fn new(id: VolumeId, name: &str, size: u64, extents: u32, alone: usize) -> Self {
         let (stage, extents) = (Stage::Live, ExtentMap::new(extents));
-        Self { id, name: name.into(), size, stage, domain: alone, alone, extents }
+        Self { id, name: name.into(), size, stage, life: 0, domain: alone, alone, extents }
     }
 
     /// The pair behind a logical extent.
@@ -236,6 +243,8 @@ pub struct State {
     pub volumes: Vec<VolumeState>,
     /// The commit domains; the index of each stays its own for ever.
     pub domains: Vec<Domain>,
+    /// How many of them have an epoch in doubt.
+    pub doubts: u32,
     /// How full the pool is.
     pub fullness: Fullness,
     /// The pairs whose durable line has a journal area, and when each was last committed to.
@@ -312,6 +321,12 @@ impl State {
     /// The commit domain of a volume, to change.
     pub fn domain_of_mut(&mut self, volume: usize) -> &mut Domain {
         &mut self.domains[self.volumes[volume].domain]
+    }
+
+    /// Whether a client is still one of its volume.
+    pub fn check_seat(&self, seat: Seat) -> Result<(), IoError> {
+        let same = self.volumes[seat.volume].life == seat.life || mutated(Mutant::LifeIgnored);
+        if same { Ok(()) } else { Err(self.domain_of(seat.volume).went_back()) }
     }
 
     /// The domain of a group.
@@ -398,6 +413,7 @@ impl State {
         match self.pairs.work(pair) {
             Some(_) if mutated(Mutant::PendingNotRead) => committed,
             Some(work) if mutated(Mutant::SealedNotRead) => work.open.over(committed),
+            Some(work) if work.doubt => work.open.over(committed),
             Some(work) => work.open.over(work.sealed.over(committed)),
             None => committed,
         }

@@ -9,7 +9,7 @@ use super::Inner;
 use super::admission::{Admitted, Outcome};
 use super::domain::Point;
 use super::error::IoError;
-use super::request::{Change, Parts, Span, covering, split};
+use super::request::{Change, Parts, Seat, Span, covering, split};
 use crate::env::{Disk, Durability, Env};
 use crate::format::ids::Slot;
 use crate::mutants::{Mutant, mutated};
@@ -55,41 +55,41 @@ impl<E: Env> Inner<E> {
     /// blocks that the span touches, and two more where it does not begin and end at blocks.
     pub(super) async fn write(
         &self,
-        volume: usize,
+        seat: Seat,
         span: Span,
         mut buf: Buf,
     ) -> Result<Point, IoError> {
         let parts = split(Change::Write, span, self.geometry);
-        let admitted = self.admit(volume, parts, span.len).await?;
-        let done = self.carry_out(volume, &admitted, span, &mut buf).await;
+        let admitted = self.admit(seat, parts, span.len).await?;
+        let done = self.carry_out_write(seat.volume, &admitted, span, &mut buf).await;
         self.counters.writes.increment();
-        conclude(admitted, done)
+        self.acknowledged(conclude(admitted, done)?).await
     }
 
     /// Makes a span read as zeros: whole blocks become unused, the rest is written.
-    pub(super) async fn zero(&self, volume: usize, span: Span) -> Result<Point, IoError> {
+    pub(super) async fn zero(&self, seat: Seat, span: Span) -> Result<Point, IoError> {
         let parts = split(Change::Zero, span, self.geometry);
         let edges = parts.iter().any(|part| !part.write.is_empty());
         if !edges {
-            let admitted = self.admit(volume, parts, 0).await?;
-            return conclude(admitted, Ok(()));
+            let admitted = self.admit(seat, parts, 0).await?;
+            return self.acknowledged(conclude(admitted, Ok(()))?).await;
         }
         // The edges are written as whole blocks, read-modify-write, from a small buffer.
         let block = self.geometry.block_size() as usize;
         let mut buf = self.env.buffers().acquire(2 * block).await;
-        let admitted = self.admit(volume, parts, 0).await?;
-        let done = self.zero_edges(volume, &admitted, span, &mut buf).await;
-        conclude(admitted, done)
+        let admitted = self.admit(seat, parts, 0).await?;
+        let done = self.zero_edges(seat.volume, &admitted, span, &mut buf).await;
+        self.acknowledged(conclude(admitted, done)?).await
     }
 
     /// Makes the whole blocks of a span unused.
-    pub(super) async fn trim(&self, volume: usize, span: Span) -> Result<Point, IoError> {
-        let admitted = self.admit(volume, split(Change::Trim, span, self.geometry), 0).await?;
-        conclude(admitted, Ok(()))
+    pub(super) async fn trim(&self, seat: Seat, span: Span) -> Result<Point, IoError> {
+        let admitted = self.admit(seat, split(Change::Trim, span, self.geometry), 0).await?;
+        self.acknowledged(conclude(admitted, Ok(()))?).await
     }
 
     /// The device writes of an admitted write.
-    async fn carry_out(
+    async fn carry_out_write(
         &self,
         volume: usize,
         admitted: &Admitted<'_, E>,

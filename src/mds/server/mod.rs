@@ -12,6 +12,8 @@
 //! - **Leases** are counted from the last request of a session that was executed; by a server that
 //!   starts again, from its first turn. A reader is forgotten at the end of its lease. A writer
 //!   stays attached: what is its own is not given to others before its journal was replayed.
+//! - **Damage** of one pool stops that pool alone: a claim to it is refused with that reason, and a
+//!   target that was attached hears nothing, as of a server that is away.
 //! - **Fail stop**: once the store has failed, everything is refused with that reason.
 //! - **Garbage**: dropped and counted. A refusal is a header without a body, and so never larger
 //!   than what it refuses.
@@ -20,6 +22,7 @@
 //!   the session's client is.
 
 mod attach;
+mod groups;
 #[cfg(test)]
 mod pools_tests;
 #[cfg(test)]
@@ -27,7 +30,7 @@ mod stranger_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
@@ -38,7 +41,11 @@ use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId, Volum
 use crate::format::record;
 use crate::mds::catalog::{Catalog, Fault, space::Use};
 use crate::mds::error::Refusal;
-use crate::mds::overview::{RawPoolSeen, RawSessionSeen, Section};
+use crate::mds::groups::Groups;
+use crate::mds::overview::{
+    PAGE_BYTES_MAX, RawGroupSeen, RawMemberSeen, RawPoolSeen, RawSessionSeen, SEEN_BYTES_MAX,
+    Section,
+};
 use crate::mds::pools::Pools;
 use crate::mds::raw::{
     self, Malformed, RawChanges, RawOwned, RawPage, RawPair, RawPairLine, RawPrimitive, RawRun,
@@ -55,8 +62,6 @@ use crate::mutants::{Mutant, mutated};
 
 /// Memory for parts and requests that wait for their turn, over all sessions, in bytes.
 pub const BUFFERED_BYTES_MAX: usize = 64 << 20;
-/// The largest body of a page, in bytes.
-const PAGE_BYTES_MAX: usize = 32 << 10;
 
 /// The most lines that one answer tells of that changed.
 const CHANGES_MAX: usize = wire::MESSAGE_BYTES_MAX / 2 / size_of::<RawPairLine>();
@@ -66,7 +71,10 @@ const _: () = assert!(PAGE_BYTES_MAX < wire::MESSAGE_BYTES_MAX);
 /// The server. `P` is where a datagram came from and its answer goes.
 pub struct Server<P> {
     pools: Pools,
+    groups: Groups,
     sessions: BTreeMap<u64, Session<P>>,
+    /// Of pools that are set aside: not answered, as their targets can go on without.
+    silent: BTreeSet<u64>,
     /// When the turn under way began; none before the first.
     now: Moment,
     started: bool,
@@ -102,26 +110,37 @@ struct Turn<P> {
 
 impl<P: Clone + PartialEq> Server<P> {
     /// A server of those pools, with the sessions that they have kept.
-    pub fn new(pools: Pools) -> Result<Self, StoreError> {
+    pub fn new(mut pools: Pools) -> Result<Self, StoreError> {
         let mut sessions = BTreeMap::new();
+        let mut damaged = Vec::new();
         for (pool, catalog) in pools.iter() {
-            let mut writers = 0;
-            for (id, row) in catalog.sessions()? {
-                let session = Session::from_row(&row)?;
-                let claim = session.claim();
-                let of_pool = pools.is_single() || claim.pool == pool;
-                let attached = claim.reads || catalog.attached(claim.unit) == Some(id);
-                writers += usize::from(!claim.reads);
-                if !of_pool || !attached || sessions.insert(id, session).is_some() {
-                    return Err(StoreError::Damaged("a session of no unit".to_owned()));
+            match kept_sessions(pool, catalog, pools.is_single(), &sessions) {
+                Ok(kept) => sessions.extend(kept),
+                Err(StoreError::Damaged(reason)) if !pools.is_single() => {
+                    damaged.push((pool, reason));
                 }
-            }
-            if writers != catalog.attached_count() {
-                return Err(StoreError::Damaged("a unit's session is lost".to_owned()));
+                Err(error) => return Err(error),
             }
         }
-        let (now, counters) = (Moment::default(), ServerStatus::default());
-        Ok(Server { pools, sessions, now, started: false, counters, failure: None })
+        damaged.into_iter().for_each(|(pool, reason)| pools.set_aside(pool, reason));
+        let silent = pools.sessions_set_aside()?;
+        let groups = Groups::load(&pools)?;
+        let counters = ServerStatus::default();
+        Ok(Server {
+            pools,
+            groups,
+            sessions,
+            silent,
+            now: Moment::default(),
+            started: false,
+            counters,
+            failure: None,
+        })
+    }
+
+    /// The pools, to be looked at.
+    pub fn pools(&self) -> &Pools {
+        &self.pools
     }
 
     /// Takes all that has arrived by `now`, and gives all answers: one turn, one store transaction.
@@ -145,6 +164,7 @@ impl<P: Clone + PartialEq> Server<P> {
         }
         let early = mutated(Mutant::AnsweredBeforeCommit) && self.counters.datagrams % 2 == 1;
         if self.failure.is_none() && !early {
+            self.stage_groups();
             self.failure = self.pools.commit().err();
         }
         for query in std::mem::take(&mut turn.queries) {
@@ -161,6 +181,9 @@ impl<P: Clone + PartialEq> Server<P> {
             self.counters.refused += u64::from(reply.outcome.is_err());
             datagrams.extend(reply.encode());
         }
+        if failure.is_none() {
+            datagrams.extend(self.nudges());
+        }
         datagrams
     }
 
@@ -170,6 +193,7 @@ impl<P: Clone + PartialEq> Server<P> {
         if !self.started {
             self.started = true;
             self.sessions.values_mut().for_each(|session| session.begin(now));
+            self.groups.begin(now);
         }
         if self.failure.is_none() {
             self.forget_readers(|_, session| session.left_ms(now) == 0);
@@ -220,6 +244,9 @@ impl<P: Clone + PartialEq> Server<P> {
         if header.operation.is_sessionless() {
             return self.take_sessionless(turn, peer, datagram);
         }
+        if self.silent.contains(&header.session) {
+            return false;
+        }
         self.harden_for_anyone(datagram);
         let Some(session) = self.sessions.get_mut(&header.session) else {
             // A session that is detached already is what a repeated detach wants.
@@ -237,6 +264,9 @@ impl<P: Clone + PartialEq> Server<P> {
             }
             session.hear(self.now);
             let (claim, body) = (Some(*session.claim()), datagram.body.to_vec());
+            if let (Operation::Coordinate, Some(claim)) = (header.operation, &claim) {
+                self.hear_reports(claim, &body);
+            }
             turn.queries.push(Query { peer, header, claim, payload_max, body });
             return true;
         }
@@ -316,6 +346,11 @@ impl<P: Clone + PartialEq> Server<P> {
                     return;
                 }
             };
+            if outcome.is_ok()
+                && let Some(catalog) = self.pools.catalog_mut(claim.pool)
+            {
+                catalog.begin(claim.unit, id);
+            }
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.executed(Answer { operation: header.operation, outcome: outcome.clone() });
                 let row = session.row();
@@ -335,6 +370,9 @@ impl<P: Clone + PartialEq> Server<P> {
         body: &[u8],
     ) -> Result<Vec<u8>, Fault> {
         let unit = claim.unit;
+        if operation == Operation::DeleteVolume {
+            self.check_in_no_group(claim.pool, body)?;
+        }
         let catalog = self.pools.catalog_mut(claim.pool);
         let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
         if claim.reads && operation != Operation::Detach {
@@ -343,6 +381,9 @@ impl<P: Clone + PartialEq> Server<P> {
         match operation {
             Operation::Detach => {
                 catalog.detach(unit, session);
+                if !claim.reads {
+                    self.groups.detached(self.pools.name_here(claim.pool));
+                }
                 self.sessions.remove(&session);
             }
             Operation::Transact => {
@@ -385,6 +426,9 @@ impl<P: Clone + PartialEq> Server<P> {
             | Operation::Changes
             | Operation::RegisterPool
             | Operation::ForgetPool
+            | Operation::Coordinate
+            | Operation::CreateGroup
+            | Operation::DeleteGroup
             | Operation::Overview => {
                 unreachable!("{} is no ordered mutation", operation.name())
             }
@@ -411,6 +455,9 @@ impl<P: Clone + PartialEq> Server<P> {
             session.acknowledge(if asked.used.get() <= view { asked.used.get() } else { 0 });
         }
         let result = match claim {
+            Some(claim) if header.operation == Operation::Coordinate => {
+                self.give_orders(claim, body)
+            }
             Some(claim) => self.answer_query(header.operation, claim, body),
             None => self.answer_overview(body),
         };
@@ -500,9 +547,17 @@ impl<P: Clone + PartialEq> Server<P> {
                 let seen = self.sessions_seen(from, room / size_of::<RawSessionSeen>());
                 raw::pack(seen.iter().map(RawSessionSeen::from))
             }
+            Section::Groups(from) => {
+                let seen = self.groups_seen(from, room / size_of::<RawGroupSeen>());
+                raw::pack(seen.iter().map(RawGroupSeen::from))
+            }
+            Section::Members(from) => {
+                let seen = self.members_seen(from, room / size_of::<RawMemberSeen>());
+                raw::pack(seen.iter().map(RawMemberSeen::from))
+            }
         };
         // Room for not one record would read as the end of the list.
-        if reply.len() > room || room < size_of::<RawSessionSeen>() {
+        if reply.len() > room || room < SEEN_BYTES_MAX {
             return Err(Fault::Refused(Refusal::TooLarge, room as u64));
         }
         Ok(reply)
@@ -535,6 +590,32 @@ impl<P: Clone> Reply<P> {
         let datagrams = wire::encode(&header, &body, self.payload_max);
         datagrams.into_iter().map(move |datagram| (self.peer.clone(), datagram))
     }
+}
+
+/// The sessions that a pool's catalog has kept: of its units, and readers.
+fn kept_sessions<P: Clone + PartialEq>(
+    pool: PoolId,
+    catalog: &Catalog,
+    single: bool,
+    others: &BTreeMap<u64, Session<P>>,
+) -> Result<Vec<(u64, Session<P>)>, StoreError> {
+    let mut sessions = Vec::new();
+    let mut writers = 0;
+    for (id, row) in catalog.sessions()? {
+        let session = Session::from_row(&row)?;
+        let claim = session.claim();
+        let of_pool = single || claim.pool == pool;
+        let attached = claim.reads || catalog.attached(claim.unit) == Some(id);
+        writers += usize::from(!claim.reads);
+        if !of_pool || !attached || others.contains_key(&id) {
+            return Err(StoreError::Damaged("a session of no unit".to_owned()));
+        }
+        sessions.push((id, session));
+    }
+    if writers != catalog.attached_count() {
+        return Err(StoreError::Damaged("a unit's session is lost".to_owned()));
+    }
+    Ok(sessions)
 }
 
 fn refusal_of(error: &StoreError) -> Refusal {
