@@ -94,7 +94,9 @@ fn late_renewals_count() {
     let mut machine = formatted(&engine, 1, LIMIT);
     let (env, serving) = started(&mut machine, &engine, LIMIT);
     let way = 2_500_000_000;
-    env.set_faults(Faults { datagram_ns: (way, way + 1), ..Faults::none() });
+    let mut faults = Faults::none();
+    faults.datagram_ns = (way, way + 1);
+    env.set_faults(faults);
     let volume = serving.volumes().remove(0);
     let handle = env.clone();
     let kept = async move {

@@ -32,6 +32,7 @@ mod operator;
 mod overview;
 mod owner;
 mod plan;
+mod ready;
 mod serve;
 mod settle;
 mod status;

@@ -7,7 +7,6 @@
 //! - **Stop**: SIGTERM or SIGINT: no more requests are taken, those under way are answered, all is
 //!   committed, and the exit code is 0. A second signal does not wait for clients.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -26,6 +25,7 @@ use super::network::MdsArgs;
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::owner::{OwnerArgs, Reservations};
+use super::ready::say_ready;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
 use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
 use crate::env::Env as _;
@@ -33,7 +33,7 @@ use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::os::activation::passed_sockets;
 use crate::env::os::notify::notify;
-use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
+use crate::env::os::{OsEnv, OsLink, OsNvram, Signals};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
 use crate::format::superblock::{FlagsPlace, Superblock};
@@ -319,18 +319,6 @@ pub(super) fn parts(
         config,
         counters: Rc::default(),
         latencies,
-    }
-}
-
-/// Tells whoever started the target that it can be used.
-pub(super) fn say_ready(exports: &[String]) {
-    let mut out = std::io::stdout().lock();
-    let lines = exports.iter().try_for_each(|uri| writeln!(out, "ready {uri}"));
-    if let Err(error) = lines.and_then(|()| out.flush()) {
-        warn!("nobody reads that the target is ready: {error}");
-    }
-    if let Err(error) = notify_ready() {
-        warn!("the service manager was not told that the target is ready: {error}");
     }
 }
 

@@ -319,6 +319,7 @@ impl<E: Env> Inner<E> {
         let told = self.tell_settled(&items).await?;
         // Readers may take as long as their lease: nobody else waits for them but who stops.
         let _freeing = self.freeing.read().await;
+        drop(under_way);
         drop(buffers);
         self.finish(&items, told).await?;
         Ok(report)
