@@ -470,13 +470,20 @@ impl World {
             for number in 0..world.units.len() {
                 world.exchange(number, flaw);
             }
+            if world.rests() {
+                return true;
+            }
         }
-        let idle = world.units.iter().filter_map(|unit| unit.running.as_ref()).all(|running| {
-            !running.standing.is_busy()
-                && !running.wants()
-                && running.whole == running.standing.life
+        false
+    }
+
+    fn rests(&self) -> bool {
+        let mut running = self.units.iter().filter_map(|unit| unit.running.as_ref());
+        let idle = running.all(|running| {
+            let whole = running.whole == running.standing.life;
+            !running.standing.is_busy() && !running.wants() && whole
         });
-        idle && world.server.coordinator.decision().is_none()
+        idle && self.server.coordinator.decision().is_none()
     }
 
     /// A unit reports and is answered, and nothing is lost.
@@ -661,8 +668,16 @@ impl Model for Protocol {
 /// Looks at every state; the properties that are decided, and how many states there are.
 fn look(protocol: Protocol, until: HasDiscoveries) -> (BTreeSet<&'static str>, usize) {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let checked = protocol.checker().threads(threads).finish_when(until).spawn_bfs().join();
-    (checked.discoveries().into_keys().collect(), checked.unique_state_count())
+    let sound = protocol.flaw == Flaw::None;
+    let checker = protocol.checker().threads(threads).finish_when(until);
+    if sound {
+        let checked = checker.spawn_bfs().join();
+        (checked.discoveries().into_keys().collect(), checked.unique_state_count())
+    } else {
+        // What goes wrong does so late: depth comes first.
+        let checked = checker.spawn_dfs().join();
+        (checked.discoveries().into_keys().collect(), checked.unique_state_count())
+    }
 }
 
 const SOUND: Protocol = Protocol {

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::group;
+use super::groups::{ListedGroup, listed};
 use super::overview::table;
 use super::values::Size;
 use crate::mds::overview::{Overview, PoolSeen, SessionSeen};
@@ -19,6 +21,8 @@ pub struct ServerReport {
     pools: Vec<PoolReport>,
     /// Who is attached.
     sessions: Vec<SessionReport>,
+    /// The consistency groups, by number.
+    groups: Vec<ListedGroup>,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,6 +59,7 @@ impl From<Overview> for ServerReport {
             counters: seen.counters,
             pools: seen.pools.iter().map(PoolReport::from).collect(),
             sessions: seen.sessions.iter().map(SessionReport::from).collect(),
+            groups: listed((seen.groups, seen.members)),
         }
     }
 }
@@ -143,6 +148,9 @@ impl ServerReport {
             ]
         });
         section(&mut out, &table(header, rows, 3..8));
+        if !self.groups.is_empty() {
+            section(&mut out, &group::text(&self.groups));
+        }
         let ServerStatus { store_commits, store_bytes_written, .. } = self.counters;
         let written = Size(store_bytes_written);
         line(&mut out, "store", &format!("{store_commits} commits, {written} written"));

@@ -9,12 +9,14 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use zerocopy::little_endian::{U32, U64};
 
+use crate::format::group::TransactionId;
 use crate::format::home::Line;
 use crate::format::ids::{PairId, PoolId};
 use crate::format::record;
 use crate::mds::auth::Key;
 use crate::mds::catalog::PoolSpec;
 use crate::mds::error::Refusal;
+use crate::mds::groups::rows::NewGroup;
 use crate::mds::overview::Section;
 use crate::mds::raw::{
     self, RawAttach, RawChanges, RawForget, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
@@ -23,6 +25,7 @@ use crate::mds::raw::{
 use crate::mds::records::{Claim, PairRecord, Primitive, ServerStatus, VolumeInfo};
 use crate::mds::wire::{self, Claimed, Datagram, HEADER_BYTES, Kind, Operation};
 use crate::observe::pcap::{Capture, Captured};
+use crate::txn::{self, Order, Report};
 
 use super::network::KeyArgs;
 use crate::env::os::Seal as _;
@@ -243,6 +246,22 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             lines.extend(runs(rest)?);
             Some(lines)
         }
+        Operation::Coordinate => {
+            let reports = txn::wire::reports(body).ok()?;
+            Some(reports.iter().map(report).collect())
+        }
+        Operation::CreateGroup => {
+            let NewGroup { number, name, volumes } = NewGroup::parse(body).ok()?;
+            let volumes = volumes.iter().map(|of| match of.pool {
+                Some(pool) => format!("volume '{}' of pool {pool}", of.name),
+                None => format!("volume '{}'", of.name),
+            });
+            Some(std::iter::once(format!("group {number} '{name}'")).chain(volumes).collect())
+        }
+        Operation::DeleteGroup => {
+            let number = raw::one::<U32>(body).ok()?;
+            Some(vec![format!("group {number}")])
+        }
         Operation::CreateVolume
         | Operation::ResizeVolume
         | Operation::DeleteVolume
@@ -288,6 +307,14 @@ fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
                 "start {incarnation} lease {lease_ms} ms, {extents} extents of {extent_size}, \
                  reserve {reserve}"
             )])
+        }
+        Operation::Coordinate => {
+            let orders = txn::wire::orders(body).ok()?;
+            Some(orders.iter().map(order).collect())
+        }
+        Operation::CreateGroup => {
+            let number = raw::one::<U32>(body).ok()?;
+            Some(vec![format!("group {number}")])
         }
         Operation::CreateVolume | Operation::ListVolumes => volumes(body),
         Operation::AllocateJournalSpace
@@ -340,6 +367,30 @@ fn lines(head: String, body: &[u8]) -> Option<Vec<String>> {
         format!("pair {pair} {:?} used {} blocks", line.binding, line.map.used().len())
     };
     Some(std::iter::once(head).chain(known.iter().map(text)).collect())
+}
+
+fn transaction(id: Option<TransactionId>) -> String {
+    id.map_or_else(|| "no transaction".to_owned(), |id| id.to_string())
+}
+
+fn report(report: &Report) -> String {
+    let Report { group, version, life, wants, .. } = report;
+    let wants = if *wants { " wants a commit" } else { "" };
+    let transaction = transaction(report.transaction);
+    let phase = format!("{:?}", report.phase);
+    format!("group {} membership {version} life {life} {transaction} {phase}{wants}", group.0)
+}
+
+fn order(order: &Order) -> String {
+    let Order { group, name, version, life, stage, .. } = order;
+    let (transaction, volumes) = (transaction(order.transaction), order.volumes.len());
+    let whole = if order.whole { " whole" } else { "" };
+    let mut text = format!("group {} '{name}' membership {version} life {life}{whole}", group.0);
+    let _ = write!(text, " {volumes} volumes here {transaction} {stage:?}");
+    if let Some(trouble) = &order.trouble {
+        let _ = write!(text, " {trouble:?}");
+    }
+    text
 }
 
 fn primitive(primitive: &Primitive) -> Option<String> {

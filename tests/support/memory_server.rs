@@ -212,7 +212,9 @@ impl Operator for Control {
                     Ok(Value::Null)
                 }
                 Request::Settle { .. } => Err("nothing settles in memory".into()),
-                Request::Volume(_) => Err("the volumes in memory do not change".into()),
+                Request::Volume(_) | Request::Group(_) => {
+                    Err("the volumes in memory do not change".into())
+                }
             }
         }
     }
@@ -275,7 +277,7 @@ impl MemoryServer {
 
     /// Asks it to drain and end, and does not wait.
     pub fn stop(&self) {
-        let _ = control::call(&self.control(), &Request::Commit { volume: None });
+        let _ = control::call(&self.control(), &Request::Commit { volume: None, group: None });
     }
 }
 
