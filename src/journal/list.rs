@@ -13,6 +13,8 @@ use crate::mutants::{Mutant, mutated};
 pub struct Linked {
     /// The slots of its parts, the head's first.
     pub slots: Vec<u32>,
+    /// The slots of its payload.
+    pub payload: Vec<u32>,
     /// Where the next group is.
     pub link: Link,
     /// Its transaction's state.
@@ -21,6 +23,13 @@ pub struct Linked {
     pub pairs: Vec<PairId>,
     /// Its effect is in the unit's maps.
     pub published: bool,
+}
+
+impl Linked {
+    /// Whether anything of it is in a slot.
+    pub fn holds(&self, slot: u32) -> bool {
+        self.slots.contains(&slot) || self.payload.contains(&slot)
+    }
 }
 
 /// All linked groups, in the order of their sequences, which is that of the links.
@@ -81,9 +90,15 @@ impl List {
         linked.published = true;
     }
 
+    /// The slots that hold payload.
+    pub fn payload_slots(&self) -> usize {
+        self.groups.values().map(|linked| linked.payload.len()).sum()
+    }
+
     /// The groups, ascending, that may go once their effect is durable in the home: all that are
-    /// published, but for those that follow a group of the same pair that stays.
-    pub fn unlinkable(&self) -> Vec<Sequence> {
+    /// published and whose payload is not `needed` any more, but for those that follow a group of
+    /// the same pair that stays.
+    pub fn unlinkable(&self, needed: impl Fn(Sequence) -> bool) -> Vec<Sequence> {
         let mut kept = BTreeSet::new();
         let mut chosen = Vec::new();
         for (sequence, linked) in self.iter() {
@@ -92,7 +107,7 @@ impl List {
                 continue;
             }
             let follows = names_any(linked, &kept) && !mutated(Mutant::NewerUnlinkedFirst);
-            if linked.published && !follows {
+            if linked.published && !needed(sequence) && !follows {
                 chosen.push(sequence);
             } else {
                 kept.extend(linked.pairs.iter().copied());
@@ -145,7 +160,7 @@ impl List {
             }
         }
         let gone = chosen.iter().filter_map(|sequence| self.groups.remove(sequence));
-        gone.flat_map(|linked| linked.slots).collect()
+        gone.flat_map(|linked| linked.slots.into_iter().chain(linked.payload)).collect()
     }
 }
 
@@ -167,6 +182,7 @@ mod tests {
         for n in 1..=groups {
             list.append(Linked {
                 slots: vec![n as u32 * 10],
+                payload: Vec::new(),
                 link: link(n + 1),
                 state: GroupState::Committed,
                 pairs: pairs(n),
@@ -236,23 +252,24 @@ mod tests {
         /// Goal: whichever groups are published, all of those go that may, and no others.
         #[test]
         fn everything_goes_that_may(
-            pairs in prop::collection::vec((0_u32..4, any::<bool>()), 0..10),
+            pairs in prop::collection::vec((0_u32..4, any::<bool>(), any::<bool>()), 0..10),
         ) {
             let mut list = list(pairs.len() as u64, |n| vec![PairId(pairs[n as usize - 1].0)]);
-            for (linked, (_, published)) in list.groups.values_mut().zip(&pairs) {
+            for (linked, (_, published, _)) in list.groups.values_mut().zip(&pairs) {
                 linked.published = *published;
             }
-            let chosen = list.unlinkable();
+            let chosen = list.unlinkable(|sequence| pairs[sequence.0 as usize - 1].2);
             prop_assert!(list.may_unlink(&chosen));
-            for (i, (_, published)) in pairs.iter().enumerate() {
+            for (i, (_, published, needed)) in pairs.iter().enumerate() {
                 let sequence = Sequence(i as u64 + 1);
+                let may = *published && !needed;
                 let Err(at) = chosen.binary_search(&sequence) else {
-                    prop_assert!(*published);
+                    prop_assert!(may);
                     continue;
                 };
                 let mut more = chosen.clone();
                 more.insert(at, sequence);
-                prop_assert!(!published || !list.may_unlink(&more));
+                prop_assert!(!may || !list.may_unlink(&more));
             }
         }
     }

@@ -361,6 +361,9 @@ impl Engine for Flipside {
             drawn = drawn.with_long_epochs();
         }
         drawn.config.grant = rng.pick(&[None, None, None, Some(1), Some(2), Some(8)]);
+        if drawn.places.has_nvram() {
+            drawn.config.nvram_write_max = rng.pick(&[0, 512, 4 << 10, 16 << 10, 1 << 20]);
+        }
         drawn
     }
 

@@ -30,6 +30,7 @@ use crate::env::{Disk, Env, Moment};
 use crate::format::blocks::Location;
 use crate::format::ids::{Generation, PairId, Sequence};
 use crate::format::record::Record;
+use crate::journal::payload::Bytes;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Cause, CommitStep, Operation};
 
@@ -147,8 +148,9 @@ impl<E: Env> Inner<E> {
         if !mutated(Mutant::DataFlushDropped) && !mutated(Mutant::FlushBeforeDrain) {
             self.flush_written(volume).await?;
         }
-        let records = self.group_of(volume);
-        let bytes: usize = records.iter().map(Record::stored_len).sum();
+        let (records, blocks) = self.group_of(volume);
+        let slots_each = if blocks.is_empty() { 1 } else { self.slots_of_block() };
+        let bytes: usize = records.iter().map(|record| stored_len(record, slots_each)).sum();
         let counted = sealed_of(&self.state.borrow(), volume).record_bytes;
         assert!(bytes <= counted, "a group of {bytes} bytes, {counted} were counted");
         self.note_step(volume, CommitStep::Hardening, started);
@@ -159,7 +161,7 @@ impl<E: Env> Inner<E> {
         }
         if !records.is_empty() {
             let id = self.state.borrow().domains[volume].id;
-            match self.journal.append(id.0, records).await {
+            match self.journal.append(id.0, records, blocks).await {
                 Ok(appended) => sequence = Some(appended),
                 Err(error) => {
                     self.fail_all(&error.to_string());
@@ -198,6 +200,7 @@ impl<E: Env> Inner<E> {
             assert!(work.sealed.is_empty() && work.sealed_binding.is_none());
             work.sealed = std::mem::take(&mut work.open);
             work.sealed_binding = work.open_binding.take();
+            work.payload.seal();
             work.listed = false;
         }
         domain.sealed = Some(sealed);
@@ -257,10 +260,12 @@ impl<E: Env> Inner<E> {
         join_all(flushes).await.into_iter().collect()
     }
 
-    /// What the sealed epoch did, as a group's records.
-    fn group_of(&self, volume: usize) -> Vec<Record> {
+    /// What the sealed epoch did, as a group's records, and the bytes of the blocks with payload, in
+    /// their order.
+    fn group_of(&self, volume: usize) -> (Vec<Record>, Vec<Bytes>) {
         let state = self.state.borrow();
         let mut records = Vec::new();
+        let mut blocks = Vec::new();
         for &pair in &sealed_of(&state, volume).pairs {
             // Where a request failed before it wrote anything, nothing is left of it.
             let Some(work) = state.pairs.work(pair) else { continue };
@@ -270,9 +275,17 @@ impl<E: Env> Inner<E> {
                 records.push(Record::Binding { pair, binding });
             }
             let binding = work.sealed_binding.unwrap_or(state.pairs.line(pair).binding);
-            records.extend(place_records(pair, binding.generation, &work.sealed));
+            let kept = &work.payload.sealed;
+            let written = work.sealed.without(kept.blocks());
+            records.extend(place_records(pair, binding.generation, &written));
+            for (block, bytes) in kept.iter() {
+                let location = work.sealed.location(block);
+                let generation = binding.generation;
+                records.push(Record::kept(pair, generation, block, location));
+                blocks.push(Rc::clone(bytes));
+            }
         }
-        records
+        (records, blocks)
     }
 
     /// Makes the sealed epoch's contents the committed ones.
@@ -286,6 +299,7 @@ impl<E: Env> Inner<E> {
             let pending = std::mem::take(&mut work.sealed);
             let binding = work.sealed_binding.take();
             work.wake(pending.blocks());
+            state.publish_payload(pair, pending.blocks(), sequence);
             let line = state.pairs.line_mut(pair);
             if let Some(binding) = binding {
                 line.binding = binding;
@@ -308,7 +322,15 @@ impl<E: Env> Inner<E> {
         if !state.empty.is_empty() || !state.space_queue.is_empty() {
             self.settle_wanted.notify_one();
         }
+        drop(guard);
+        self.look_at_payload();
     }
+}
+
+/// The bytes of a record, one for each of `slots_each` slots where it has payload.
+fn stored_len(record: &Record, slots_each: usize) -> usize {
+    let kept = matches!(record, Record::Place { payload: Some(_), .. });
+    record.stored_len() * if kept { slots_each } else { 1 }
 }
 
 fn sealed_of(state: &State, volume: usize) -> &Epoch {

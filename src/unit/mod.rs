@@ -10,6 +10,7 @@
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
+//! | [`payload`], [`destage`] | data in the journal |
 //! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
 //! | [`manage`] | volumes made, renamed, resized, deleted |
 //! | [`lease`] | whether the pool is still this unit's |
@@ -31,6 +32,7 @@ mod allotment;
 pub mod block;
 mod commit;
 mod copy;
+mod destage;
 mod discard;
 mod error;
 mod extents;
@@ -41,6 +43,7 @@ mod invariants;
 pub mod lease;
 pub mod limits;
 mod manage;
+mod payload;
 pub mod policy;
 mod pool;
 mod read;
@@ -77,6 +80,7 @@ use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Counters, Latencies, Waiters};
+use crate::uring::buffers::Buf;
 use gauges::Progress;
 use lease::Hold;
 use limits::Limits;
@@ -112,6 +116,8 @@ pub struct Config {
     pub mds_timeout: Option<Duration>,
     /// On which terms the pool is claimed at the metadata server.
     pub ownership: Ownership,
+    /// The largest write whose bytes go to the journal with its group, in bytes; zero: none.
+    pub nvram_write_max: u64,
     /// How many free extents, and how much of the quota for data, the unit keeps in hand; `None`:
     /// all that there is.
     pub grant: Option<u32>,
@@ -129,6 +135,7 @@ impl Default for Config {
             discard: false,
             mds_timeout: Some(MDS_TIMEOUT_DEFAULT),
             ownership: Ownership::default(),
+            nvram_write_max: 0,
             grant: None,
         }
     }
@@ -177,6 +184,10 @@ struct Inner<E: Env> {
     settle_lock: Mutex<copy::CopyBuffers>,
     /// One checkpoint at a time.
     checkpoint_lock: Mutex<()>,
+    /// Wakes the task that destages.
+    destage_wanted: Notify,
+    /// One destaging at a time.
+    destage_lock: Mutex<Buf>,
     /// Wakes the task that tells the metadata server.
     news: Notify,
     /// Wakes the task that keeps the grant.
@@ -321,6 +332,7 @@ impl<E: Env> Unit<E> {
     /// meanwhile are passed over.
     pub async fn settle(&self, volume: Option<VolumeId>) -> Result<SettleReport, IoError> {
         self.commit(volume).await?;
+        self.0.destage_all().await;
         let settled = self.0.settle_all(volume).await;
         settled.map_err(|reason| IoError::Latched(reason.into()))
     }
@@ -339,6 +351,7 @@ impl<E: Env> Unit<E> {
             && self.0.journal.failure().is_none()
             && let Some(_one_at_a_time) = self.0.unless_silent(self.0.settle_lock.lock()).await
         {
+            self.0.destage_all().await;
             self.0
                 .checkpoint()
                 .await
@@ -355,6 +368,7 @@ impl<E: Env> Inner<E> {
     fn stop(&self) {
         self.stopped.set(true);
         self.settle_wanted.notify_one();
+        self.destage_wanted.notify_one();
         self.news.notify_one();
         self.hold.stop();
         self.grant_wanted.notify_one();

@@ -21,12 +21,14 @@ use tokio::sync::{Mutex, Notify};
 
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
+use super::destage::DESTAGE_BYTES;
 use super::fullness::Fullness;
 use super::gauges::Progress;
 use super::grant::Grant;
 use super::lease::Hold;
 use super::limits::Limits;
 use super::manage::Management;
+use super::payload::{Committed, Ledger};
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
 use super::readers::{Readers, followed};
@@ -41,7 +43,7 @@ use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::place::Place;
-use crate::journal::{Journal, Opened, replay};
+use crate::journal::{Journal, Opened, Payloads, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{Claim, PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::mutants::{Mutant, mutated};
@@ -106,7 +108,7 @@ impl<E: Env> Unit<E> {
         if !mutated(Mutant::RecoveryFlushSkipped) {
             make_stable(&parts).await?;
         }
-        let Found { place: journal, client, claimed, lines, groups, stale_pages } =
+        let Found { place: journal, client, claimed, lines, groups, stale_pages, payload } =
             Found::find(&parts, pairs).await?;
         // Who had the pool before may read what it knew until its lease has ended: until then no
         // extent is given another meaning.
@@ -125,6 +127,7 @@ impl<E: Env> Unit<E> {
         let mut state = build_state(parts.geometry, lines, &volumes, space, stale_pages)?;
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
+        keep_payload(&mut state, payload, parts.geometry)?;
         groups.into_iter().for_each(|sequence| journal.publish(sequence));
         let hold = Hold::new(client.lease(), claimed);
         let unit = assemble(parts, journal, (client, hold), state).await?;
@@ -145,10 +148,12 @@ impl<E: Env> Unit<E> {
         }
         inner.env.spawn(Rc::clone(inner).settle_when_wanted());
         inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
+        inner.env.spawn(Rc::clone(inner).destage_when_wanted());
         inner.env.spawn(Rc::clone(inner).tell_news());
         inner.env.spawn(Rc::clone(inner).keep_lease());
         inner.env.spawn(Rc::clone(inner).keep_grant());
         inner.look_at_grant(&inner.state.borrow());
+        inner.look_at_payload();
         // Pairs left empty by a crash are released, and a pool left short is settled.
         inner.settle_wanted.notify_one();
     }
@@ -176,6 +181,8 @@ struct Found<E: Env> {
     /// The groups whose effect the lines have, and the home not yet.
     groups: Vec<Sequence>,
     stale_pages: BTreeSet<u32>,
+    /// The blocks whose contents are in the journal alone.
+    payload: Payloads,
 }
 
 impl<E: Env> Found<E> {
@@ -193,7 +200,7 @@ impl<E: Env> Found<E> {
         pairs: u32,
     ) -> Result<Self, RecoverError> {
         let opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
-        let Opened { journal, mut lines, groups } = opened;
+        let Opened { journal, mut lines, groups, payload } = opened;
         let stale_pages = replay(&mut lines, &groups)?;
         let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
         let claim = parts.config.ownership.claim(claim);
@@ -201,7 +208,7 @@ impl<E: Env> Found<E> {
         let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
         let groups = groups.iter().map(|group| group.sequence).collect();
         let place = Place::Local(Box::new(journal));
-        Ok(Found { place, client, claimed, lines, groups, stale_pages })
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, payload })
     }
 
     /// The session comes first: from then on nothing of an earlier start changes the lines.
@@ -225,8 +232,8 @@ impl<E: Env> Found<E> {
         }
         let patience = parts.config.mds_timeout;
         let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
-        let (groups, stale_pages) = (Vec::new(), BTreeSet::new());
-        Ok(Found { place, client, claimed, lines, groups, stale_pages })
+        let (groups, stale_pages, payload) = Default::default();
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, payload })
     }
 }
 
@@ -377,6 +384,24 @@ async fn known_pairs<E: Env>(
     Ok(known)
 }
 
+/// Has the unit keep what is in the journal alone.
+fn keep_payload(
+    state: &mut State,
+    payload: Payloads,
+    geometry: Geometry,
+) -> Result<(), RecoverError> {
+    let block_size = geometry.block_size() as usize;
+    for ((pair, block), (held, bytes)) in payload {
+        held.check((pair, block), state.pairs.line(pair))?;
+        let bytes = bytes.get(..block_size).ok_or_else(|| {
+            RecoverError::Damaged(format!("group {} lacks some of a block's data", held.group))
+        })?;
+        let committed = Committed { group: held.group, bytes: bytes.into() };
+        state.put_committed(pair, block.into(), committed);
+    }
+    Ok(())
+}
+
 fn build_state(
     geometry: Geometry,
     lines: Vec<Line>,
@@ -433,6 +458,7 @@ fn build_state(
         untold: BTreeSet::new(),
         telling: false,
         stale_pages: BTreeSet::new(),
+        payload: Ledger::default(),
         space_queue: VecDeque::new(),
         emptying: 0,
         leaving: 0,
@@ -465,6 +491,7 @@ async fn assemble<E: Env>(
             journal.group_bytes_max()
         ))
     })?;
+    let destage = parts.env.buffers().acquire(DESTAGE_BYTES).await;
     let buffers = CopyBuffers::acquire(parts.env.buffers(), geometry.extent_size()).await;
     let devices = parts
         .devices
@@ -495,6 +522,8 @@ async fn assemble<E: Env>(
         settle_wanted: Notify::new(),
         settle_lock: Mutex::new(buffers),
         checkpoint_lock: Mutex::new(()),
+        destage_wanted: Notify::new(),
+        destage_lock: Mutex::new(destage),
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),

@@ -105,6 +105,9 @@ impl<E: Env> Inner<E> {
                 let batch = self.cheapest_batch(everything);
                 if batch.is_empty() {
                     // Only where someone waits is an epoch cut short for its journal space.
+                    if everything && self.destage_all().await {
+                        continue;
+                    }
                     let waited_for = self.state.borrow().must_settle();
                     if !waited_for || !self.gain_extents().await {
                         break;
@@ -375,7 +378,7 @@ impl<E: Env> Inner<E> {
                     .extend(runs.map(|run| Record::placed(item.pair, generation, &run, location)));
                 records.push(Record::Binding { pair: item.pair, binding: item.after() });
             }
-            let appended = self.journal.append(u32::MAX, records);
+            let appended = self.journal.append(u32::MAX, records, Vec::new());
             let sequence = appended.await.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
