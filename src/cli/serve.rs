@@ -184,6 +184,7 @@ async fn serve(
     let latencies = Rc::new(Latencies::watched(slow));
     let mut config = config(&args, &first.superblock)?;
     config.ownership.former_lease = former_lease;
+    config.nvram_write_max = flags.write_max;
     let parts = parts(&env, config, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.

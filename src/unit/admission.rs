@@ -386,12 +386,13 @@ fn change_payload<'a>(
     kept: &mut impl Iterator<Item = &'a [u8]>,
 ) {
     let pair = part.pair.expect("an admitted part has a pair");
+    let overlay = &mut state.pairs.work_mut(pair).payload;
     let mut dropped = part.blocks();
     for (block, bytes) in part.write.iter().zip(kept) {
-        state.keep(pair, open, block, bytes.into());
+        state.payload.keep(overlay, open, block, bytes.into());
         dropped -= BlockSet::one(block);
     }
-    state.drop_kept(pair, open, dropped);
+    state.payload.drop_kept(overlay, open, dropped);
 }
 
 /// Gives a part's pair the extents that it writes to. They become durable with the epoch's group.

@@ -299,7 +299,7 @@ impl<E: Env> Inner<E> {
             let pending = std::mem::take(&mut work.sealed);
             let binding = work.sealed_binding.take();
             work.wake(pending.blocks());
-            state.publish_payload(pair, pending.blocks(), sequence);
+            state.payload.publish(&mut work.payload, pending.blocks(), sequence);
             let line = state.pairs.line_mut(pair);
             if let Some(binding) = binding {
                 line.binding = binding;

@@ -154,7 +154,9 @@ impl<E: Env> Inner<E> {
         {
             let mut state = self.state.borrow_mut();
             for item in written.iter().filter(|item| !self.devices[item.device].failed.get()) {
-                state.destaged(item.pair, item.block, item.group);
+                let State { pairs, payload, .. } = &mut *state;
+                payload.destaged(&mut pairs.work_mut(item.pair).payload, item.block, item.group);
+                pairs.tidy(item.pair);
             }
         }
         // Pairs that waited for this may be settled, and groups go.
@@ -209,17 +211,18 @@ impl<E: Env> Inner<E> {
             let mut state = self.state.borrow_mut();
             for &item in items {
                 let one = BlockSet::one(item.block);
-                let bytes = state.committed_payload(item.pair, item.block, item.group);
-                let Some(bytes) = bytes.cloned() else { continue };
-                let work = state.pairs.work_mut(item.pair);
+                let Some(work) = state.pairs.work_if_any(item.pair) else { continue };
+                let Some(bytes) = work.payload.committed_by(item.block, item.group) else {
+                    continue;
+                };
                 if work.busy.meets(one) || self.devices[item.device].failed.get() {
                     continue;
                 }
+                let at = taken.len() * block;
+                buf.as_mut_slice()[at..at + block].copy_from_slice(bytes);
                 if !mutated(Mutant::DestageUnheld) {
                     work.busy |= one;
                 }
-                let at = taken.len() * block;
-                buf.as_mut_slice()[at..at + block].copy_from_slice(&bytes);
                 taken.push(item);
             }
         }
@@ -247,3 +250,7 @@ impl<E: Env> Inner<E> {
         taken
     }
 }
+
+#[cfg(test)]
+#[path = "destage_tests.rs"]
+mod tests;

@@ -20,9 +20,9 @@
 use std::collections::BTreeMap;
 
 use super::block::Pending;
-use super::state::{State, Work};
+use super::state::Work;
 use crate::format::blocks::BlockSet;
-use crate::format::ids::{PairId, Sequence};
+use crate::format::ids::Sequence;
 use crate::journal::payload::Bytes;
 use crate::mutants::{Mutant, mutated};
 
@@ -117,6 +117,12 @@ impl Overlay {
         self.sealed = std::mem::take(&mut self.open);
     }
 
+    /// A block's committed contents, where they are here and of that group.
+    pub fn committed_by(&self, block: usize, group: Sequence) -> Option<&Bytes> {
+        let committed = self.committed.get(block).filter(|committed| committed.group == group);
+        committed.map(|committed| &committed.bytes)
+    }
+
     fn pending_layer(&mut self, open: bool) -> &mut Layer<Bytes> {
         if open { &mut self.open } else { &mut self.sealed }
     }
@@ -132,15 +138,13 @@ impl Work {
     }
 }
 
-/// How much payload there is, and whose.
+/// How much payload there is, and whose; kept with every change of an [`Overlay`].
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     /// Blocks with bytes that are not committed.
     pending: usize,
     /// For each group, how many blocks the journal alone has of it.
     needed: BTreeMap<Sequence, usize>,
-    /// Bytes that went to the journal and were superseded before they went to a device.
-    pub superseded_blocks: u64,
 }
 
 impl Ledger {
@@ -159,11 +163,60 @@ impl Ledger {
         !self.needed.is_empty()
     }
 
-    fn add(&mut self, group: Sequence) {
-        *self.needed.entry(group).or_default() += 1;
+    /// A write of an epoch, the open one or the sealed one, has left bytes in memory.
+    pub fn keep(&mut self, overlay: &mut Overlay, open: bool, block: usize, bytes: Bytes) {
+        let before = overlay.pending_layer(open).insert(block, bytes);
+        self.pending += usize::from(before.is_none());
+        if mutated(Mutant::PayloadDroppedForPending) {
+            self.supersede(overlay, BlockSet::one(block));
+        }
     }
 
-    fn remove(&mut self, group: Sequence) {
+    /// An epoch has changed blocks otherwise: their bytes are on a device, or they have none.
+    pub fn drop_kept(&mut self, overlay: &mut Overlay, open: bool, blocks: BlockSet) {
+        self.pending -= overlay.pending_layer(open).remove(blocks).len();
+    }
+
+    /// What an epoch has changed of a pair is committed, by that group.
+    pub fn publish(
+        &mut self,
+        overlay: &mut Overlay,
+        changed: BlockSet,
+        group: Option<Sequence>,
+    ) {
+        if !mutated(Mutant::SupersededDestaged) {
+            self.supersede(overlay, changed);
+        }
+        let sealed = std::mem::take(&mut overlay.sealed);
+        self.pending -= sealed.bytes.len();
+        // Without a group only where a mutant publishes too early.
+        let group = group.unwrap_or_default();
+        for (block, bytes) in sealed.bytes {
+            self.put_committed(overlay, usize::from(block), Committed { group, bytes });
+        }
+    }
+
+    /// The journal alone has a block's committed contents.
+    pub fn put_committed(&mut self, overlay: &mut Overlay, block: usize, committed: Committed) {
+        *self.needed.entry(committed.group).or_default() += 1;
+        if let Some(before) = overlay.committed.insert(block, committed) {
+            self.let_go(before.group);
+        }
+    }
+
+    /// A block's contents, those of that group, are durable in their place; unless others are
+    /// committed meanwhile, the journal need not have them any more.
+    pub fn destaged(&mut self, overlay: &mut Overlay, block: usize, group: Sequence) {
+        if overlay.committed_by(block, group).is_some() {
+            self.supersede(overlay, BlockSet::one(block));
+        }
+    }
+
+    fn supersede(&mut self, overlay: &mut Overlay, blocks: BlockSet) {
+        overlay.committed.remove(blocks).into_iter().for_each(|gone| self.let_go(gone.group));
+    }
+
+    fn let_go(&mut self, group: Sequence) {
         let left = self.needed.get_mut(&group).expect("a block that is here is counted");
         *left -= 1;
         if *left == 0 {
@@ -172,74 +225,137 @@ impl Ledger {
     }
 }
 
-impl State {
-    /// A write of an epoch, the open one or the sealed one, has left bytes in memory.
-    pub fn keep(&mut self, pair: PairId, open: bool, block: usize, bytes: Bytes) {
-        let overlay = &mut self.pairs.work_mut(pair).payload;
-        let before = overlay.pending_layer(open).insert(block, bytes);
-        self.payload.pending += usize::from(before.is_none());
-        if before.is_some() {
-            self.payload.superseded_blocks += 1;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::blocks::Location;
+    use crate::format::ids::Slot;
+
+    const BLOCK: usize = 77;
+
+    /// Where a version of a block is.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Version {
+        Kept(u8),
+        Elsewhere,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Step {
+        Keep,
+        WriteToDevice,
+        Trim,
+        Seal,
+        Publish,
+        /// What is chosen now is destaged.
+        Choose,
+        Destage,
+    }
+
+    const STEPS: [Step; 7] = [
+        Step::Keep,
+        Step::WriteToDevice,
+        Step::Trim,
+        Step::Seal,
+        Step::Publish,
+        Step::Choose,
+        Step::Destage,
+    ];
+
+    /// A block as it should be, beside what is tested.
+    #[derive(Default)]
+    struct Model {
+        open: Option<Version>,
+        sealed: Option<Version>,
+        committed: Option<(Version, Sequence)>,
+        chosen: Option<Sequence>,
+        overlay: Overlay,
+        ledger: Ledger,
+        pending: [Pending; 2],
+        counter: u8,
+    }
+
+    impl Model {
+        /// Takes a step, where it can be taken.
+        fn step(&mut self, step: Step) {
+            let one = BlockSet::one(BLOCK);
+            self.counter += 1;
+            match step {
+                Step::Keep => {
+                    self.open = Some(Version::Kept(self.counter));
+                    self.pending[0].set(one, Location::At(Slot::One));
+                    let bytes = vec![self.counter].into();
+                    self.ledger.keep(&mut self.overlay, true, BLOCK, bytes);
+                }
+                Step::WriteToDevice | Step::Trim => {
+                    let trim = step == Step::Trim;
+                    let location = if trim { Location::Unused } else { Location::At(Slot::One) };
+                    self.open = Some(Version::Elsewhere);
+                    self.pending[0].set(one, location);
+                    self.ledger.drop_kept(&mut self.overlay, true, one);
+                }
+                Step::Seal if self.sealed.is_none() => {
+                    self.sealed = self.open.take();
+                    self.pending = [Pending::NONE, self.pending[0]];
+                    self.overlay.seal();
+                }
+                Step::Publish => {
+                    let group = Sequence(self.counter.into());
+                    if let Some(version) = self.sealed.take() {
+                        self.committed = Some((version, group));
+                    }
+                    let changed = std::mem::take(&mut self.pending[1]).blocks();
+                    self.ledger.publish(&mut self.overlay, changed, Some(group));
+                }
+                Step::Choose => {
+                    self.chosen = self.overlay.committed.get(BLOCK).map(|of| of.group);
+                }
+                Step::Destage => {
+                    let Some(group) = self.chosen.take() else { return };
+                    if let Some((version @ Version::Kept(_), of)) = &mut self.committed
+                        && *of == group
+                    {
+                        *version = Version::Elsewhere;
+                    }
+                    self.ledger.destaged(&mut self.overlay, BLOCK, group);
+                }
+                Step::Seal => {}
+            }
         }
-        if mutated(Mutant::PayloadDroppedForPending) {
-            self.supersede(pair, BlockSet::one(block));
+
+        fn check(&self, path: &[Step]) {
+            let committed = self.committed.map(|(version, _)| version);
+            let newest = self.open.or(self.sealed).or(committed);
+            let seen = self.overlay.seen(&self.pending[0], &self.pending[1]).contains(BLOCK);
+            let expected = match newest {
+                Some(Version::Kept(number)) => Some(number),
+                _ => None,
+            };
+            let found = seen.then(|| self.overlay.bytes(BLOCK)[0]);
+            assert_eq!(found, expected, "{path:?}");
+            let kept = |version: &Option<Version>| matches!(version, Some(Version::Kept(_)));
+            let pending = [self.open, self.sealed].iter().filter(|of| kept(of)).count();
+            assert_eq!(self.ledger.pending(), pending, "{path:?}");
+            let needed = self.committed.filter(|(version, _)| kept(&Some(*version)));
+            let needed: Vec<_> = needed.map(|(_, group)| (group, 1)).into_iter().collect();
+            let counted: Vec<_> = self.ledger.needed.clone().into_iter().collect();
+            assert_eq!(counted, needed, "{path:?}");
         }
     }
 
-    /// An epoch has changed blocks otherwise: their bytes are on a device, or they have none.
-    pub fn drop_kept(&mut self, pair: PairId, open: bool, blocks: BlockSet) {
-        let overlay = &mut self.pairs.work_mut(pair).payload;
-        let dropped = overlay.pending_layer(open).remove(blocks).len();
-        self.payload.pending -= dropped;
-        self.payload.superseded_blocks += dropped as u64;
-    }
-
-    /// What an epoch has done to a pair is committed, by that group.
-    pub fn publish_payload(&mut self, pair: PairId, changed: BlockSet, group: Option<Sequence>) {
-        if !mutated(Mutant::SupersededDestaged) {
-            self.supersede(pair, changed);
+    /// Goal: over all that can happen to a block in seven steps, reads find its newest version
+    /// where that is, and the journal is needed for a committed version until that is destaged or a
+    /// newer one is committed, and no longer.
+    #[test]
+    fn whatever_happens_to_a_block() {
+        for number in 0..STEPS.len().pow(7) {
+            let digit = |place: u32| number / STEPS.len().pow(place) % STEPS.len();
+            let path: Vec<Step> = (0..7).map(|place| STEPS[digit(place)]).collect();
+            let mut model = Model::default();
+            for step in &path {
+                model.step(*step);
+                model.check(&path);
+            }
         }
-        let overlay = &mut self.pairs.work_mut(pair).payload;
-        let sealed = std::mem::take(&mut overlay.sealed);
-        self.payload.pending -= sealed.bytes.len();
-        // Without a group only where a mutant publishes too early.
-        let group = group.unwrap_or_default();
-        for (block, bytes) in sealed.bytes {
-            self.put_committed(pair, usize::from(block), Committed { group, bytes });
-        }
-    }
-
-    /// The journal alone has a block's committed contents.
-    pub fn put_committed(&mut self, pair: PairId, block: usize, committed: Committed) {
-        self.payload.add(committed.group);
-        let overlay = &mut self.pairs.work_mut(pair).payload;
-        if let Some(before) = overlay.committed.insert(block, committed) {
-            self.payload.remove(before.group);
-        }
-    }
-
-    fn supersede(&mut self, pair: PairId, blocks: BlockSet) {
-        let overlay = &mut self.pairs.work_mut(pair).payload;
-        for gone in overlay.committed.remove(blocks) {
-            self.payload.remove(gone.group);
-            self.payload.superseded_blocks += 1;
-        }
-    }
-
-    /// The contents that a block has, where the journal alone has them, by that group.
-    pub fn committed_payload(&self, pair: PairId, block: usize, group: Sequence) -> Option<&Bytes> {
-        let committed = self.pairs.work(pair)?.payload.committed.get(block)?;
-        (committed.group == group).then_some(&committed.bytes)
-    }
-
-    /// A block's contents, those of that group, are durable in their place; unless others are
-    /// committed meanwhile, the journal need not have them any more.
-    pub fn destaged(&mut self, pair: PairId, block: usize, group: Sequence) {
-        if self.committed_payload(pair, block, group).is_some() {
-            let overlay = &mut self.pairs.work_mut(pair).payload;
-            overlay.committed.remove(BlockSet::one(block));
-            self.payload.remove(group);
-        }
-        self.pairs.tidy(pair);
     }
 }

@@ -397,7 +397,8 @@ fn keep_payload(
             RecoverError::Damaged(format!("group {} lacks some of a block's data", held.group))
         })?;
         let committed = Committed { group: held.group, bytes: bytes.into() };
-        state.put_committed(pair, block.into(), committed);
+        let overlay = &mut state.pairs.work_mut(pair).payload;
+        state.payload.put_committed(overlay, block.into(), committed);
     }
     Ok(())
 }

@@ -293,7 +293,7 @@ impl<E: Env> Inner<E> {
             items.iter().for_each(|item| self.release_settling(item.pair));
             return Err(reason);
         }
-        let items = self.harden_begin(items);
+        let mut items = self.harden_begin(items);
         if items.is_empty() {
             return Ok(report);
         }
@@ -301,7 +301,7 @@ impl<E: Env> Inner<E> {
             let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
             let _ = self.mds.transact(&primitives).await;
         }
-        self.harden(&items).await?;
+        self.harden(&mut items).await?;
         for item in items.iter().filter(|item| !item.is_release()) {
             if item.settlement.is_swap(item.binding.data_slot) {
                 report.swaps += 1;
@@ -367,8 +367,14 @@ impl<E: Env> Inner<E> {
 
     /// Persists the group that moves the blocks and takes the slots out of the pairs, and makes it
     /// so. From then on the slots are Left: no map names them.
-    async fn harden(&self, items: &[Item]) -> Result<(), String> {
-        for items in items.chunks(self.items_per_group()) {
+    ///
+    /// A group is of one volume's pairs: one of two volumes that has to wait for an older group of
+    /// the one would keep later groups of the other linked.
+    async fn harden(&self, items: &mut [Item]) -> Result<(), String> {
+        let of = |item: &Item| item.binding.owner.map(|(volume, _)| volume);
+        items.sort_by_key(of);
+        let volumes = items.chunk_by(|a, b| of(a) == of(b));
+        for items in volumes.flat_map(|items| items.chunks(self.items_per_group())) {
             let mut records = Vec::new();
             for item in items {
                 let generation = item.binding.generation;
