@@ -162,12 +162,7 @@ impl Record {
     }
 
     /// A block of a pair, the side that its contents belong to, and that they are in the journal.
-    pub fn kept(
-        pair: PairId,
-        generation: Generation,
-        block: usize,
-        location: Location,
-    ) -> Record {
+    pub fn kept(pair: PairId, generation: Generation, block: usize, location: Location) -> Record {
         let payload = Some(Payload::UNPLACED);
         Record::Place { pair, generation, first: block as u16, count: 1, location, payload }
     }
@@ -377,10 +372,13 @@ pub(crate) mod tests {
                 },
             });
         let location = prop_oneof![Just(Location::Unused), slot().prop_map(Location::At)];
-        let payload =
-            prop::option::of((0..NONE, any::<u32>(), any::<bool>()).prop_map(
-                |(slot, crc, veiled)| Payload { slot, crc, veiled },
-            ));
+        let payload = prop::option::of(
+            (0..NONE, any::<u32>(), any::<bool>()).prop_map(|(slot, crc, veiled)| Payload {
+                slot,
+                crc,
+                veiled,
+            }),
+        );
         let place = (any::<u32>(), any::<u32>(), 0..256_u16, 1..=256_u16, location, payload)
             .prop_map(|(pair, generation, first, count, location, payload)| Record::Place {
                 pair: PairId(pair),

@@ -18,8 +18,8 @@
 //!   [`Journal::group_bytes_max`], of which two fit at least, and payload ([`payload`]), that of
 //!   linked groups included, within [`Journal::payload_room`].
 
-mod error;
 mod carry;
+mod error;
 pub mod identity;
 pub mod inspect;
 pub mod layout;

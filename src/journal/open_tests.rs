@@ -257,7 +257,8 @@ fn with_data(blocks: &[Vec<u8>]) -> (Vec<u8>, Vec<u32>) {
     let transaction = journal.local_transaction();
     let append = journal.append(0, transaction, GroupState::Committed, records, data);
     append.now_or_never().expect("memory does not wait").expect("memory does not fail");
-    let payload = journal.inner.borrow().list.iter().flat_map(|(_, of)| of.payload.clone()).collect();
+    let payload =
+        journal.inner.borrow().list.iter().flat_map(|(_, of)| of.payload.clone()).collect();
     let bytes = journal.region.bytes.borrow().clone();
     (bytes, payload)
 }

@@ -127,9 +127,8 @@ pub struct Held {
 /// too, so nothing is missed.
 pub fn held(groups: &[RecoveredGroup]) -> BTreeMap<(PairId, u16), Held> {
     let mut found: BTreeMap<(PairId, u16), Held> = BTreeMap::new();
-    let done = |group: &&RecoveredGroup| {
-        matches!(group.state, GroupState::Committed | GroupState::Done)
-    };
+    let done =
+        |group: &&RecoveredGroup| matches!(group.state, GroupState::Committed | GroupState::Done);
     for group in groups.iter().filter(done) {
         for record in &group.records {
             match *record {

@@ -260,8 +260,8 @@ impl<E: Env> Inner<E> {
         join_all(flushes).await.into_iter().collect()
     }
 
-    /// What the sealed epoch did, as a group's records, and the bytes of the blocks with payload, in
-    /// their order.
+    /// What the sealed epoch did, as a group's records, and the bytes of the blocks with payload,
+    /// in their order.
     fn group_of(&self, volume: usize) -> (Vec<Record>, Vec<Bytes>) {
         let state = self.state.borrow();
         let mut records = Vec::new();

@@ -46,8 +46,8 @@ struct Item {
 enum Share {
     /// The older half of all that there is: the rest may still be superseded.
     OlderHalf,
-    /// Everything.
-    All,
+    /// Groups up to this one.
+    UpTo(Sequence),
 }
 
 /// How a round went.
@@ -116,15 +116,17 @@ impl<E: Env> Inner<E> {
     fn wants_destage(&self) -> bool {
         let (most, room) = self.journal.payload_room();
         self.journal.failure().is_none()
-            && self.state.borrow().payload.needs_any()
+            && self.state.borrow().payload.newest().is_some()
             && (room < most - most / 2 || self.journal.is_crowded())
     }
 
-    /// Destages all that is committed; says whether there was any that could be.
+    /// Destages all that is committed now; says whether there was any that could be.
     pub(super) async fn destage_all(&self) -> bool {
+        let newest = self.state.borrow().payload.newest();
+        let Some(newest) = newest else { return false };
         let mut any = false;
         loop {
-            match self.destage(Share::All).await {
+            match self.destage(Share::UpTo(newest)).await {
                 Round::Done => any = true,
                 Round::Held => self.env.sleep(RETRY_AFTER).await,
                 Round::Nothing => return any,
@@ -174,6 +176,9 @@ impl<E: Env> Inner<E> {
         let mut items = Vec::new();
         for (pair, work) in state.pairs.working() {
             for (block, committed) in work.payload.committed.iter() {
+                if matches!(share, Share::UpTo(last) if committed.group > last) {
+                    continue;
+                }
                 let (device, offset) = self.place_of(&state, pair, block);
                 if self.devices[device].failed.get() {
                     continue;

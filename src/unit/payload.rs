@@ -158,9 +158,9 @@ impl Ledger {
         self.needed.contains_key(&group)
     }
 
-    /// Whether the journal alone has anything.
-    pub fn needs_any(&self) -> bool {
-        !self.needed.is_empty()
+    /// The newest group that the journal alone has anything of.
+    pub fn newest(&self) -> Option<Sequence> {
+        self.needed.last_key_value().map(|(group, _)| *group)
     }
 
     /// A write of an epoch, the open one or the sealed one, has left bytes in memory.
@@ -178,12 +178,7 @@ impl Ledger {
     }
 
     /// What an epoch has changed of a pair is committed, by that group.
-    pub fn publish(
-        &mut self,
-        overlay: &mut Overlay,
-        changed: BlockSet,
-        group: Option<Sequence>,
-    ) {
+    pub fn publish(&mut self, overlay: &mut Overlay, changed: BlockSet, group: Option<Sequence>) {
         if !mutated(Mutant::SupersededDestaged) {
             self.supersede(overlay, changed);
         }

@@ -97,7 +97,8 @@ impl<E: Env> Inner<E> {
                 }
                 buf.as_mut_slice()[place(run.start)..place(run.end)].fill(0);
             }
-            let in_memory = state.pairs.work(pair).map_or(BlockSet::EMPTY, Work::in_memory) & wanted;
+            let in_memory =
+                state.pairs.work(pair).map_or(BlockSet::EMPTY, Work::in_memory) & wanted;
             for block in in_memory.iter() {
                 let bytes = state.pairs.work(pair).expect("as above").payload.bytes(block);
                 buf.as_mut_slice()[place(block)..place(block + 1)].copy_from_slice(bytes);

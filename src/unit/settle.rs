@@ -105,7 +105,9 @@ impl<E: Env> Inner<E> {
                 let batch = self.cheapest_batch(everything);
                 if batch.is_empty() {
                     // Only where someone waits is an epoch cut short for its journal space.
-                    if everything && self.destage_all().await {
+                    // What is in the journal keeps pairs from being settled.
+                    let destaged = everything && self.destage_all().await;
+                    if destaged && !self.cheapest_batch(true).is_empty() {
                         continue;
                     }
                     let waited_for = self.state.borrow().must_settle();
