@@ -12,13 +12,15 @@ use crate::unit::Config;
 const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 5_000_000 };
 const BLOCK: usize = 512;
 const EXTENT: u64 = 32 * BLOCK as u64;
+/// Bytes of a region with more journal than a test needs.
+const ROOMY: u64 = 4 << 20;
 
-fn plain(block: usize, extents: u32, size: u64) -> Flipside {
+fn plain(block: usize, extents: u32, size: u64, region: u64) -> Flipside {
     let geometry = Geometry::new(block as u32, 32 * block as u32).expect("sound sizes");
     let tell_interval = Duration::from_millis(20);
     let config = Config { commit_interval: None, tell_interval, ..Config::default() };
-    let plain = Flipside::plain(geometry, extents, 4, size, config);
-    plain.with_nvrams(&[256 << 10], Some(0)).with_payload(16 << 10)
+    let plain = Flipside::plain(geometry, extents, 4, size, config).with_region(region);
+    plain.with_nvrams(&[0], Some(0)).with_payload(16 << 10)
 }
 
 fn formatted(engine: &Flipside) -> Machine {
@@ -71,7 +73,7 @@ fn linked_after_destaging(serving: &Serving) -> usize {
 #[test]
 fn a_failed_device_keeps_only_its_own_groups() {
     // Extents are taken in order: the first volume fills the first disk.
-    let engine = plain(BLOCK, 24, 12 * EXTENT).on_two_disks().with_volume(6 * EXTENT);
+    let engine = plain(BLOCK, 24, 12 * EXTENT, ROOMY).on_two_disks().with_volume(6 * EXTENT);
     let mut machine = formatted(&engine);
     let (env, serving) = started(&mut machine, &engine);
     for extent in 0..12 {
@@ -106,7 +108,7 @@ fn a_failed_device_keeps_only_its_own_groups() {
 /// the newest; nothing goes there before.
 #[test]
 fn superseded_data_never_reaches_a_device() {
-    let engine = plain(BLOCK, 24, 6 * EXTENT);
+    let engine = plain(BLOCK, 24, 6 * EXTENT, ROOMY);
     let mut machine = formatted(&engine);
     let (env, serving) = started(&mut machine, &engine);
     for round in 1..=20 {
@@ -127,7 +129,7 @@ fn superseded_data_never_reaches_a_device() {
 #[test]
 fn large_blocks_take_several_slots() {
     const LARGE: usize = 16 << 10;
-    let engine = plain(LARGE, 12, 4 * 32 * LARGE as u64);
+    let engine = plain(LARGE, 12, 4 * 32 * LARGE as u64, ROOMY);
     let mut machine = formatted(&engine);
     let (env, serving) = started(&mut machine, &engine);
     let block = |number: u8| {
@@ -153,7 +155,7 @@ fn large_blocks_take_several_slots() {
 /// nothing waits, and payload stays within its share.
 #[test]
 fn more_than_there_is_room_for() {
-    let engine = plain(BLOCK, 60, 40 * EXTENT).with_region(384 << 10).with_nvrams(&[0], Some(0));
+    let engine = plain(BLOCK, 60, 40 * EXTENT, 384 << 10);
     let mut machine = formatted(&engine);
     let (env, serving) = started(&mut machine, &engine);
     let (most, _) = serving.unit().0.journal.payload_room();
