@@ -11,6 +11,7 @@
 //! | [`follow`] | volumes read beside the unit that writes them |
 //! | [`unit`] | the storage unit: block states, admission, epochs, settle, recovery |
 //! | [`journal`] | the nonlinear journal: groups, links, states, replay |
+//! | [`txn`] | global transactions: what coordinator and participants say to each other |
 //! | [`mds`] | the metadata server, its protocol, its client and its store |
 //! | [`observe`] | counters, histograms, status |
 //! | [`sim`] | proof by simulation: oracle, workload, runs of seeds |
@@ -30,5 +31,6 @@ pub mod mds;
 pub mod mutants;
 pub mod observe;
 pub mod sim;
+pub mod txn;
 pub mod unit;
 pub mod uring;

@@ -117,6 +117,19 @@ mutants! {
     UnfencedGranted: "a claim of another host is granted without a fence",
     LeaseBelievedTooLong: "a unit goes on for twice as long as its lease",
     SessionUnchecked: "a datagram of another session is taken",
+    // The coordinator of global transactions.
+    DecisionNotStored: "a transaction is told as committed that is not in the store as decided",
+    CommitBeforeDecision: "a member that is prepared is told to commit before all are",
+    IdleMemberLeftOut: "a member that wants no commit takes no part in it",
+    CommitPresumed: "a transaction of which nothing is known is told as committed",
+    PreparedMemberForgotten: "a decision is forgotten when the first member is done",
+    LifeNotCounted: "a member that lost what was pending begins no new life of its group",
+    // A unit's part in global transactions.
+    AcknowledgedBeforeAllSealed: "a write is acknowledged before all units have sealed",
+    CommitsWithoutDecision: "a unit commits when all are sealed, before it is decided",
+    DoneBeforePersisted: "a unit says that it is done before that is persistent",
+    PreparedDroppedAtRecovery: "a recovery passes over what is prepared",
+    LifeIgnored: "a unit keeps what is pending when another member lost its own",
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",
     ReaderLeaseBelievedTooLong: "a reader goes on by its lines when its lease is over",

@@ -6,7 +6,7 @@ use crate::format::ids::{Incarnation, PairId};
 use crate::format::page::CopyState;
 use crate::format::superblock::Superblock;
 use crate::journal::inspect::{PageKind, RegionFacts, UnevenPage, runs};
-use crate::journal::payload::held;
+use crate::journal::payload::{DECIDED, held};
 use crate::journal::replay;
 
 /// What a region says when all of it can be believed.
@@ -65,7 +65,7 @@ pub fn judge(
         findings.push(Finding::lasting(Code::GroupReplay, name, error));
         return (None, findings);
     }
-    let payload = held(groups);
+    let payload = held(groups, &DECIDED);
     for (block, held) in &payload {
         if let Err(error) = held.check(*block, &lines[block.0.0 as usize]) {
             findings.push(Finding::lasting(Code::GroupReplay, name, error));

@@ -189,6 +189,7 @@ mod tests {
             counters: ServerStatus { unauthenticated: 4, ..ServerStatus::default() },
             pools: vec![seen],
             sessions: vec![owner, reader],
+            ..Overview::default()
         };
         let report = ServerReport::from(overview);
         let text = report.text();

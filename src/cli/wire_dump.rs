@@ -53,7 +53,7 @@ struct Shown {
     time: String,
     from: String,
     to: String,
-    /// `request`, `reply` or `refused`.
+    /// `request`, `reply`, `refused` or `nudge`.
     kind: &'static str,
     operation: String,
     /// In hexadecimal: all its digits are random.
@@ -143,6 +143,7 @@ fn show(captured: &Captured<'_>, key: Option<&Key>, verbose: bool) -> Option<Sho
         to: captured.to.to_string(),
         kind: match (claimed.kind, claimed.status) {
             (0, _) => "request",
+            (2, _) => "nudge",
             (_, 0) => "reply",
             _ => "refused",
         },
@@ -203,7 +204,7 @@ fn records(datagram: &Datagram<'_>) -> Vec<String> {
     let parsed = match datagram.header.kind {
         Kind::Request => request(datagram.header.operation, body),
         Kind::Reply(Ok(())) => reply(datagram.header.operation, body),
-        Kind::Reply(Err(_)) => None,
+        Kind::Reply(Err(_)) | Kind::Nudge => None,
     };
     let unknown =
         || if body.is_empty() { Vec::new() } else { vec![format!("{} bytes", body.len())] };

@@ -38,7 +38,7 @@ const TAIL: usize = size_of::<RawPart>();
 const CRC_FROM: usize = 8;
 
 /// Who decides a transaction, and which of its transactions it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransactionId {
     /// The coordinator: a unit's number, or all ones for the metadata server.
     pub coordinator: u32,

@@ -88,7 +88,12 @@ impl From<IoError> for ExportError {
         let kind = match &error {
             IoError::OutOfRange { .. } => ErrorKind::OutOfRange,
             IoError::NoSpace => ErrorKind::NoSpace,
-            IoError::DeviceRead(_) | IoError::Latched(_) | IoError::Deleted => ErrorKind::Device,
+            IoError::DeviceRead(_)
+            | IoError::Latched(_)
+            | IoError::Deleted
+            | IoError::WentBack(_)
+            | IoError::Group(_)
+            | IoError::InDoubt => ErrorKind::Device,
             IoError::ShuttingDown => ErrorKind::ShuttingDown,
         };
         Self::new(kind, Cow::Owned(error.to_string()))

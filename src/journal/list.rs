@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::decide::Shown;
 use crate::format::group::{GroupState, Link};
 use crate::format::ids::{PairId, Sequence};
 use crate::format::status::ROOT;
@@ -29,6 +30,12 @@ impl Linked {
     /// Whether anything of it is in a slot.
     pub fn holds(&self, slot: u32) -> bool {
         self.slots.contains(&slot) || self.payload.contains(&slot)
+    }
+
+    /// Whether a recovery would apply it, now or when it is decided. What was aborted it passes
+    /// over, so that this may go, or stay, whatever others do.
+    fn has_effect(&self) -> bool {
+        self.state != GroupState::Aborted
     }
 }
 
@@ -74,6 +81,33 @@ impl List {
         self.groups[&sequence].state
     }
 
+    /// Where the group after a group is.
+    pub fn link(&self, sequence: Sequence) -> Link {
+        self.groups[&sequence].link
+    }
+
+    /// Notes a group's new state, which is durable.
+    pub fn set_state(&mut self, sequence: Sequence, state: GroupState) {
+        self.groups.get_mut(&sequence).expect("a group with a state is linked").state = state;
+    }
+
+    /// The groups as they are shown.
+    pub fn show(&self) -> Vec<Shown> {
+        let mut kept: BTreeMap<PairId, Sequence> = BTreeMap::new();
+        let show = |(sequence, linked): (Sequence, &Linked)| {
+            let follows = linked.pairs.iter().find_map(|pair| kept.get(pair)).copied();
+            let Linked { state, published, .. } = *linked;
+            if linked.has_effect() {
+                for pair in &linked.pairs {
+                    kept.entry(*pair).or_insert(sequence);
+                }
+            }
+            let slots = linked.slots.len() + linked.payload.len();
+            Shown { sequence, state, slots, published, follows }
+        };
+        self.iter().map(show).collect()
+    }
+
     /// Adds the group that was written at the tail.
     pub fn append(&mut self, linked: Linked) -> Sequence {
         let sequence = self.tail.sequence;
@@ -97,7 +131,7 @@ impl List {
 
     /// The groups, ascending, that may go once their effect is durable in the home: all that are
     /// published and whose payload is not `needed` any more, but for those that follow a group of
-    /// the same pair that stays.
+    /// the same pair that stays; and all that were aborted. One that is not decided stays.
     pub fn unlinkable(&self, needed: impl Fn(Sequence) -> bool) -> Vec<Sequence> {
         let mut kept = BTreeSet::new();
         let mut chosen = Vec::new();
@@ -107,7 +141,7 @@ impl List {
                 continue;
             }
             let follows = names_any(linked, &kept) && !mutated(Mutant::NewerUnlinkedFirst);
-            if linked.published && !needed(sequence) && !follows {
+            if !linked.has_effect() || linked.published && !needed(sequence) && !follows {
                 chosen.push(sequence);
             } else {
                 kept.extend(linked.pairs.iter().copied());
@@ -123,7 +157,12 @@ impl List {
         let mut chosen = chosen.iter().peekable();
         self.iter().all(|(sequence, linked)| {
             if chosen.next_if_eq(&&sequence).is_some() {
-                return mutated(Mutant::NewerUnlinkedFirst) || !names_any(linked, &kept);
+                return mutated(Mutant::NewerUnlinkedFirst)
+                    || !linked.has_effect()
+                    || linked.state != GroupState::Prepared && !names_any(linked, &kept);
+            }
+            if !linked.has_effect() {
+                return true;
             }
             kept.extend(linked.pairs.iter().copied());
             true
@@ -246,6 +285,22 @@ mod tests {
         assert!(!list.may_unlink(&[Sequence(3)]));
         assert!(list.may_unlink(&[Sequence(1), Sequence(3)]));
         assert!(list.may_unlink(&[Sequence(2)]));
+    }
+
+    /// Goal: a group in doubt stays, and with it what follows it on its pairs; when it is aborted
+    /// it goes at once and holds nothing back.
+    #[test]
+    fn doubt_stays_and_what_was_aborted_goes() {
+        let mut list = list(3, |n| vec![PairId(n as u32 % 2)]);
+        let doubt = list.groups.get_mut(&Sequence(1)).unwrap();
+        (doubt.state, doubt.published) = (GroupState::Prepared, false);
+        assert_eq!(list.unlinkable(|_| false), [Sequence(2)]);
+        assert!(!list.may_unlink(&[Sequence(1)]));
+        assert_eq!(list.show()[2].follows, Some(Sequence(1)));
+        list.set_state(Sequence(1), GroupState::Aborted);
+        assert_eq!(list.unlinkable(|_| false), [1, 2, 3].map(Sequence));
+        assert!(list.may_unlink(&[Sequence(3)]), "what was aborted may stay, too");
+        assert_eq!(list.show()[2].follows, None);
     }
 
     proptest! {

@@ -19,6 +19,7 @@
 //!   linked groups included, within [`Journal::payload_room`].
 
 mod carry;
+pub mod decide;
 mod error;
 pub mod identity;
 pub mod inspect;
@@ -374,10 +375,27 @@ impl<R: Region> Journal<R> {
         };
         let pages = self.status_pages(plan.iter().map(|(of, _)| *of));
         let PageWork { buf, status, .. } = &mut *work;
+        self.write_status(status, buf, &pages).await?;
+        let mut inner = self.inner.borrow_mut();
+        let slots = inner.list.unlink(chosen, &plan);
+        if !mutated(Mutant::SlotsReusedEarly) {
+            inner.slots.give(&slots);
+        }
+        self.room.notify_waiters();
+        Ok(())
+    }
+
+    /// Persists some status pages as the entries are now.
+    async fn write_status(
+        &self,
+        status: &mut PageStore,
+        buf: &mut Buf,
+        pages: &[u32],
+    ) -> Result<(), JournalError> {
         let entries = entries_per_page(self.layout.status.page);
         let bytes = 2 * pages.len() * self.layout.status.page;
         let written = status
-            .write(&self.region, buf, &pages, |page, out| {
+            .write(&self.region, buf, pages, |page, out| {
                 let inner = self.inner.borrow();
                 let first = page as usize * entries;
                 for (i, entry) in inner.status.iter().skip(first).take(entries).enumerate() {
@@ -388,14 +406,7 @@ impl<R: Region> Journal<R> {
             })
             .await;
         self.bytes_written.set(self.bytes_written.get() + bytes as u64);
-        self.latch(written)?;
-        let mut inner = self.inner.borrow_mut();
-        let slots = inner.list.unlink(chosen, &plan);
-        if !mutated(Mutant::SlotsReusedEarly) {
-            inner.slots.give(&slots);
-        }
-        self.room.notify_waiters();
-        Ok(())
+        self.latch(written)
     }
 
     /// The status pages that hold the entries of some groups, each once, in order.

@@ -13,11 +13,11 @@ use tokio::sync::{Mutex, Notify};
 use super::layout::{HEADER_PAGE, PageRuns, RegionLayout};
 use super::list::{Linked, List};
 use super::pages::{PageStore, read_what_can_be};
-use super::payload::{self, Held, slot_crc};
+use super::payload::{self, DECIDED, Held, slot_crc};
 use super::slots::Slots;
 use super::{AppendWork, Inner, Journal, JournalError, PageWork, append_work_bytes};
 use crate::env::{Env, Region};
-use crate::format::group::{Group, GroupState, Link, Part, SLOT_BYTES};
+use crate::format::group::{Group, GroupState, Link, Part, SLOT_BYTES, TransactionId};
 use crate::format::header::{HEADER_MAGIC, RegionHeader};
 use crate::format::home::{HOME_MAGIC, LINES_PER_PAGE, Line};
 use crate::format::ids::{Incarnation, PairId, PoolId, Sequence, UnitId};
@@ -36,6 +36,10 @@ pub(super) const PAGE_WORK: usize = 256 << 10;
 pub struct RecoveredGroup {
     /// Its place in the order.
     pub sequence: Sequence,
+    /// Its transaction.
+    pub transaction: TransactionId,
+    /// The commit domain.
+    pub domain: u32,
     /// Its state now.
     pub state: GroupState,
     /// What it did.
@@ -48,15 +52,29 @@ pub struct Opened<R: Region> {
     pub journal: Journal<R>,
     /// The home: a line for each pair, as last checkpointed.
     pub lines: Vec<Line>,
-    /// The linked groups, oldest first. Their effects are still to be applied to the lines.
+    /// The linked groups, oldest first. Their effects are still to be applied to the lines: but of
+    /// those that are prepared only when the coordinator has said so ([`Opened::take_doubts`]).
     pub groups: Vec<RecoveredGroup>,
-    /// The blocks whose contents are in the journal alone, each with its bytes and zeros up to
-    /// whole slots.
-    pub payload: Payloads,
+    /// The blocks whose contents are in the journal alone: those of decided groups, and those of
+    /// groups in doubt.
+    pub payload: [Payloads; 2],
 }
 
-/// Blocks whose contents are in the journal alone, each with its bytes.
+/// Blocks whose contents are in the journal alone, each with its bytes, and zeros up to whole
+/// slots.
 pub type Payloads = BTreeMap<(PairId, u16), (Held, Vec<u8>)>;
+
+impl<R: Region> Opened<R> {
+    /// Takes the groups whose transaction is in doubt out of the others. Nothing else that is
+    /// linked and newer names a block of theirs.
+    pub fn take_doubts(&mut self) -> Vec<RecoveredGroup> {
+        let groups = std::mem::take(&mut self.groups);
+        let (doubts, decided) =
+            groups.into_iter().partition(|group| group.state == GroupState::Prepared);
+        self.groups = decided;
+        doubts
+    }
+}
 
 /// Everything that a region holds; nothing of it is changed by looking.
 pub(super) struct Survey {
@@ -170,15 +188,16 @@ impl Survey {
         })
     }
 
-    /// Reads the blocks whose contents are in the journal alone.
+    /// Reads the blocks whose contents are in the journal alone, of groups in one of these states.
     pub async fn payload<E: Env, R: Region>(
         &self,
         env: &E,
         region: &R,
         work: &mut Buf,
+        of: &[GroupState],
     ) -> Result<Payloads, JournalError> {
         let mut payload = Payloads::new();
-        for (block, held) in payload::held(&self.groups) {
+        for (block, held) in payload::held(&self.groups, of) {
             let bytes = payload::load(env, region, &self.layout, &held, work).await?;
             payload.insert(block, (held, bytes));
         }
@@ -231,7 +250,10 @@ impl<R: Region> Journal<R> {
         let buffers = env.buffers();
         let mut work = buffers.acquire(PAGE_WORK).await;
         let survey = Survey::read(env, &region, pool, unit, pairs, &mut work).await?;
-        let payload = survey.payload(env, &region, &mut work).await?;
+        let payload = [
+            survey.payload(env, &region, &mut work, &DECIDED).await?,
+            survey.payload(env, &region, &mut work, &[GroupState::Prepared]).await?,
+        ];
         let Survey { header, layout, list, lines, groups, status, .. } = survey;
         if !mutated(Mutant::InvalidationSkipped) {
             invalidate(&region, &layout, list.tail().slot, &mut work).await?;
@@ -416,7 +438,9 @@ impl Scan {
             let payload = group.payload().map(|payload| payload.slot).collect();
             let found = Linked { slots, payload, link, state, pairs, published: false };
             linked.insert(group.sequence, found);
-            groups.push(RecoveredGroup { sequence: at.sequence, state, records: group.records });
+            let Group { transaction, domain, records, .. } = group;
+            let sequence = at.sequence;
+            groups.push(RecoveredGroup { sequence, transaction, domain, state, records });
             at = link;
         }
         let newer = self.parts.iter().find(|(slot, part)| {

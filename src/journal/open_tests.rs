@@ -288,8 +288,8 @@ fn a_group_is_whole_only_with_its_data() {
             .expect("the region is sound")
         };
         let found = again(&|_, _| ());
-        assert_eq!((found.groups.len(), found.payload.len()), (1, 2));
-        for (_, data) in found.payload.values() {
+        assert_eq!((found.groups.len(), found.payload[0].len()), (1, 2));
+        for (_, data) in found.payload[0].values() {
             assert!(data[..block.len()] == block, "what was written is what is read");
         }
         assert_eq!(found.journal.check_invariants(), Ok(()));
@@ -300,7 +300,7 @@ fn a_group_is_whole_only_with_its_data() {
                     let old = memory.bytes.borrow()[at as usize];
                     memory.put(at, &[!old]);
                 });
-                assert_eq!((torn.groups.len(), torn.payload.len()), (0, 0));
+                assert_eq!((torn.groups.len(), torn.payload[0].len()), (0, 0));
             }
         }
     }

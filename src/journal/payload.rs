@@ -122,14 +122,15 @@ pub struct Held {
     slots: Vec<Payload>,
 }
 
-/// The blocks that the linked groups hold and that no later one names: whatever a later group says
+/// The states of groups that took place.
+pub const DECIDED: [GroupState; 2] = [GroupState::Committed, GroupState::Done];
+
+/// The blocks that the linked groups of these states hold and that no later one names: whatever a later group says
 /// of a block, it says instead. All groups that name a pair and follow one that stays are linked,
 /// too, so nothing is missed.
-pub fn held(groups: &[RecoveredGroup]) -> BTreeMap<(PairId, u16), Held> {
+pub fn held(groups: &[RecoveredGroup], of: &[GroupState]) -> BTreeMap<(PairId, u16), Held> {
     let mut found: BTreeMap<(PairId, u16), Held> = BTreeMap::new();
-    let done =
-        |group: &&RecoveredGroup| matches!(group.state, GroupState::Committed | GroupState::Done);
-    for group in groups.iter().filter(done) {
+    for group in groups.iter().filter(|group| of.contains(&group.state)) {
         for record in &group.records {
             match *record {
                 Record::Participant(_) => {}

@@ -23,6 +23,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use tokio::sync::Notify;
 
+use super::decide::Shown;
 use super::payload::Bytes;
 use super::{Journal, JournalError};
 use crate::env::{Env, Region};
@@ -175,6 +176,45 @@ impl<E: Env, R: Region> Place<E, R> {
                 assert!(blocks.is_empty(), "a server takes no payload");
                 server.append(&records).await
             }
+        }
+    }
+
+    /// Appends the group of a transaction that others decide, as [`Place::append`] does; when this returns it is durable, and
+    /// this unit can carry it out, or not, whatever happens.
+    pub async fn prepare(
+        &self,
+        domain: u32,
+        transaction: TransactionId,
+        records: Vec<Record>,
+        blocks: Vec<Bytes>,
+    ) -> Result<Sequence, JournalError> {
+        match self {
+            Place::Local(journal) => {
+                journal.append(domain, transaction, GroupState::Prepared, records, blocks).await
+            }
+            Place::Server(_) => Err(JournalError::Failed(
+                "the flags are at the metadata server, where nothing is prepared".into(),
+            )),
+        }
+    }
+
+    /// As [`Journal::set_state`].
+    pub async fn set_state(
+        &self,
+        sequence: Sequence,
+        state: GroupState,
+    ) -> Result<(), JournalError> {
+        match self {
+            Place::Local(journal) => journal.set_state(sequence, state).await,
+            Place::Server(_) => Ok(()),
+        }
+    }
+
+    /// As [`Journal::show`].
+    pub fn show(&self) -> Vec<Shown> {
+        match self {
+            Place::Local(journal) => journal.show(),
+            Place::Server(_) => Vec::new(),
         }
     }
 

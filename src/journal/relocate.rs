@@ -29,6 +29,7 @@ use super::carry::carry;
 use super::layout::{HEADER_PAGE, RegionLayout};
 use super::open::{Beginning, PAGE_WORK, Survey};
 use super::pages::read_what_can_be;
+use super::payload::DECIDED;
 use super::{JournalError, identity, replay};
 use crate::env::flags::FlagsRegion;
 use crate::env::region::DeviceRegion;
@@ -284,7 +285,7 @@ pub async fn relocate<E: Env>(
         unit.refuse_newer(wanted.to, age).await?;
     }
     let mut work = env.buffers().acquire(PAGE_WORK).await;
-    let payload = survey.payload(env, &source, &mut work).await;
+    let payload = survey.payload(env, &source, &mut work, &DECIDED).await;
     let payload = payload.map_err(Problem::Journal).map_err(at(source_name))?;
     carry(pool, work, &survey.lines, payload).await?;
     let target_name = unit.name(wanted.to);

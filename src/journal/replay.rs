@@ -23,7 +23,7 @@ pub fn replay(
             GroupState::Aborted => continue,
             GroupState::Prepared => {
                 return Err(JournalError::Damaged(format!(
-                    "group {} waits for a coordinator that there is not",
+                    "group {} is in doubt: start the target, so that it asks the coordinator",
                     group.sequence
                 )));
             }
@@ -48,8 +48,9 @@ pub fn replay(
 mod tests {
     use super::*;
     use crate::format::blocks::Location;
+    use crate::format::group::TransactionId;
     use crate::format::ids::{
-        ExtentId, Generation, LogicalExtent, PairId, Sequence, Slot, VolumeId,
+        ExtentId, Generation, Incarnation, LogicalExtent, PairId, Sequence, Slot, VolumeId,
     };
     use crate::format::record::{Binding, Record};
 
@@ -74,7 +75,9 @@ mod tests {
         let mut lines = vec![Line::FREE; 100];
         let group = |(sequence, (state, records)): (u64, &(GroupState, &[Record]))| {
             let (sequence, state) = (Sequence(sequence), *state);
-            RecoveredGroup { sequence, state, records: records.to_vec() }
+            let (coordinator, incarnation) = (0, Incarnation(1));
+            let transaction = TransactionId { coordinator, incarnation, number: sequence.0 };
+            RecoveredGroup { sequence, transaction, domain: 0, state, records: records.to_vec() }
         };
         let groups: Vec<_> = (1..).zip(groups).map(group).collect();
         match replay(&mut lines, &groups) {
@@ -107,7 +110,7 @@ mod tests {
     fn what_cannot_be_is_damage() {
         let committed = GroupState::Committed;
         for (state, records, words) in [
-            (GroupState::Prepared, vec![bind(0, 1, 5)], "group 1 waits for a coordinator"),
+            (GroupState::Prepared, vec![bind(0, 1, 5)], "group 1 is in doubt"),
             (committed, vec![bind(100, 1, 5)], "no pair 100"),
             (committed, vec![bind(0, 1, 5), place(0, 1, Slot::One)], "which cannot follow"),
         ] {

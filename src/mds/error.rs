@@ -75,6 +75,22 @@ refusals! {
         --flags mds can be attached to read",
     /// The session was attached to read, and this is not reading.
     ReadsOnly = 25: "the session may only read",
+    /// No such consistency group: there never was.
+    UnknownGroup = 26: "no such group",
+    /// A group would have a number that is not the next; the detail holds that one.
+    GroupStale = 27: "groups were made meanwhile: try again",
+    /// A volume is in a group already, or would be in one twice; the detail holds its number, or
+    /// its place in the request.
+    VolumeInGroup = 28: "the volume is in a consistency group: delete the group first (flipside \
+        group list shows it)",
+    /// The group's last transaction took place and is not done everywhere; the detail holds how
+    /// many units are missing.
+    GroupInDoubt = 29: "a transaction of the group is not done on all of its units: start their \
+        targets and try again",
+    /// Several pools have a volume of that name; the detail holds its place in the request.
+    VolumeAmbiguous = 30: "several pools have a volume of that name: say POOL:NAME",
+    /// The pool has volumes in groups.
+    PoolInGroup = 31: "volumes of the pool are in a consistency group: delete the group first",
     /// A group that cannot follow what the lines say; the detail holds the index of the record.
     LineImpossible = 15: "the group cannot follow the flags that are stored",
 }

@@ -15,6 +15,7 @@
 //! | [`examine`], [`overlay`] | looking at it without changing it |
 //! | [`pools`], [`shared_store`] | the pools of a server: one, or many in one store |
 //! | [`ownership`] | who may attach to a pool |
+//! | [`groups`] | consistency groups over pools, and their transactions |
 //! | [`overview`] | what a server tells of itself without a session |
 //! | [`client`], [`rtt`] | asking at least once, in a window, with adaptive timeouts |
 //!
@@ -39,6 +40,7 @@ pub mod client;
 pub mod embedded;
 pub mod error;
 pub mod examine;
+pub mod groups;
 pub mod hosted;
 pub mod log;
 pub mod mirrored;

@@ -9,6 +9,8 @@
 //! | 0, the counters | 0 | U64s in the order of [`ServerStatus`], all pools together |
 //! | 1, pools | a pool's name, as a number | [`RawPoolSeen`]s |
 //! | 2, sessions | how many come before | [`RawSessionSeen`]s |
+//! | 3, consistency groups | a group's number | [`RawGroupSeen`]s |
+//! | 4, volumes of groups | how many come before | [`RawMemberSeen`]s |
 //!
 //! A page ends the list when one more record would have fitted.
 
@@ -16,9 +18,15 @@ use zerocopy::byteorder::big_endian::U128;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+pub use super::groups::seen::{GroupSeen, MemberSeen, RawGroupSeen, RawMemberSeen};
 use super::raw::{Malformed, first};
 use super::records::ServerStatus;
 use crate::format::ids::{HostId, Incarnation, PoolId, UnitId};
+
+/// The largest body of a page, in bytes.
+pub const PAGE_BYTES_MAX: usize = 32 << 10;
+/// The most bytes of a record of any section.
+pub const SEEN_BYTES_MAX: usize = size_of::<RawGroupSeen>();
 
 /// The pool keeps its flags at the server.
 const OPTION_FLAGS_HERE: u32 = 1;
@@ -34,6 +42,10 @@ pub struct Overview {
     pub pools: Vec<PoolSeen>,
     /// The sessions, in no order.
     pub sessions: Vec<SessionSeen>,
+    /// The consistency groups, by number.
+    pub groups: Vec<GroupSeen>,
+    /// Their volumes, by group.
+    pub members: Vec<MemberSeen>,
 }
 
 /// A pool of the server.
@@ -94,6 +106,10 @@ pub enum Section {
     Pools(PoolId),
     /// The sessions after so many.
     Sessions(u64),
+    /// The consistency groups from that number on.
+    Groups(u32),
+    /// The volumes of groups after so many.
+    Members(u64),
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -145,6 +161,8 @@ impl Section {
             Section::Counters => (0, 0),
             Section::Pools(from) => (1, u128::from_be_bytes(from.0)),
             Section::Sessions(from) => (2, u128::from(from)),
+            Section::Groups(from) => (3, u128::from(from)),
+            Section::Members(from) => (4, u128::from(from)),
         };
         let ask = RawAsk { section: U32::new(section), reserved: U32::ZERO, from: U128::new(from) };
         let mut body = ask.as_bytes().to_vec();
@@ -163,6 +181,8 @@ impl Section {
             0 if from == 0 => Ok(Section::Counters),
             1 => Ok(Section::Pools(PoolId(from.to_be_bytes()))),
             2 => Ok(Section::Sessions(u64::try_from(from).map_err(|_| Malformed)?)),
+            3 => Ok(Section::Groups(u32::try_from(from).map_err(|_| Malformed)?)),
+            4 => Ok(Section::Members(u64::try_from(from).map_err(|_| Malformed)?)),
             _ => Err(Malformed),
         }
     }
@@ -248,7 +268,9 @@ mod tests {
     fn sections_round_trip() {
         let names = [PoolId([0; 16]), PoolId([0xFF; 16]), PoolId(*b"0123456789abcdef")];
         let sections = names.map(Section::Pools).into_iter();
-        for section in sections.chain([Section::Counters, Section::Sessions(u64::MAX)]) {
+        let lists = [Section::Sessions, Section::Members].map(|list| list(u64::MAX));
+        let others = [Section::Counters, Section::Groups(7)].into_iter().chain(lists);
+        for section in sections.chain(others) {
             for len in [0, 24, 25, 1128] {
                 let body = section.body(len);
                 assert_eq!(body.len(), len.max(24));

@@ -27,8 +27,8 @@ use super::error::Refusal;
 use super::raw;
 use super::records::ServerStatus;
 use super::shared_store::{SharedStore, number_of, placed};
-use super::store::{Changes, Store, StoreError, Table};
-use crate::format::ids::PoolId;
+use super::store::{Changes, Row, Store, StoreError, Table};
+use crate::format::ids::{PoolId, VolumeId};
 use crate::mutants::{Mutant, mutated};
 
 /// The most pools of one server.
@@ -168,6 +168,46 @@ impl Pools {
         Ok(())
     }
 
+    /// Up to `limit` rows of a table that is of the server as a whole.
+    pub fn whole_rows(&self, table: Table, limit: usize) -> Result<Vec<Row>, StoreError> {
+        assert!(table.is_of_server(), "{} are rows of pools", table.name());
+        match &self.0 {
+            Kind::Single(catalog) => catalog.whole_rows(table, limit),
+            Kind::Hosted(hosted) => hosted.store.range(table, &[], limit),
+        }
+    }
+
+    /// Makes changes of such tables part of the next commit.
+    pub fn stage(&mut self, changes: Changes) {
+        match &mut self.0 {
+            Kind::Single(catalog) => catalog.stage_whole(changes),
+            Kind::Hosted(hosted) => hosted.changes.extend(changes),
+        }
+    }
+
+    /// The name that a pool has here: that of a single one is all zeros, whatever claims say.
+    pub fn name_here(&self, pool: PoolId) -> PoolId {
+        if self.is_single() { PoolId::default() } else { pool }
+    }
+
+    /// Whether somebody is attached as a unit of that pool.
+    pub fn is_attached(&self, pool: PoolId) -> bool {
+        self.catalog(pool).is_some_and(|catalog| catalog.attached_count() > 0)
+    }
+
+    /// Whether a pool has that volume, and it is not being deleted.
+    pub fn has_volume(&self, pool: PoolId, volume: VolumeId) -> bool {
+        self.catalog(pool).is_some_and(|catalog| catalog.name_of(volume).is_some())
+    }
+
+    /// The volumes of that name, of one pool or of all.
+    pub fn volumes_named(&self, pool: Option<PoolId>, name: &str) -> Vec<(PoolId, VolumeId)> {
+        let asked = pool.map(|pool| self.name_here(pool));
+        let pools = self.iter().filter(|(of, _)| asked.is_none_or(|asked| asked == *of));
+        let found = pools.map(|(of, catalog)| catalog.volume_named(name).map(|id| (of, id)));
+        found.flatten().collect()
+    }
+
     /// Makes durable what was changed since the last time, as one transaction; nothing, none.
     pub fn commit(&mut self) -> Result<(), StoreError> {
         match &mut self.0 {
@@ -203,8 +243,7 @@ impl Pools {
     pub fn check_strays(&self) -> Result<(), StoreError> {
         let Kind::Hosted(hosted) = &self.0 else { return Ok(()) };
         let known: BTreeSet<u32> = hosted.pools.values().map(|known| known.number).collect();
-        let of_no_pool = [Table::Pools, Table::Log];
-        for table in Table::ALL.into_iter().filter(|table| !of_no_pool.contains(table)) {
+        for table in Table::ALL.into_iter().filter(|table| !table.is_of_server()) {
             let mut from = Vec::new();
             // From each pool's last row on to the first row after it: a read a pool.
             while let Some((key, _)) = hosted.store.range(table, &from, 1)?.first() {
@@ -279,7 +318,7 @@ impl Hosted {
     /// The places of all committed rows of the pool of that number.
     fn rows_under(&self, number: u32) -> Result<Vec<(Table, Vec<u8>)>, StoreError> {
         let mut places = Vec::new();
-        for table in Table::ALL.into_iter().filter(|table| *table != Table::Pools) {
+        for table in Table::ALL.into_iter().filter(|table| !table.is_of_server()) {
             let mut from = number.to_be_bytes().to_vec();
             loop {
                 let rows = self.store.range(table, &from, LOAD_ROWS)?;

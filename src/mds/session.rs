@@ -202,6 +202,11 @@ impl<P: Clone + PartialEq> Session<P> {
         new || self.place.as_ref() == Some(peer)
     }
 
+    /// Where its client was last heard from, if it was.
+    pub fn place(&self) -> Option<&P> {
+        self.place.as_ref()
+    }
+
     /// Takes a mutation's datagram. Where there is no `room` only the next one to be executed is
     /// kept, so that those that wait for it can go on.
     pub fn admit(&mut self, peer: &P, datagram: &Datagram<'_>, room: bool) -> Admitted {

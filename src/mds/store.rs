@@ -40,11 +40,15 @@ pub enum Table {
     Lines,
     /// One row: how often the store was opened and then changed.
     Starts,
+    /// Consistency group → its volumes; of the whole server ([`super::groups`]).
+    Groups,
+    /// Consistency group → the transaction of it that took place and is not done everywhere.
+    Decisions,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 13] = [
+    pub const ALL: [Table; 15] = [
         Table::Pool,
         Table::Volumes,
         Table::Units,
@@ -58,7 +62,14 @@ impl Table {
         Table::Log,
         Table::Lines,
         Table::Starts,
+        Table::Groups,
+        Table::Decisions,
     ];
+
+    /// Whether its rows are of the server, and of no pool.
+    pub fn is_of_server(self) -> bool {
+        matches!(self, Table::Pools | Table::Log | Table::Groups | Table::Decisions)
+    }
 
     /// Its name in the store.
     pub fn name(self) -> &'static str {
@@ -76,6 +87,8 @@ impl Table {
             Table::Log => "log",
             Table::Lines => "lines",
             Table::Starts => "starts",
+            Table::Groups => "groups",
+            Table::Decisions => "decisions",
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The volume table: a second copy of what would lose every volume, outside of the store.
 //!
-//! All pairs are in the unit's home too; what only the store knows is the pool's row and the
-//! volumes. The table holds those rows as they are, without knowing what is in them, in two places
-//! of [`PLACE_LEN`] bytes each:
+//! All pairs are in the unit's home too; what only the store knows is the pool's row, the volumes
+//! and their consistency groups. The table holds those rows as they are, without knowing what is in
+//! them, in two places of [`PLACE_LEN`] bytes each:
 //!
 //! | offset | bytes | what |
 //! | --- | --- | --- |
@@ -13,7 +13,7 @@
 //! | 24 | 16 | pool id |
 //! | 40 | 4 | number of rows |
 //! | 44 | 4 | bytes used, this header included |
-//! | 48 | | rows: table (0 pool, 1 volumes), length of key, of value (2 bytes each); key; value |
+//! | 48 | | rows: table (0 pool, 1 volumes, 2 groups), length of key, of value (2 bytes each); key; value |
 //!
 //! # Contracts
 //!
@@ -40,7 +40,7 @@ pub const TABLE_LEN: u64 = 2 * PLACE_LEN;
 /// Written lengths are multiples of this: no smaller than a device's sector.
 const WRITE_ALIGN: usize = 4096;
 /// The tables whose rows are kept; their codes are their positions.
-const KEPT: [Table; 2] = [Table::Pool, Table::Volumes];
+const KEPT: [Table; 3] = [Table::Pool, Table::Volumes, Table::Groups];
 const MAGIC: [u8; 8] = *b"FSvolTab";
 const VERSION: u32 = 1;
 /// No table is changed so often: a stored sequence beyond is damage, and would overflow.

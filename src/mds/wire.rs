@@ -6,7 +6,7 @@
 //! | --- | --- | --- | --- |
 //! | 0 | 4 | magic | `FSmd` |
 //! | 4 | 1 | version | 1 |
-//! | 5 | 1 | kind | 0 request, 1 reply |
+//! | 5 | 1 | kind | 0 request, 1 reply, 2 nudge |
 //! | 6 | 2 | operation | [`Operation`] |
 //! | 8 | 8 | session | drawn at random by the client, never 0 |
 //! | 16 | 8 | sequence | of the request; a reply repeats it |
@@ -161,6 +161,13 @@ operations! {
     ForgetPool = 40,
     /// What the server tells of itself, paged, of no session.
     Overview = 41,
+    /// What the unit reports of its consistency groups, for orders: [`crate::txn`]. A query that is
+    /// executed in the turn, as often as it arrives.
+    Coordinate = 42,
+    /// Makes a consistency group, of no session; again, by the same number, it does nothing.
+    CreateGroup = 43,
+    /// Deletes a consistency group, of no session; again, it does nothing.
+    DeleteGroup = 44,
 }
 
 impl Operation {
@@ -171,8 +178,9 @@ impl Operation {
 
     /// Whether it needs no session that the server knows.
     pub fn is_sessionless(self) -> bool {
-        use Operation::{Attach, ForgetPool, Overview, RegisterPool};
-        matches!(self, Attach | RegisterPool | ForgetPool | Overview)
+        use Operation::{Attach, CreateGroup, DeleteGroup, ForgetPool, Overview, RegisterPool};
+        let of_pools = matches!(self, Attach | RegisterPool | ForgetPool | Overview);
+        of_pools || matches!(self, CreateGroup | DeleteGroup)
     }
 }
 
@@ -204,6 +212,8 @@ pub enum Kind {
     Request,
     /// From server to client: success or the reason why not.
     Reply(Result<(), Refusal>),
+    /// From server to client, unasked: there is news for [`Operation::Coordinate`].
+    Nudge,
 }
 
 /// What a header says, verified, the same for all parts of a message.
@@ -278,6 +288,7 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Garbage> {
     let status = raw.status.get();
     let kind = match (raw.kind, status) {
         (0, 0) => Kind::Request,
+        (2, 0) => Kind::Nudge,
         (1, 0) => Kind::Reply(Ok(())),
         (1, code) => Kind::Reply(Err(Refusal::from_code(code).ok_or(Garbage::Header)?)),
         _ => return Err(Garbage::Header),
@@ -306,7 +317,7 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Garbage> {
 pub struct Claimed {
     /// Version of the protocol.
     pub version: u8,
-    /// 0 of a request, 1 of a reply.
+    /// 0 of a request, 1 of a reply, 2 of a nudge.
     pub kind: u8,
     /// An [`Operation`]'s code, perhaps.
     pub operation: u16,
@@ -367,6 +378,7 @@ pub fn encode(header: &Header, body: &[u8], payload_max: usize) -> Vec<Vec<u8>> 
 fn encode_part(header: &Header, body: &[u8], part: u16, parts: u16, message_crc: u32) -> Vec<u8> {
     let (kind, status) = match header.kind {
         Kind::Request => (0, 0),
+        Kind::Nudge => (2, 0),
         Kind::Reply(Ok(())) => (1, 0),
         Kind::Reply(Err(refusal)) => (1, refusal.code()),
     };

@@ -53,9 +53,10 @@ pub trait Engine: Clone + 'static {
     fn granule(&self) -> usize;
     /// How much data the pool has room for.
     fn room(&self) -> Room;
-    /// Whether commits come only where clients ask for them, so that they may be large.
-    fn epochs_are_long(&self) -> bool {
-        false
+    /// Where commits come only where clients ask for them, so that they may be large: the bytes
+    /// between two writes that are not neighbours.
+    fn long_epochs(&self) -> Option<u64> {
+        None
     }
     /// What serves it from outside fails no more.
     fn calm(&self) {}

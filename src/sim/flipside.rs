@@ -223,7 +223,7 @@ impl Flipside {
             }
         }
         let range = base + layout.slots_at..base + layout.end();
-        let long = Some((SLOT, "journal slots"));
+        let long = Some((SLOT, super::run::LONG_GROUP));
         parts.push(sim::Part { name: "journal slot", range, long, twofold: None });
         parts
     }
@@ -397,8 +397,10 @@ impl Engine for Flipside {
         }
     }
 
-    fn epochs_are_long(&self) -> bool {
-        self.config.commit_interval.is_none() && self.config.epoch_data_max == EPOCH_DATA_MAX
+    fn long_epochs(&self) -> Option<u64> {
+        let long =
+            self.config.commit_interval.is_none() && self.config.epoch_data_max == EPOCH_DATA_MAX;
+        long.then_some(2 * u64::from(self.geometry.block_size()))
     }
 
     fn volumes(&self) -> Vec<u64> {

@@ -75,9 +75,10 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Writes of several journal slots at once.
+pub(super) const LONG_GROUP: &str = "journal slots";
 /// What crashes are aimed at: the parts of the region, however seldom they are written.
-const PARTS: [&str; 6] =
-    ["journal slot", "journal slots", "status 0", "status 1", "home 0", "home 1"];
+const PARTS: [&str; 6] = ["journal slot", LONG_GROUP, "status 0", "status 1", "home 0", "home 1"];
 /// How often the disks are in another machine after a crash or a shutdown.
 const MOVED_PPM: u32 = 150_000;
 /// How often a look ends with another machine having the pool.
@@ -164,12 +165,12 @@ impl<E: Engine> Run<E> {
     /// What is left to draw comes from `rng`.
     fn of(script: Rc<Script>, mut subject: Subject<E>, mut rng: Rng) -> Self {
         subject.leave_out(script.plan.without);
-        let long = subject.epochs_are_long();
+        let apart = subject.long_epochs().map(|bytes| bytes / subject.models.granule as u64);
         Self {
             script,
             round: 0,
             subject,
-            habits: Habits::draw(&mut rng, long),
+            habits: Habits::draw(&mut rng, apart),
             looks: rng.pick(&[0, 1, 4, 10]),
             images_each: rng.pick(&[1, 2, 4]),
             rng,
@@ -222,7 +223,11 @@ impl<E: Engine> Run<E> {
         let full = self.quiet(env, &running).await?;
         env.set_faults(self.subject.faults.clone());
         let crashes = !self.script.plan.without.work_crashes();
-        if self.rng.chance(600_000) && crashes {
+        // A group of several parts is rare, and what is torn of it is rarer.
+        if self.habits.apart.is_some() && crashes && self.rng.chance(700_000) {
+            let (passes, calls) = (self.rng.between(1, 3), self.rng.below(6));
+            env.crash_at(Some(Aim { part: LONG_GROUP, passes, calls }));
+        } else if self.rng.chance(600_000) && crashes {
             env.crash_in(Some(self.rng.log_between(1, self.script.plan.crash_within(self.round))));
         } else if crashes && self.rng.chance(700_000) {
             let (passes, calls) = (self.rng.log_between(1, 20), self.rng.below(4));

@@ -83,8 +83,8 @@ impl<E: Engine> Subject<E> {
     }
 
     /// Whether commits come only where clients ask for them.
-    pub fn epochs_are_long(&self) -> bool {
-        self.engine.epochs_are_long()
+    pub fn long_epochs(&self) -> Option<u64> {
+        self.engine.long_epochs()
     }
 
     /// From now on all that chance decides comes from `rng`.

@@ -50,19 +50,27 @@ pub struct Habits {
     aligned_ppm: u32,
     aligned_to: u32,
     pause_ns: u64,
+    /// Where writes shall not be neighbours, so that their groups have several parts: how many
+    /// granules there are from one to the next.
+    pub apart: Option<u64>,
 }
 
 impl Habits {
     /// Draws habits: each seed does some things often, and some never.
-    pub fn draw(rng: &mut Rng, epochs_are_long: bool) -> Self {
+    ///
+    /// Where epochs are long, `apart` says how many granules are between writes that are not
+    /// neighbours.
+    pub fn draw(rng: &mut Rng, apart: Option<u64>) -> Self {
         let habits = Self::draw_any(rng);
-        let often = if epochs_are_long { 350_000 } else { 0 };
-        if rng.chance(often) { habits.scattered(rng) } else { habits }
+        match apart {
+            Some(apart) if rng.chance(500_000) => habits.scattered(rng, apart),
+            _ => habits,
+        }
     }
 
     /// Small writes all over the place and few commits: groups of many records, and so of several
     /// parts.
-    fn scattered(self, rng: &mut Rng) -> Self {
+    fn scattered(self, rng: &mut Rng, apart: u64) -> Self {
         let weights =
             Weights { write: 400, zero: 0, read: 1, flush: 1, commit: 0, settle: 0, pause: 0 };
         Self {
@@ -73,6 +81,7 @@ impl Habits {
             large_ppm: 0,
             usual_max: 1,
             aligned_ppm: 0,
+            apart: Some(apart),
             ..self
         }
     }
@@ -99,6 +108,7 @@ impl Habits {
             aligned_ppm: rng.pick(&[0, 500_000, 1_000_000]),
             aligned_to: rng.pick(&[1, 8, 8, 64]),
             pause_ns: rng.log_between(1_000, 20_000_000_000),
+            apart: None,
         }
     }
 }
@@ -387,6 +397,7 @@ impl<R: Running> Clients<R> {
         let start = rng.below(within);
         let unit = u64::from(if rng.chance(habits.aligned_ppm) { habits.aligned_to } else { 1 });
         let start = start / unit * unit;
+        let start = habits.apart.map_or(start, |apart| start / apart * apart);
         let end = (start + len.next_multiple_of(unit)).min(total).min(start + most);
         start as u32..end as u32
     }

@@ -22,11 +22,12 @@ use tokio::sync::Notify;
 
 use super::Inner;
 use super::block::write_targets;
+use super::domain::Point;
 use super::error::IoError;
 use super::grant::Amount;
 use super::manage::check_there;
 use super::policy::throttle;
-use super::request::{Part, Parts};
+use super::request::{Part, Parts, Seat};
 use super::state::{Settling, State, Waiter};
 use crate::env::Env;
 use crate::format::blocks::{BlockSet, Location};
@@ -51,6 +52,8 @@ enum Blocked {
     Held,
     /// The open epoch is full; it is being committed.
     EpochFull(Rc<Notify>),
+    /// It is not known whether what it would change was committed.
+    Doubt(Rc<Notify>),
     /// Extents are missing; a settle is under way, or the metadata server is asked.
     Space,
 }
@@ -61,7 +64,7 @@ impl Blocked {
         match self {
             Self::EpochFull(_) => Cause::Epoch,
             Self::Space => Cause::Extents,
-            Self::Held | Self::Refused(_) => Cause::Blocks,
+            Self::Held | Self::Doubt(_) | Self::Refused(_) => Cause::Blocks,
         }
     }
 }
@@ -69,9 +72,8 @@ impl Blocked {
 /// A request in an epoch.
 pub struct Admitted<'a, E: Env> {
     unit: &'a Inner<E>,
-    volume: usize,
-    /// The epoch's number.
-    pub epoch: u64,
+    /// Its epoch.
+    pub at: Point,
     /// Its parts, with pairs and targets.
     pub parts: Parts,
     finished: bool,
@@ -102,10 +104,12 @@ impl<E: Env> Inner<E> {
     /// Admits a request, waiting as long as it has to.
     pub(super) async fn admit(
         &self,
-        volume: usize,
+        seat: Seat,
         parts: Parts,
         bytes: u64,
     ) -> Result<Admitted<'_, E>, IoError> {
+        let volume = seat.volume;
+        let since = self.env.now();
         let mut place: Option<Place<'_, E>> = None;
         let mut throttled = false;
         loop {
@@ -120,10 +124,8 @@ impl<E: Env> Inner<E> {
             }
             let mut parts = parts.clone();
             let ticket = place.as_ref().map_or(u64::MAX, |place| place.ticket);
-            let blocked = match self.try_admit(volume, &mut parts, bytes, ticket) {
-                Ok(epoch) => {
-                    return Ok(Admitted { unit: self, volume, epoch, parts, finished: false });
-                }
+            let blocked = match self.try_admit(seat, &mut parts, bytes, ticket) {
+                Ok(at) => return Ok(Admitted { unit: self, at, parts, finished: false }),
                 Err(Blocked::Refused(error)) => return Err(error),
                 Err(blocked) => blocked,
             };
@@ -133,6 +135,7 @@ impl<E: Env> Inner<E> {
             let _wait = self.waiters.enter(blocked.cause());
             match blocked {
                 Blocked::EpochFull(decided) => decided.notified().await,
+                Blocked::Doubt(decided) => self.await_outcome(&decided, since).await?,
                 Blocked::Space => {
                     // Whoever comes to be the first of those who wait looks at once: it may have
                     // been turned away only because another was the first.
@@ -164,16 +167,21 @@ impl<E: Env> Inner<E> {
     /// otherwise, but that a settle in its way may have been told to give up.
     fn try_admit(
         &self,
-        volume: usize,
+        seat: Seat,
         parts: &mut Parts,
         bytes: u64,
         ticket: u64,
-    ) -> Result<u64, Blocked> {
+    ) -> Result<Point, Blocked> {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
-        let domain = &state.domains[volume];
+        let volume = seat.volume;
+        state.check_seat(seat).map_err(Blocked::Refused)?;
+        let domain = state.domain_of(volume);
         if let Some(reason) = &domain.failed {
             return Err(Blocked::Refused(IoError::Latched(Arc::clone(reason))));
+        }
+        if domain.leaving > 0 || domain.returning {
+            return Err(Blocked::EpochFull(Rc::clone(&domain.decided)));
         }
         if state.stopping {
             return Err(Blocked::Refused(IoError::ShuttingDown));
@@ -184,6 +192,9 @@ impl<E: Env> Inner<E> {
         }
         // What was never written need not be trimmed.
         parts.retain(|part| part.pair.is_some() || !part.write.is_empty());
+        if state.doubts > 0 && state.changes_doubt(parts) {
+            return Err(Blocked::Doubt(Rc::clone(&state.domain_of(volume).decided)));
+        }
         self.check_blocks(state, parts, ticket)?;
         let slots_each = self.payload_slots(bytes).map_or(1, |_| self.slots_of_block());
         let needs = choose_targets(state, parts, slots_each);
@@ -222,11 +233,15 @@ impl<E: Env> Inner<E> {
             needs.record_bytes <= limits.epoch_record_bytes,
             "a request fits a group by itself"
         );
-        let domain = &mut state.domains[volume];
+        let domain = state.domain_of_mut(volume);
         let open = &domain.open;
-        let full = open.record_bytes + needs.record_bytes > limits.epoch_record_bytes
-            || open.data_bytes + bytes > limits.epoch_data_bytes;
-        if !full || open.is_clean() {
+        // What is sealed becomes a part of the open epoch if its transaction is aborted.
+        let sealed = domain.sealed.as_ref().filter(|_| domain.is_shared());
+        let [records, data] = sealed.map_or([0; 2], |of| [of.record_bytes as u64, of.data_bytes]);
+        let full = open.record_bytes as u64 + records + needs.record_bytes as u64
+            > limits.epoch_record_bytes as u64
+            || open.data_bytes + data + bytes > limits.epoch_data_bytes;
+        if !full || open.is_clean() && records == 0 && data == 0 {
             return Ok(());
         }
         if !mutated(Mutant::EpochNotWanted) {
@@ -243,7 +258,7 @@ impl<E: Env> Inner<E> {
         parts: &mut Parts,
         needs: Needs,
         bytes: u64,
-    ) -> u64 {
+    ) -> Point {
         let now = self.env.now();
         for part in parts.iter_mut() {
             bind(state, volume, part);
@@ -251,13 +266,14 @@ impl<E: Env> Inner<E> {
             let work = state.pairs.work_mut(pair);
             work.busy |= part.blocks();
             if !std::mem::replace(&mut work.listed, true) {
-                state.domains[volume].open.pairs.push(pair);
+                state.domain_of_mut(volume).open.pairs.push(pair);
             }
         }
         if needs.data_areas > 0 {
             state.watch_fullness();
         }
-        let domain = &mut state.domains[volume];
+        let index = state.volumes[volume].domain;
+        let domain = &mut state.domains[index];
         let open = &mut domain.open;
         if open.since.is_none() && !parts.is_empty() {
             open.since = Some(now);
@@ -271,12 +287,12 @@ impl<E: Env> Inner<E> {
         if filling && !mutated(Mutant::EpochNotWanted) {
             domain.want(domain.open.number);
         }
-        let number = domain.open.number;
+        let at = Point { domain: index, epoch: domain.open.number };
         if state.is_short(self.watermarks.high) {
             self.settle_wanted.notify_one();
         }
         self.look_at_grant(state);
-        number
+        at
     }
 }
 
@@ -313,7 +329,8 @@ fn check_amount(
             return Err(Blocked::Space);
         }
         // Pairs that are empty, or will be when the open epoch is committed, come back.
-        let domain = &mut state.domains[volume];
+        let index = state.volumes[volume].domain;
+        let domain = &mut state.domains[index];
         let trimmed = domain.open.pairs.iter().any(|pair| {
             let work = state.pairs.work(*pair);
             work.is_some_and(|w| w.open.over(state.pairs.line(*pair).map).used().is_empty())
@@ -432,7 +449,7 @@ impl<E: Env> Admitted<'_, E> {
         self.finished = true;
         let mut guard = self.unit.state.borrow_mut();
         let state = &mut *guard;
-        let open = state.domains[self.volume].open.number == self.epoch;
+        let open = !state.domains[self.at.domain].is_sealed(self.at.epoch);
         let kept = if let Outcome::Kept(bytes) = outcome { bytes } else { &[] };
         let mut kept = kept.chunks_exact(self.unit.geometry.block_size() as usize);
         for part in &self.parts {
@@ -449,10 +466,10 @@ impl<E: Env> Admitted<'_, E> {
             }
             state.release(pair, part.blocks());
         }
-        let domain = &mut state.domains[self.volume];
-        let epoch = domain.epoch_mut(self.epoch);
+        let domain = &mut state.domains[self.at.domain];
+        let epoch = domain.epoch_mut(self.at.epoch);
         epoch.in_flight -= 1;
-        if epoch.in_flight == 0 && !open {
+        if epoch.in_flight == 0 {
             domain.drained.notify_one();
         }
         if let Outcome::Torn(reason) = outcome
@@ -469,7 +486,7 @@ impl<E: Env> Drop for Admitted<'_, E> {
         if !self.finished
             && let Ok(mut state) = self.unit.state.try_borrow_mut()
         {
-            state.domains[self.volume].fail("a request was abandoned half-way");
+            state.domains[self.at.domain].fail("a request was abandoned half-way");
             state.wake_everyone();
         }
     }

@@ -80,6 +80,14 @@ impl Pending {
         }
     }
 
+    /// What is pending after something newer, too.
+    #[must_use]
+    pub fn then(mut self, newer: &Pending) -> Pending {
+        self.blocks |= newer.blocks;
+        newer.apply_to(&mut self.at);
+        self
+    }
+
     /// Where reads find each of some blocks, over what is committed: the pending contents first.
     pub fn over(&self, committed: BlockMap) -> BlockMap {
         let mut seen = committed;

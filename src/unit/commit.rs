@@ -23,9 +23,10 @@ use futures_util::future::{Either, join_all, select};
 
 use super::Inner;
 use super::block::Pending;
+use super::domain::{Epoch, Point};
 use super::error::IoError;
 use super::policy::SettlePolicy;
-use super::state::{Epoch, Stage, State};
+use super::state::State;
 use crate::env::{Disk, Env, Moment};
 use crate::format::blocks::Location;
 use crate::format::ids::{Generation, PairId, Sequence};
@@ -37,66 +38,74 @@ use crate::observe::{Cause, CommitStep, Operation};
 impl<E: Env> Inner<E> {
     /// Makes durable all that had been acknowledged when this was called.
     pub(super) async fn flush(&self, volume: usize) -> Result<(), IoError> {
-        let newest = {
+        let (newest, domain) = {
             let state = self.state.borrow();
-            let domain = &state.domains[volume];
+            let domain = state.domain_of(volume);
             if let Some(reason) = &domain.failed {
                 return Err(IoError::Latched(Arc::clone(reason)));
             }
-            domain.newest_dirty()
+            (domain.newest_dirty(), state.volumes[volume].domain)
         };
         match newest {
-            Some(epoch) => self.committed(volume, epoch).await,
+            Some(epoch) => self.committed(Point { domain, epoch }).await,
             None => self.check_owned(),
         }
     }
 
     /// Returns when an epoch is committed, asking for that; refused where nobody does it any more.
-    pub(super) async fn committed(&self, volume: usize, epoch: u64) -> Result<(), IoError> {
+    pub(super) async fn committed(&self, point: Point) -> Result<(), IoError> {
+        let Point { domain, epoch } = point;
         if mutated(Mutant::NextEpochAcknowledged)
-            && self.state.borrow().domains[volume].committed + 1 >= epoch
+            && self.state.borrow().domains[domain].committed + 1 >= epoch
         {
             // Not at once: who asks again and again would let nothing else run.
             self.env.sleep(Duration::from_nanos(1)).await;
             return self.check_owned();
         }
+        let since = self.env.now();
         loop {
             let decided = {
                 let mut state = self.state.borrow_mut();
-                let gone = state.volumes[volume].stage == Stage::Gone;
-                let domain = &mut state.domains[volume];
+                let domain = &mut state.domains[domain];
+                if domain.is_lost(epoch) {
+                    return Err(domain.went_back());
+                }
                 if domain.committed >= epoch {
                     break;
                 }
                 if let Some(reason) = &domain.failed {
                     return Err(IoError::Latched(Arc::clone(reason)));
                 }
-                if gone {
+                if domain.over {
                     return Err(IoError::Deleted);
                 }
                 domain.want(epoch);
                 Rc::clone(&domain.decided)
             };
             let _wait = self.waiters.enter(Cause::Commit);
-            decided.notified().await;
+            self.group_news(domain, &decided, since).await?;
         }
         self.check_owned()
     }
 
     /// The commit task of a domain.
-    pub(super) async fn commit_epochs(self: Rc<Self>, volume: usize) {
+    pub(super) async fn commit_epochs(self: Rc<Self>, domain: usize) {
         loop {
-            self.commit_wanted(volume).await;
-            if self.is_over(volume) {
+            self.commit_wanted(domain).await;
+            if self.is_over(domain) {
                 return;
             }
-            if let Err(reason) = self.commit_once(volume).await {
-                tracing::error!(volume, %reason, "a commit failed: no more writes are taken");
+            if self.state.borrow().domains[domain].is_shared() {
+                self.take_part(domain).await;
+                continue;
+            }
+            if let Err(reason) = self.commit_once(domain).await {
+                tracing::error!(domain, %reason, "a commit failed: no more writes are taken");
                 if self.journal.is_at_server() {
                     self.env.spawn(Rc::clone(&self).learn_whether_replaced());
                 }
                 let mut state = self.state.borrow_mut();
-                state.domains[volume].fail(&reason);
+                state.domains[domain].fail(&reason);
                 state.wake_everyone();
                 return;
             }
@@ -105,16 +114,16 @@ impl<E: Env> Inner<E> {
 
     /// Returns when the open epoch should be committed: when someone wants it, or when it has been
     /// open as long as the commit interval allows.
-    async fn commit_wanted(&self, volume: usize) {
+    async fn commit_wanted(&self, domain: usize) {
         loop {
             let (wake, age) = {
                 let state = self.state.borrow();
-                let domain = &state.domains[volume];
-                if domain.wanted > domain.committed || self.is_over(volume) {
+                let of = &state.domains[domain];
+                if of.wanted > of.committed || of.is_shared() || self.is_over(domain) {
                     return;
                 }
-                let since = domain.open.since;
-                (Rc::clone(&domain.wake), since.map(|since| self.env.now().since(since)))
+                let since = of.open.since;
+                (Rc::clone(&of.wake), since.map(|since| self.env.now().since(since)))
             };
             let (Some(interval), Some(age)) = (self.config.commit_interval, age) else {
                 wake.notified().await;
@@ -128,40 +137,40 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Whether the volume needs its commit task no more.
-    fn is_over(&self, volume: usize) -> bool {
-        self.stopped.get() || self.state.borrow().volumes[volume].stage == Stage::Gone
+    /// Whether the domain needs its commit task no more.
+    fn is_over(&self, domain: usize) -> bool {
+        self.stopped.get() || self.state.borrow().domains[domain].over
     }
 
     /// Commits the open epoch; the error is why it cannot be.
-    async fn commit_once(&self, volume: usize) -> Result<(), String> {
+    async fn commit_once(&self, domain: usize) -> Result<(), String> {
         let started = self.env.now();
-        self.seal(volume);
-        self.note_step(volume, CommitStep::Draining, started);
+        self.seal(domain);
+        self.note_step(domain, CommitStep::Draining, started);
         if mutated(Mutant::FlushBeforeDrain) {
-            self.flush_written(volume).await?;
+            self.flush_written(domain).await?;
         }
         if !mutated(Mutant::DrainSkipped) {
-            self.drain(volume).await?;
+            self.drain(domain).await?;
         }
-        self.note_step(volume, CommitStep::Flushing, started);
+        self.note_step(domain, CommitStep::Flushing, started);
         if !mutated(Mutant::DataFlushDropped) && !mutated(Mutant::FlushBeforeDrain) {
-            self.flush_written(volume).await?;
+            self.flush_written(domain).await?;
         }
-        let (records, blocks) = self.group_of(volume);
+        let (records, blocks) = self.group_of(domain);
         let slots_each = if blocks.is_empty() { 1 } else { self.slots_of_block() };
         let bytes: usize = records.iter().map(|record| stored_len(record, slots_each)).sum();
-        let counted = sealed_of(&self.state.borrow(), volume).record_bytes;
+        let counted = sealed_of(&self.state.borrow(), domain).record_bytes;
         assert!(bytes <= counted, "a group of {bytes} bytes, {counted} were counted");
-        self.note_step(volume, CommitStep::Hardening, started);
+        self.note_step(domain, CommitStep::Hardening, started);
         self.check_owned().map_err(|error| error.to_string())?;
         let mut sequence = None;
         if mutated(Mutant::PublishedBeforeHardened) {
-            self.publish(volume, None);
+            self.publish(domain, None);
         }
         if !records.is_empty() {
-            let id = self.state.borrow().domains[volume].id;
-            match self.journal.append(id.0, records, blocks).await {
+            let number = self.state.borrow().domains[domain].number;
+            match self.journal.append(number, records, blocks).await {
                 Ok(appended) => sequence = Some(appended),
                 Err(error) => {
                     self.fail_all(&error.to_string());
@@ -170,7 +179,7 @@ impl<E: Env> Inner<E> {
             }
         }
         if !mutated(Mutant::PublishedBeforeHardened) {
-            self.publish(volume, sequence);
+            self.publish(domain, sequence);
         } else if let Some(sequence) = sequence {
             self.journal.publish(sequence);
         }
@@ -183,15 +192,15 @@ impl<E: Env> Inner<E> {
     }
 
     /// Says how far the commit has come.
-    fn note_step(&self, volume: usize, step: CommitStep, started: Moment) {
-        self.state.borrow_mut().domains[volume].commit = Some((step, started));
+    pub(super) fn note_step(&self, domain: usize, step: CommitStep, started: Moment) {
+        self.state.borrow_mut().domains[domain].commit = Some((step, started));
     }
 
     /// New writes go to the next epoch from here on.
-    fn seal(&self, volume: usize) {
+    pub(super) fn seal(&self, domain: usize) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
-        let domain = &mut state.domains[volume];
+        let domain = &mut state.domains[domain];
         assert!(domain.sealed.is_none(), "one epoch of a domain is committed at a time");
         let next = Epoch { number: domain.open.number + 1, ..Epoch::default() };
         let sealed = std::mem::replace(&mut domain.open, next);
@@ -209,18 +218,18 @@ impl<E: Env> Inner<E> {
     }
 
     /// Waits for the requests that had been admitted.
-    async fn drain(&self, volume: usize) -> Result<(), String> {
+    pub(super) async fn drain(&self, domain: usize) -> Result<(), String> {
         loop {
             let drained = {
                 let state = self.state.borrow();
-                let domain = &state.domains[volume];
-                if let Some(reason) = &domain.failed {
+                let of = &state.domains[domain];
+                if let Some(reason) = &of.failed {
                     return Err(reason.to_string());
                 }
-                if sealed_of(&state, volume).in_flight == 0 {
+                if sealed_of(&state, domain).in_flight == 0 {
                     return Ok(());
                 }
-                Rc::clone(&domain.drained)
+                Rc::clone(&of.drained)
             };
             drained.notified().await;
         }
@@ -228,8 +237,8 @@ impl<E: Env> Inner<E> {
 
     /// Flushes the devices that the sealed epoch wrote to. This comes before its group is
     /// hardened: the group says that the data is there.
-    async fn flush_written(&self, volume: usize) -> Result<(), String> {
-        let devices = sealed_of(&self.state.borrow(), volume).devices;
+    pub(super) async fn flush_written(&self, domain: usize) -> Result<(), String> {
+        let devices = sealed_of(&self.state.borrow(), domain).devices;
         self.flush_devices(devices).await
     }
 
@@ -262,11 +271,11 @@ impl<E: Env> Inner<E> {
 
     /// What the sealed epoch did, as a group's records, and the bytes of the blocks with payload,
     /// in their order.
-    fn group_of(&self, volume: usize) -> (Vec<Record>, Vec<Bytes>) {
+    pub(super) fn group_of(&self, domain: usize) -> (Vec<Record>, Vec<Bytes>) {
         let state = self.state.borrow();
         let mut records = Vec::new();
         let mut blocks = Vec::new();
-        for &pair in &sealed_of(&state, volume).pairs {
+        for &pair in &sealed_of(&state, domain).pairs {
             // Where a request failed before it wrote anything, nothing is left of it.
             let Some(work) = state.pairs.work(pair) else { continue };
             if let Some(binding) = work.sealed_binding
@@ -289,15 +298,16 @@ impl<E: Env> Inner<E> {
     }
 
     /// Makes the sealed epoch's contents the committed ones.
-    fn publish(&self, volume: usize, sequence: Option<Sequence>) {
+    pub(super) fn publish(&self, domain: usize, sequence: Option<Sequence>) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
-        let sealed = state.domains[volume].sealed.take().expect("an epoch is being committed");
+        let sealed = state.domains[domain].sealed.take().expect("an epoch is being committed");
         state.commit_clock += 1;
         for &pair in &sealed.pairs {
             let work = state.pairs.work_mut(pair);
             let pending = std::mem::take(&mut work.sealed);
             let binding = work.sealed_binding.take();
+            work.doubt = false;
             work.wake(pending.blocks());
             state.payload.publish(&mut work.payload, pending.blocks(), sequence);
             let line = state.pairs.line_mut(pair);
@@ -311,7 +321,7 @@ impl<E: Env> Inner<E> {
             state.line_changed(pair);
             state.pairs.tidy(pair);
         }
-        let domain = &mut state.domains[volume];
+        let domain = &mut state.domains[domain];
         domain.committed = sealed.number;
         domain.commit = None;
         domain.decided.notify_waiters();
@@ -333,8 +343,8 @@ fn stored_len(record: &Record, slots_each: usize) -> usize {
     record.stored_len() * if kept { slots_each } else { 1 }
 }
 
-fn sealed_of(state: &State, volume: usize) -> &Epoch {
-    state.domains[volume].sealed.as_ref().expect("an epoch is being committed")
+fn sealed_of(state: &State, domain: usize) -> &Epoch {
+    state.domains[domain].sealed.as_ref().expect("an epoch is being committed")
 }
 
 /// The records of what is pending on a pair.

@@ -35,6 +35,21 @@ pub enum IoError {
     /// The volume was deleted.
     #[error("the volume was deleted")]
     Deleted,
+    /// What was not committed is lost, here and on the other members of the volume's group.
+    #[error(
+        "group {0} went back to its last cut, since a unit of it lost what was not committed: \
+         reconnect"
+    )]
+    WentBack(Arc<str>),
+    /// The other members of the volume's group cannot commit. What was written stays pending.
+    #[error("the commit has to wait, and may be asked for again: {0}")]
+    Group(Arc<str>),
+    /// Whether what is there was committed is not known yet.
+    #[error(
+        "it was being committed when the target stopped, and the metadata server, which knows \
+         whether it was, has not said so yet"
+    )]
+    InDoubt,
     /// The target is stopping.
     #[error("the target is shutting down")]
     ShuttingDown,

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::state::Domain;
+use super::domain::Domain;
 use super::{Inner, Unit, fullness};
 use crate::env::{Env, Moment};
 use crate::observe::{
@@ -66,10 +66,10 @@ impl<E: Env> Unit<E> {
             name: volume.name.to_string(),
             size: volume.size,
             allocated: u64::from(volume.extents.backed()) * extent_size,
-            epoch: state.domains[index].committed,
+            epoch: state.domain_of(index).committed,
             clients: 0,
-            commit: self.0.commit_gauges(&state.domains[index]),
-            latched: state.domains[index].failed.as_deref().map(str::to_owned),
+            commit: self.0.commit_gauges(state.domain_of(index)),
+            latched: state.domain_of(index).failed.as_deref().map(str::to_owned),
         });
         let (used, total) = (state.pool.data_used(), u64::from(state.data_extents));
         let (slots_free, slots) = self.0.journal.slots();

@@ -32,10 +32,11 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
 
+use super::domain::Domain;
 use super::error::{IoError, ManageError};
-use super::request::{Parts, Span};
+use super::request::{Parts, Seat, Span};
 use super::settle::RETRY_AFTER;
-use super::state::{Domain, Stage, State, VolumeState};
+use super::state::{Stage, State, VolumeState};
 use super::{Inner, Unit, Volume};
 use crate::env::Env;
 use crate::format::ids::{LogicalExtent, PairId, VolumeId};
@@ -50,7 +51,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Default)]
 pub(super) struct Management {
     /// One change at a time; what is left to do of a deletion is not counted.
-    lock: Mutex<()>,
+    pub(super) lock: Mutex<()>,
     /// Woken when no volume is being emptied any more.
     emptied: Notify,
 }
@@ -62,16 +63,18 @@ impl<E: Env> Unit<E> {
         let _one_at_a_time = inner.management.lock.lock().await;
         inner.check_change(Some(size))?;
         let made = inner.mds.create_volume(name, size).await?;
-        let index = {
+        let (index, domain) = {
             let mut state = inner.state.borrow_mut();
             let extents = inner.geometry.extents_for(size) as u32;
-            state.volumes.push(VolumeState::new(made.id, &made.name, made.size, extents));
-            state.domains.push(Domain::new(made.id));
-            state.volumes.len() - 1
+            let domain = state.domains.len();
+            state.domains.push(Domain::alone(made.id));
+            state.volumes.push(VolumeState::new(made.id, &made.name, made.size, extents, domain));
+            (state.volumes.len() - 1, domain)
         };
-        inner.env.spawn(Rc::clone(inner).commit_epochs(index));
+        inner.env.spawn(Rc::clone(inner).commit_epochs(domain));
         tracing::info!(volume = name, size, "a volume was made");
-        Ok(Volume::new(Rc::clone(inner), index, made.id))
+        let state = inner.state.borrow();
+        Ok(Volume::new(Rc::clone(inner), index, &state.volumes[index]))
     }
 
     /// Gives a volume another name.
@@ -188,8 +191,13 @@ impl<E: Env> Inner<E> {
         let reason = format!("it may have been deleted, which the next start will tell: {error}");
         let mut state = self.state.borrow_mut();
         tracing::error!(volume = %state.volumes[index].name, reason, "no more writes are taken");
-        state.domains[index].fail(&reason);
+        state.domain_of_mut(index).fail(&reason);
         state.wake_everyone();
+    }
+
+    /// Of the unit itself, in the volume's present life.
+    fn seat(&self, index: usize) -> Seat {
+        Seat { volume: index, life: self.state.borrow().volumes[index].life }
     }
 
     async fn shrink(&self, index: usize, id: VolumeId, size: u64) -> Result<(), ManageError> {
@@ -235,9 +243,9 @@ impl<E: Env> Inner<E> {
         let volume = &mut state.volumes[index];
         volume.stage = Stage::Gone;
         volume.extents.resize(0);
-        // Its commit task ends, and nobody waits for that any more.
-        state.domains[index].wake.notify_one();
-        state.domains[index].decided.notify_waiters();
+        // The commit task of its domain ends, and nobody waits for that any more.
+        let alone = volume.alone;
+        state.domains[alone].end();
         tracing::info!(volume = %name, "the space of a deleted volume is free again");
     }
 
@@ -261,7 +269,7 @@ impl<E: Env> Inner<E> {
     /// request may write there any more.
     async fn empty(&self, index: usize, from: u64) -> Result<(), ManageError> {
         for span in self.backed_spans(index, from) {
-            self.trim(index, span).await?;
+            self.trim(self.seat(index), span).await?;
             self.env.sleep(PAUSE).await;
         }
         self.flush(index).await?;

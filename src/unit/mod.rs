@@ -6,12 +6,14 @@
 //! | [`block`], [`policy`], [`limits`], [`request`] | decisions: plain functions over plain data |
 //! | [`grant`], [`allotment`] | what the unit has of the pool ahead of need |
 //! | [`fullness`] | when to warn that the pool fills up: a plain decision, too |
-//! | [`state`], [`extents`], [`pool`], [`readers`] | what the unit knows |
+//! | [`state`], [`domain`], [`extents`], [`pool`], [`readers`] | what the unit knows |
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
 //! | [`payload`], [`destage`] | data in the journal |
+//! | [`global`], [`undo`], [`doubt`] | groups that other units have a part in |
 //! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
+//! | [`regroup`] | volumes that go from one commit domain to another |
 //! | [`manage`] | volumes made, renamed, resized, deleted |
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
@@ -34,10 +36,13 @@ mod commit;
 mod copy;
 mod destage;
 mod discard;
+mod domain;
+mod doubt;
 mod error;
 mod extents;
 pub mod fullness;
 mod gauges;
+mod global;
 pub mod grant;
 mod invariants;
 pub mod lease;
@@ -49,9 +54,11 @@ mod pool;
 mod read;
 mod readers;
 mod recovery;
+mod regroup;
 pub mod request;
 mod settle;
 mod state;
+mod undo;
 mod upkeep;
 mod volume;
 mod write;
@@ -64,9 +71,11 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 
 pub use error::{IoError, ManageError, RecoverError};
+pub use global::Coordinator;
 pub use lease::Ownership;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
+pub use regroup::Grouping;
 pub use settle::SettleReport;
 pub use volume::Volume;
 
@@ -93,6 +102,9 @@ use self::recovery::RegionOf;
 
 /// How long a commit waits for a metadata server that is silent, where nothing else was said.
 pub const MDS_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
+
+/// How long a request waits for what is in doubt, where nothing else was said.
+pub const DOUBT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 /// What can be tuned of a unit.
 #[derive(Clone, Debug)]
@@ -121,6 +133,8 @@ pub struct Config {
     /// How many free extents, and how much of the quota for data, the unit keeps in hand; `None`:
     /// all that there is.
     pub grant: Option<u32>,
+    /// How long a request waits for contents of which it is not known whether they were committed.
+    pub doubt_timeout: Duration,
 }
 
 impl Default for Config {
@@ -137,6 +151,7 @@ impl Default for Config {
             ownership: Ownership::default(),
             nvram_write_max: 0,
             grant: None,
+            doubt_timeout: DOUBT_TIMEOUT_DEFAULT,
         }
     }
 }
@@ -194,6 +209,8 @@ struct Inner<E: Env> {
     grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
+    /// What is said to the coordinator of groups.
+    talk: global::Talk,
     /// The background tasks end when this is set and they are woken.
     stopped: Cell<bool>,
 }
@@ -227,8 +244,8 @@ impl<E: Env> Inner<E> {
             .filter(|binding| binding.extents.into_iter().flatten().any(|e| on.contains(e)))
             .filter_map(|binding| binding.owner.map(|(volume, _)| volume))
             .collect();
-        for domain in state.domains.iter_mut().filter(|domain| affected.contains(&domain.id)) {
-            domain.fail(reason);
+        for volume in state.volumes.iter().filter(|volume| affected.contains(&volume.id)) {
+            state.domains[volume.domain].fail(reason);
         }
         state.pool.withdraw(ExtentRun { start: on.first, count: on.count });
         state.wake_everyone();
@@ -250,14 +267,14 @@ impl<E: Env> Unit<E> {
     pub fn volume(&self, name: &str) -> Option<Volume<E>> {
         let state = self.0.state.borrow();
         let (index, volume) = state.live().find(|(_, volume)| &*volume.name == name)?;
-        Some(Volume::new(Rc::clone(&self.0), index, volume.id))
+        Some(Volume::new(Rc::clone(&self.0), index, volume))
     }
 
     /// All volumes, in the order of their numbers.
     pub fn volumes(&self) -> Vec<Volume<E>> {
         let state = self.0.state.borrow();
         let volumes = state.live();
-        volumes.map(|(i, volume)| Volume::new(Rc::clone(&self.0), i, volume.id)).collect()
+        volumes.map(|(i, volume)| Volume::new(Rc::clone(&self.0), i, volume)).collect()
     }
 
     /// Counters of this unit.
@@ -373,6 +390,7 @@ impl<E: Env> Inner<E> {
         self.hold.stop();
         self.grant_wanted.notify_one();
         self.journal.look_again();
+        self.talk.speak();
         self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
     }
 

@@ -35,7 +35,7 @@ impl<E: Env> Inner<E> {
         self.check_owned()?;
         // What was written and not committed when the device failed may be gone already, and
         // something else read in its place: then an error is the only true answer (promise 5).
-        match &self.state.borrow().domains[volume].failed {
+        match &self.state.borrow().domain_of(volume).failed {
             Some(reason) if uncommitted && !mutated(Mutant::LostContentsRead) => {
                 Err(IoError::Latched(Arc::clone(reason)))
             }

@@ -22,8 +22,11 @@ use tokio::sync::{Mutex, Notify};
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
 use super::destage::DESTAGE_BYTES;
+use super::domain::Domain;
+use super::doubt::{as_if_committed, hold};
 use super::fullness::Fullness;
 use super::gauges::Progress;
+use super::global::Talk;
 use super::grant::Grant;
 use super::lease::Hold;
 use super::limits::Limits;
@@ -33,17 +36,19 @@ use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
 use super::readers::{Readers, followed};
 use super::settle::bound;
-use super::state::{Domain, Pairs, Stage, State, VolumeState};
+use super::state::{Pairs, Stage, State, VolumeState};
 use super::{Config, Device, Inner, RecoverError, Unit};
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
 use crate::env::{Disk, Env, Moment, Region};
+use crate::format::group::GroupState;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
+use crate::journal::payload::{Bytes, Held};
 use crate::journal::place::Place;
-use crate::journal::{Journal, Opened, Payloads, replay};
+use crate::journal::{Journal, Opened, Payloads, RecoveredGroup, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{Claim, PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::mutants::{Mutant, mutated};
@@ -108,8 +113,10 @@ impl<E: Env> Unit<E> {
         if !mutated(Mutant::RecoveryFlushSkipped) {
             make_stable(&parts).await?;
         }
-        let Found { place: journal, client, claimed, lines, groups, stale_pages, payload } =
-            Found::find(&parts, pairs).await?;
+        let found = Found::find(&parts, pairs).await?;
+        let Found { place: journal, client, claimed, lines, groups, stale_pages, doubts, payload } =
+            found;
+        let seen = as_if_committed(&lines, &doubts)?;
         // Who had the pool before may read what it knew until its lease has ended: until then no
         // extent is given another meaning.
         let former = parts.config.ownership.former_lease;
@@ -119,12 +126,13 @@ impl<E: Env> Unit<E> {
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let volumes = client.volumes().await?;
         // Grants first: a store that was made anew must know of them before it is told of pairs.
-        let (pool, grant) = granted(&client, parts.config.grant, &lines).await?;
+        let (pool, grant) = granted(&client, parts.config.grant, &seen).await?;
         report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;
         report.pairs = lines.iter().filter(|line| line.binding.owner.is_some()).count();
         let data_extents = pairs.saturating_sub(parts.reserve);
         let space = (pool, grant, data_extents);
-        let mut state = build_state(parts.geometry, lines, &volumes, space, stale_pages)?;
+        let mut state = build_state(parts.geometry, (lines, &seen), &volumes, space, stale_pages)?;
+        hold(&mut state, &doubts, parts.env.now())?;
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
         keep_payload(&mut state, payload, parts.geometry)?;
@@ -139,9 +147,10 @@ impl<E: Env> Unit<E> {
 
     fn start_tasks(&self) {
         let inner = &self.0;
+        let domains = inner.state.borrow().domains.len();
+        (0..domains).for_each(|domain| inner.env.spawn(Rc::clone(inner).commit_epochs(domain)));
         let stages: Vec<_> = inner.state.borrow().volumes.iter().map(|v| v.stage).collect();
         for (volume, stage) in stages.into_iter().enumerate() {
-            inner.env.spawn(Rc::clone(inner).commit_epochs(volume));
             if stage == Stage::Deleting {
                 inner.begin_deletion(volume);
             }
@@ -181,8 +190,10 @@ struct Found<E: Env> {
     /// The groups whose effect the lines have, and the home not yet.
     groups: Vec<Sequence>,
     stale_pages: BTreeSet<u32>,
-    /// The blocks whose contents are in the journal alone.
-    payload: Payloads,
+    /// The groups of which it is not known whether they took place.
+    doubts: Vec<RecoveredGroup>,
+    /// The blocks whose contents are in the journal alone: decided ones, and those in doubt.
+    payload: [Payloads; 2],
 }
 
 impl<E: Env> Found<E> {
@@ -199,16 +210,23 @@ impl<E: Env> Found<E> {
         region: RegionOf<E>,
         pairs: u32,
     ) -> Result<Self, RecoverError> {
-        let opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
+        let mut opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
+        let mut doubts = opened.take_doubts();
+        if mutated(Mutant::PreparedDroppedAtRecovery) {
+            doubts.clear();
+            opened.payload[1].clear();
+        }
         let Opened { journal, mut lines, groups, payload } = opened;
         let stale_pages = replay(&mut lines, &groups)?;
         let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
         let claim = parts.config.ownership.claim(claim);
         let claimed = parts.env.now();
         let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
-        let groups = groups.iter().map(|group| group.sequence).collect();
+        // What was aborted has no effect to be published.
+        let decided = groups.iter().filter(|group| group.state != GroupState::Aborted);
+        let groups = decided.map(|group| group.sequence).collect();
         let place = Place::Local(Box::new(journal));
-        Ok(Found { place, client, claimed, lines, groups, stale_pages, payload })
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
 
     /// The session comes first: from then on nothing of an earlier start changes the lines.
@@ -232,8 +250,8 @@ impl<E: Env> Found<E> {
         }
         let patience = parts.config.mds_timeout;
         let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
-        let (groups, stale_pages, payload) = Default::default();
-        Ok(Found { place, client, claimed, lines, groups, stale_pages, payload })
+        let (groups, stale_pages, doubts, payload) = Default::default();
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
 }
 
@@ -387,40 +405,48 @@ async fn known_pairs<E: Env>(
 /// Has the unit keep what is in the journal alone.
 fn keep_payload(
     state: &mut State,
-    payload: Payloads,
+    [decided, doubtful]: [Payloads; 2],
     geometry: Geometry,
 ) -> Result<(), RecoverError> {
     let block_size = geometry.block_size() as usize;
-    for ((pair, block), (held, bytes)) in payload {
+    let whole = |held: &Held, bytes: Vec<u8>| match bytes.get(..block_size) {
+        Some(bytes) => Ok(Bytes::from(bytes)),
+        None => Err(RecoverError::Damaged(format!("group {} lacks some data", held.group))),
+    };
+    for ((pair, block), (held, bytes)) in decided {
         held.check((pair, block), state.pairs.line(pair))?;
-        let bytes = bytes.get(..block_size).ok_or_else(|| {
-            RecoverError::Damaged(format!("group {} lacks some of a block's data", held.group))
-        })?;
-        let committed = Committed { group: held.group, bytes: bytes.into() };
+        let committed = Committed { group: held.group, bytes: whole(&held, bytes)? };
         let overlay = &mut state.pairs.work_mut(pair).payload;
         state.payload.put_committed(overlay, block.into(), committed);
+    }
+    for ((pair, block), (held, bytes)) in doubtful {
+        let overlay = &mut state.pairs.work_mut(pair).payload;
+        state.payload.keep(overlay, false, block.into(), whole(&held, bytes)?);
     }
     Ok(())
 }
 
 fn build_state(
     geometry: Geometry,
-    lines: Vec<Line>,
+    (lines, seen): (Vec<Line>, &[Line]),
     volumes: &[VolumeInfo],
     (pool, grant, data_extents): (ExtentPool, Grant, u32),
     stale_pages: BTreeSet<u32>,
 ) -> Result<State, RecoverError> {
     let mut states: Vec<VolumeState> = volumes
         .iter()
-        .map(|info| {
+        .enumerate()
+        .map(|(alone, info)| {
             let extents = geometry.extents_for(info.size) as u32;
             let stage = if info.deleting { Stage::Deleting } else { Stage::Live };
-            VolumeState { stage, ..VolumeState::new(info.id, &info.name, info.size, extents) }
+            let state = VolumeState::new(info.id, &info.name, info.size, extents, alone);
+            VolumeState { stage, ..state }
         })
         .collect();
     let mut free_pairs = Numbers::none(lines.len() as u32);
     let mut bound = Vec::new();
-    for (number, line) in lines.iter().enumerate() {
+    // Where a pair belongs is what it is if all that is in doubt took place.
+    for (number, line) in seen.iter().enumerate() {
         let pair = PairId(number as u32);
         let Some((id, logical)) = line.binding.owner else {
             free_pairs.insert(pair.0);
@@ -439,9 +465,11 @@ fn build_state(
             )));
         }
         volume.set_pair(logical, Some(pair));
-        bound.push(pair);
+        if lines[number].binding.owner.is_some() {
+            bound.push(pair);
+        }
     }
-    let domains = states.iter().map(|volume| Domain::new(volume.id)).collect();
+    let domains = states.iter().map(|volume| Domain::alone(volume.id)).collect();
     let mut state = State {
         pairs: Pairs::new(lines),
         pool,
@@ -450,6 +478,7 @@ fn build_state(
         free_pairs,
         volumes: states,
         domains,
+        doubts: 0,
         fullness: Fullness::default(),
         journaled: BTreeMap::new(),
         empty: BTreeSet::new(),
@@ -528,6 +557,7 @@ async fn assemble<E: Env>(
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),
+        talk: Talk::default(),
         stopped: Cell::new(false),
     })))
 }

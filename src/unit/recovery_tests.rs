@@ -142,7 +142,7 @@ fn each_pair_has_its_place() {
     let volume = VolumeInfo { id: VOLUME, name: "v".into(), size, deleting: true };
     let build = |lines: &[Line], volumes: &[VolumeInfo]| {
         let space = (pool(), Grant::new(None), 5);
-        build_state(geometry, lines.to_vec(), volumes, space, BTreeSet::from([7]))
+        build_state(geometry, (lines.to_vec(), lines), volumes, space, BTreeSet::from([7]))
     };
     let [first, second] = [0, 1].map(|logical| line(logical, 1, [Some(logical), None]));
     let state = build(&[released(1), first, second], std::slice::from_ref(&volume)).unwrap();

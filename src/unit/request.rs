@@ -9,6 +9,15 @@ use crate::format::ids::{LogicalExtent, PairId};
 use crate::format::layout::Geometry;
 use crate::mutants::{Mutant, mutated};
 
+/// Whose a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// The volume's index.
+    pub volume: usize,
+    /// The life of the volume in which its client came.
+    pub life: u32,
+}
+
 /// A request on a volume, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {

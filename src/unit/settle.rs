@@ -22,6 +22,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 
 use super::Inner;
+use super::domain::{Domain, Point};
 use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, settlement};
 use super::readers::followed;
 use super::state::{Settling, State, Work};
@@ -202,16 +203,19 @@ impl<E: Env> Inner<E> {
     /// Commits what is open, so that its pairs can be settled; says whether anything was. Where
     /// journal space runs out inside an epoch this is still a correct cut, only an early one.
     async fn commit_early(&self) -> bool {
-        let dirty: Vec<(usize, u64)> = {
+        let dirty: Vec<Point> = {
             let state = self.state.borrow();
             let domains = state.domains.iter().enumerate();
             let healthy = domains.filter(|(_, domain)| domain.failed.is_none());
-            healthy.filter_map(|(i, domain)| Some((i, domain.newest_dirty()?))).collect()
+            let point = |(i, domain): (usize, &Domain)| {
+                Some(Point { domain: i, epoch: domain.newest_dirty()? })
+            };
+            healthy.filter_map(point).collect()
         };
-        for &(volume, epoch) in &dirty {
+        for &point in &dirty {
             self.counters.early_commits.increment();
             // A domain that fails meanwhile says so to its own clients.
-            let _ = self.committed(volume, epoch).await;
+            let _ = self.committed(point).await;
         }
         !dirty.is_empty()
     }

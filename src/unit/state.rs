@@ -3,23 +3,24 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use tokio::sync::Notify;
 
 use super::block::Pending;
+use super::domain::Domain;
+use super::error::IoError;
 use super::extents::ExtentMap;
 use super::fullness::{Crossing, Fullness};
 use super::grant::{Grant, Step};
 use super::payload::{Ledger, Overlay};
 use super::pool::{ExtentPool, Numbers};
-use crate::env::Moment;
+use super::request::Seat;
 use crate::format::blocks::{BlockMap, BlockSet};
 use crate::format::home::{Line, home_page};
 use crate::format::ids::{LogicalExtent, PairId, VolumeId};
 use crate::format::record::Binding;
 use crate::mutants::{Mutant, mutated};
-use crate::observe::CommitStep;
+use crate::txn::GroupId;
 
 /// A settle's hold on a pair (design section 7).
 ///
@@ -60,6 +61,8 @@ pub struct Work {
     pub open_binding: Option<Binding>,
     /// The pair's binding as the epoch being committed makes it.
     pub sealed_binding: Option<Binding>,
+    /// What is sealed is in doubt, and nobody sees it.
+    pub doubt: bool,
     /// Held by requests in flight (the busy rule ‡).
     pub busy: BlockSet,
     /// A settle's hold on the whole pair.
@@ -186,112 +189,6 @@ impl Pairs {
     }
 }
 
-/// The pending writes of a domain between two commit points.
-#[derive(Debug, Default)]
-pub struct Epoch {
-    /// Its number; each of a domain's epochs has the next one.
-    pub number: u64,
-    /// Requests admitted and not yet complete.
-    pub in_flight: u32,
-    /// The pairs that it touched.
-    pub pairs: Vec<PairId>,
-    /// An upper bound of the bytes that its group's records will take.
-    pub record_bytes: usize,
-    /// Bytes of data written in it.
-    pub data_bytes: u64,
-    /// The devices that it wrote to, a bit each.
-    pub devices: u64,
-    /// When its first request was admitted.
-    pub since: Option<Moment>,
-}
-
-impl Epoch {
-    /// Whether nothing was admitted to it.
-    pub fn is_clean(&self) -> bool {
-        self.since.is_none()
-    }
-}
-
-/// What commits together: now a volume by itself, later the volumes of a group.
-#[derive(Debug)]
-pub struct Domain {
-    /// Its number in groups: the volume's.
-    pub id: VolumeId,
-    /// Where writes go.
-    pub open: Epoch,
-    /// What is being committed.
-    pub sealed: Option<Epoch>,
-    /// How far that has come, and when it was begun.
-    pub commit: Option<(CommitStep, Moment)>,
-    /// The newest epoch that is committed.
-    pub committed: u64,
-    /// The newest epoch that someone wants committed.
-    pub wanted: u64,
-    /// Why it takes no more writes (promise 6).
-    pub failed: Option<Arc<str>>,
-    /// Wakes the commit task.
-    pub wake: Rc<Notify>,
-    /// Wakes everyone who waits for an epoch to be decided, or for room in the open one.
-    pub decided: Rc<Notify>,
-    /// Wakes the commit task when the sealed epoch has nothing in flight.
-    pub drained: Rc<Notify>,
-}
-
-impl Domain {
-    /// A domain with nothing pending.
-    pub fn new(id: VolumeId) -> Self {
-        Self {
-            id,
-            open: Epoch { number: 1, ..Epoch::default() },
-            sealed: None,
-            commit: None,
-            committed: 0,
-            wanted: 0,
-            failed: None,
-            wake: Rc::default(),
-            decided: Rc::default(),
-            drained: Rc::default(),
-        }
-    }
-
-    /// The epoch that must be committed for all that was acknowledged so far to be durable.
-    pub fn newest_dirty(&self) -> Option<u64> {
-        if !self.open.is_clean() {
-            return Some(self.open.number);
-        }
-        let sealed = self.sealed.as_ref().filter(|_| !mutated(Mutant::CommitUnderWayIgnored));
-        sealed.map(|sealed| sealed.number)
-    }
-
-    /// Asks for an epoch to be committed.
-    pub fn want(&mut self, epoch: u64) {
-        if epoch > self.wanted {
-            self.wanted = epoch;
-            self.wake.notify_one();
-        }
-    }
-
-    /// Stops the domain: nothing more is acknowledged as durable.
-    pub fn fail(&mut self, reason: &str) {
-        if self.failed.is_none() {
-            self.failed = Some(reason.into());
-        }
-        self.wake.notify_one();
-        self.drained.notify_one();
-        self.decided.notify_waiters();
-    }
-
-    /// The epoch of that number, which is open or being committed.
-    pub fn epoch_mut(&mut self, number: u64) -> &mut Epoch {
-        if self.open.number == number {
-            return &mut self.open;
-        }
-        let sealed = self.sealed.as_mut().expect("a request's epoch is open or being committed");
-        assert_eq!(sealed.number, number, "a request's epoch is open or being committed");
-        sealed
-    }
-}
-
 /// What a volume lives through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -314,14 +211,22 @@ pub struct VolumeState {
     pub size: u64,
     /// Whether it can be used.
     pub stage: Stage,
+    /// How often what was not committed of it was lost while it was served: handles from before
+    /// are of no use any more.
+    pub life: u32,
+    /// The commit domain that it is in now.
+    pub domain: usize,
+    /// The domain that it has to itself, where it is in no group.
+    pub alone: usize,
     /// The pair behind each logical extent.
     pub extents: ExtentMap,
 }
 
 impl VolumeState {
-    /// A volume of `extents` logical extents without any contents.
-    pub fn new(id: VolumeId, name: &str, size: u64, extents: u32) -> Self {
-        Self { id, name: name.into(), size, stage: Stage::Live, extents: ExtentMap::new(extents) }
+    /// A volume of `extents` logical extents without any contents, with a domain to itself.
+    pub fn new(id: VolumeId, name: &str, size: u64, extents: u32, alone: usize) -> Self {
+        let (stage, extents) = (Stage::Live, ExtentMap::new(extents));
+        Self { id, name: name.into(), size, stage, life: 0, domain: alone, alone, extents }
     }
 
     /// The pair behind a logical extent.
@@ -348,10 +253,12 @@ pub struct State {
     pub data_extents: u32,
     /// The pairs that belong to nothing.
     pub free_pairs: Numbers,
-    /// The volumes; each is a domain of its own, at the same index, which stays its own for ever.
+    /// The volumes; the index of each stays its own for ever.
     pub volumes: Vec<VolumeState>,
-    /// The commit domains.
+    /// The commit domains; the index of each stays its own for ever.
     pub domains: Vec<Domain>,
+    /// How many of them have an epoch in doubt.
+    pub doubts: u32,
     /// How full the pool is.
     pub fullness: Fullness,
     /// The pairs whose durable line has a journal area, and when each was last committed to.
@@ -422,6 +329,28 @@ impl State {
         volumes.filter(|(_, volume)| volume.stage == Stage::Live)
     }
 
+    /// The commit domain of a volume.
+    pub fn domain_of(&self, volume: usize) -> &Domain {
+        &self.domains[self.volumes[volume].domain]
+    }
+
+    /// The commit domain of a volume, to change.
+    pub fn domain_of_mut(&mut self, volume: usize) -> &mut Domain {
+        &mut self.domains[self.volumes[volume].domain]
+    }
+
+    /// Whether a client is still one of its volume.
+    pub fn check_seat(&self, seat: Seat) -> Result<(), IoError> {
+        let same = self.volumes[seat.volume].life == seat.life || mutated(Mutant::LifeIgnored);
+        if same { Ok(()) } else { Err(self.domain_of(seat.volume).went_back()) }
+    }
+
+    /// The domain of a group.
+    pub fn group_domain(&self, group: GroupId) -> Option<usize> {
+        let is_it = |of: &Domain| of.group.as_ref().is_some_and(|of| of.group == group);
+        self.domains.iter().position(is_it)
+    }
+
     /// Says so where the pool has crossed a mark.
     pub fn watch_fullness(&mut self) {
         let (used, total) = (self.pool.data_used(), u64::from(self.data_extents));
@@ -442,8 +371,10 @@ impl State {
     /// Whether the pair's domain still takes writes, and so may be settled.
     pub fn may_settle(&self, pair: PairId) -> bool {
         let owner = self.pairs.line(pair).binding.owner;
-        let domain = self.domains.iter().find(|d| owner.is_some_and(|(id, _)| id == d.id));
-        !self.shunned.contains(&pair) && domain.is_some_and(|domain| domain.failed.is_none())
+        let volume =
+            self.volumes.iter().find(|volume| owner.is_some_and(|(id, _)| id == volume.id));
+        let healthy = volume.is_some_and(|volume| self.domains[volume.domain].failed.is_none());
+        !self.shunned.contains(&pair) && healthy
     }
 
     /// Whether fewer extents are free than that, and the metadata server has no more.
@@ -498,6 +429,7 @@ impl State {
         match self.pairs.work(pair) {
             Some(_) if mutated(Mutant::PendingNotRead) => committed,
             Some(work) if mutated(Mutant::SealedNotRead) => work.open.over(committed),
+            Some(work) if work.doubt => work.open.over(committed),
             Some(work) => work.open.over(work.sealed.over(committed)),
             None => committed,
         }

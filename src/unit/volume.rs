@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Inner;
+use super::domain::Point;
 use super::error::IoError;
-use super::request::{Span, covering, extents};
-use super::state::Stage;
+use super::request::{Seat, Span, covering, extents};
+use super::state::{Stage, VolumeState};
 use crate::env::Env;
 use crate::format::blocks::BlockSet;
 use crate::format::ids::VolumeId;
@@ -24,17 +25,19 @@ use crate::uring::buffers::Buf;
 ///   called.
 /// - **Change**: name and size are those of the moment; a request beyond an end that has moved, or
 ///   on a volume that was deleted, is refused.
+/// - **Life**: where a member of the volume's group lost what was not committed, all handles from
+///   before fail for ever ([`IoError::WentBack`]); new ones find the last cut.
 /// - **Atomicity**: a write is in the image after a crash wholly or not at all; trims and
 ///   write-zeroes of more than [`Volume::zero_max`] bytes are, piece by piece of that size.
 pub struct Volume<E: Env> {
     unit: Rc<Inner<E>>,
-    index: usize,
+    seat: Seat,
     id: VolumeId,
 }
 
 impl<E: Env> Clone for Volume<E> {
     fn clone(&self) -> Self {
-        Self { unit: Rc::clone(&self.unit), index: self.index, id: self.id }
+        Self { unit: Rc::clone(&self.unit), seat: self.seat, id: self.id }
     }
 }
 
@@ -62,8 +65,8 @@ const WALK_MAX: usize = 1 << 14;
 const BREATH: Duration = Duration::from_micros(10);
 
 impl<E: Env> Volume<E> {
-    pub(super) fn new(unit: Rc<Inner<E>>, index: usize, id: VolumeId) -> Self {
-        Self { unit, index, id }
+    pub(super) fn new(unit: Rc<Inner<E>>, index: usize, of: &VolumeState) -> Self {
+        Self { unit, seat: Seat { volume: index, life: of.life }, id: of.id }
     }
 
     /// Its number.
@@ -73,17 +76,17 @@ impl<E: Env> Volume<E> {
 
     /// Its name, as it is now.
     pub fn name(&self) -> Rc<str> {
-        Rc::clone(&self.unit.state.borrow().volumes[self.index].name)
+        Rc::clone(&self.unit.state.borrow().volumes[self.seat.volume].name)
     }
 
     /// Its size in bytes, as it is now.
     pub fn size(&self) -> u64 {
-        self.unit.state.borrow().volumes[self.index].size
+        self.unit.state.borrow().volumes[self.seat.volume].size
     }
 
     /// How many bytes of it have extents of the pool behind them.
     pub fn allocated(&self) -> u64 {
-        let backed = self.unit.state.borrow().volumes[self.index].extents.backed();
+        let backed = self.unit.state.borrow().volumes[self.seat.volume].extents.backed();
         u64::from(backed) * u64::from(self.unit.geometry.extent_size())
     }
 
@@ -126,8 +129,11 @@ impl<E: Env> Volume<E> {
     }
 
     fn check_live(&self) -> Result<(), IoError> {
-        let stage = self.unit.state.borrow().volumes[self.index].stage;
-        if stage == Stage::Live { Ok(()) } else { Err(IoError::Deleted) }
+        let state = self.unit.state.borrow();
+        if state.volumes[self.seat.volume].stage != Stage::Live {
+            return Err(IoError::Deleted);
+        }
+        state.check_seat(self.seat)
     }
 
     /// Reads; the bytes lie in the returned buffer where [`Volume::buffer_for`] says.
@@ -138,7 +144,9 @@ impl<E: Env> Volume<E> {
             let blocks = covering(span, self.unit.geometry);
             let bytes = (blocks.end - blocks.start) as usize * self.block_size() as usize;
             assert!(buf.len() >= bytes, "a buffer for whole blocks");
-            self.unit.read_blocks(self.index, blocks, &mut buf, 0..bytes).await?;
+            self.unit.certain(self.seat.volume, &blocks).await?;
+            self.unit.read_blocks(self.seat.volume, blocks, &mut buf, 0..bytes).await?;
+            self.unit.state.borrow().check_seat(self.seat)?;
         }
         Ok(buf)
     }
@@ -160,11 +168,11 @@ impl<E: Env> Volume<E> {
         }
         let geometry = self.unit.geometry;
         let state = self.unit.state.borrow();
-        let failed = &state.domains[self.index].failed;
+        let failed = &state.domain_of(self.seat.volume).failed;
         for (logical, local, first) in extents(covering(span, geometry), geometry).take(WALK_MAX) {
             let wanted = BlockSet::range(local);
             let mut used = BlockSet::EMPTY;
-            if let Some(pair) = state.volumes[self.index].pair(logical) {
+            if let Some(pair) = state.volumes[self.seat.volume].pair(logical) {
                 // Reads of these fail too: nothing is known of them.
                 if let Some(reason) = failed
                     && state.is_uncommitted(pair, wanted)
@@ -198,15 +206,16 @@ impl<E: Env> Volume<E> {
             return Ok(());
         }
         assert!(buf.len() >= self.buffer_for(offset, len).total, "a buffer for whole blocks");
-        let epoch = self.unit.write(self.index, span, buf).await?;
-        self.harden(epoch, fua).await
+        let at = self.unit.write(self.seat, span, buf).await?;
+        self.harden(at, fua).await
     }
 
     /// Makes durable all that was acknowledged when this was called.
     pub async fn flush(&self) -> Result<(), IoError> {
         self.unit.counters.flushes.increment();
         self.check_live()?;
-        self.unit.flush(self.index).await
+        self.unit.flush(self.seat.volume).await?;
+        self.unit.state.borrow().check_seat(self.seat)
     }
 
     /// Makes the whole blocks of a span unused: they read as zeros.
@@ -216,7 +225,7 @@ impl<E: Env> Volume<E> {
         let mut newest = None;
         for piece in pieces(span, self.zero_max()) {
             self.breathe(newest).await;
-            newest = Some(self.unit.trim(self.index, piece).await?);
+            newest = Some(self.unit.trim(self.seat, piece).await?);
         }
         self.harden_newest(newest, fua).await
     }
@@ -238,12 +247,12 @@ impl<E: Env> Volume<E> {
                 let total = self.buffer_for(piece.offset, piece.len).total;
                 let mut buf = self.unit.env.buffers().acquire(total).await;
                 buf.as_mut_slice().fill(0);
-                newest = Some(self.unit.write(self.index, piece, buf).await?);
+                newest = Some(self.unit.write(self.seat, piece, buf).await?);
             }
         } else {
             for piece in pieces(span, self.zero_max()) {
                 self.breathe(newest).await;
-                newest = Some(self.unit.zero(self.index, piece).await?);
+                newest = Some(self.unit.zero(self.seat, piece).await?);
             }
         }
         self.harden_newest(newest, fua).await
@@ -251,21 +260,21 @@ impl<E: Env> Volume<E> {
 
     /// Lets others have a turn before a piece that is not the first: a change of terabytes that
     /// touches no device would wait for nothing.
-    async fn breathe(&self, newest: Option<u64>) {
+    async fn breathe(&self, newest: Option<Point>) {
         if newest.is_some() {
             self.unit.env.sleep(BREATH).await;
         }
     }
 
-    async fn harden_newest(&self, epoch: Option<u64>, fua: bool) -> Result<(), IoError> {
-        match epoch {
-            Some(epoch) => self.harden(epoch, fua).await,
+    async fn harden_newest(&self, newest: Option<Point>, fua: bool) -> Result<(), IoError> {
+        match newest {
+            Some(at) => self.harden(at, fua).await,
             None => Ok(()),
         }
     }
 
-    async fn harden(&self, epoch: u64, fua: bool) -> Result<(), IoError> {
-        if fua { self.unit.committed(self.index, epoch).await } else { Ok(()) }
+    async fn harden(&self, at: Point, fua: bool) -> Result<(), IoError> {
+        if fua { self.unit.committed(at).await } else { Ok(()) }
     }
 }
 

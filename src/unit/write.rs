@@ -7,8 +7,9 @@ use smallvec::SmallVec;
 
 use super::Inner;
 use super::admission::{Admitted, Outcome};
+use super::domain::Point;
 use super::error::IoError;
-use super::request::{Change, Parts, Span, covering, split};
+use super::request::{Change, Parts, Seat, Span, covering, split};
 use crate::env::{Disk, Durability, Env};
 use crate::format::ids::Slot;
 use crate::mutants::{Mutant, mutated};
@@ -55,47 +56,47 @@ impl<E: Env> Inner<E> {
     /// where it does not begin and end at blocks.
     pub(super) async fn write(
         &self,
-        volume: usize,
+        seat: Seat,
         span: Span,
         mut buf: Buf,
-    ) -> Result<u64, IoError> {
+    ) -> Result<Point, IoError> {
         let parts = split(Change::Write, span, self.geometry);
-        let admitted = self.admit(volume, parts, span.len).await?;
+        let admitted = self.admit(seat, parts, span.len).await?;
         if self.is_kept(span) {
-            let epoch = admitted.epoch;
+            let point = admitted.at;
             admitted.finish(Outcome::Kept(&buf.as_slice()[..span.len as usize]));
             self.counters.writes.increment();
-            return Ok(epoch);
+            return self.acknowledged(point).await;
         }
-        let done = self.carry_out(volume, &admitted, span, &mut buf).await;
+        let done = self.carry_out_write(seat.volume, &admitted, span, &mut buf).await;
         self.counters.writes.increment();
-        conclude(admitted, done)
+        self.acknowledged(conclude(admitted, done)?).await
     }
 
     /// Makes a span read as zeros: whole blocks become unused, the rest is written.
-    pub(super) async fn zero(&self, volume: usize, span: Span) -> Result<u64, IoError> {
+    pub(super) async fn zero(&self, seat: Seat, span: Span) -> Result<Point, IoError> {
         let parts = split(Change::Zero, span, self.geometry);
         let edges = parts.iter().any(|part| !part.write.is_empty());
         if !edges {
-            let admitted = self.admit(volume, parts, 0).await?;
-            return conclude(admitted, Ok(()));
+            let admitted = self.admit(seat, parts, 0).await?;
+            return self.acknowledged(conclude(admitted, Ok(()))?).await;
         }
         // The edges are written as whole blocks, read-modify-write, from a small buffer.
         let block = self.geometry.block_size() as usize;
         let mut buf = self.env.buffers().acquire(2 * block).await;
-        let admitted = self.admit(volume, parts, 0).await?;
-        let done = self.zero_edges(volume, &admitted, span, &mut buf).await;
-        conclude(admitted, done)
+        let admitted = self.admit(seat, parts, 0).await?;
+        let done = self.zero_edges(seat.volume, &admitted, span, &mut buf).await;
+        self.acknowledged(conclude(admitted, done)?).await
     }
 
     /// Makes the whole blocks of a span unused.
-    pub(super) async fn trim(&self, volume: usize, span: Span) -> Result<u64, IoError> {
-        let admitted = self.admit(volume, split(Change::Trim, span, self.geometry), 0).await?;
-        conclude(admitted, Ok(()))
+    pub(super) async fn trim(&self, seat: Seat, span: Span) -> Result<Point, IoError> {
+        let admitted = self.admit(seat, split(Change::Trim, span, self.geometry), 0).await?;
+        self.acknowledged(conclude(admitted, Ok(()))?).await
     }
 
     /// The device writes of an admitted write.
-    async fn carry_out(
+    async fn carry_out_write(
         &self,
         volume: usize,
         admitted: &Admitted<'_, E>,
@@ -110,7 +111,7 @@ impl<E: Env> Inner<E> {
             self.fill_edges(volume, span, buf).await.map_err(Failure::Untouched)?;
         }
         let pieces = self.write_pieces(&admitted.parts, |at| (at - start) as usize);
-        self.write_all(admitted, volume, buf, &pieces).await.map_err(Failure::Torn)
+        self.write_all(admitted, buf, &pieces).await.map_err(Failure::Torn)
     }
 
     /// Reads the blocks that a span covers in part, and puts what it leaves of them beside it.
@@ -170,7 +171,7 @@ impl<E: Env> Inner<E> {
         // The first block lies at the start of the buffer, the last one after it.
         let place = |at: u64| if at / block == blocks.start { 0 } else { block as usize };
         let pieces = self.write_pieces(&admitted.parts, place);
-        self.write_all(admitted, volume, buf, &pieces).await.map_err(Failure::Torn)
+        self.write_all(admitted, buf, &pieces).await.map_err(Failure::Torn)
     }
 
     /// Where the written blocks of a request go, run by run. `place` says where in the buffer
@@ -202,13 +203,12 @@ impl<E: Env> Inner<E> {
     async fn write_all(
         &self,
         admitted: &Admitted<'_, E>,
-        volume: usize,
         buf: &mut Buf,
         pieces: &Pieces,
     ) -> Result<(), IoError> {
         {
             let mut state = self.state.borrow_mut();
-            let epoch = state.domains[volume].epoch_mut(admitted.epoch);
+            let epoch = state.domains[admitted.at.domain].epoch_mut(admitted.at.epoch);
             for piece in pieces {
                 epoch.devices |= 1 << piece.device;
                 if mutated(Mutant::DeviceOfEpochForgotten) {
@@ -248,12 +248,15 @@ impl<E: Env> Inner<E> {
 }
 
 /// Ends an admitted request as it went, and says in which epoch it was.
-fn conclude<E: Env>(admitted: Admitted<'_, E>, done: Result<(), Failure>) -> Result<u64, IoError> {
-    let epoch = admitted.epoch;
+fn conclude<E: Env>(
+    admitted: Admitted<'_, E>,
+    done: Result<(), Failure>,
+) -> Result<Point, IoError> {
+    let at = admitted.at;
     match done {
         Ok(()) => {
             admitted.finish(Outcome::Written);
-            Ok(epoch)
+            Ok(at)
         }
         Err(Failure::Untouched(error)) => {
             admitted.finish(Outcome::Nothing);

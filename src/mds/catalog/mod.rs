@@ -31,7 +31,7 @@ use super::ownership::{self, Start};
 use super::raw::{self, NO_EXTENT, RawVolume};
 use super::records::{PairRecord, PoolInfo, ServerStatus, VolumeInfo};
 use super::runs::RunSet;
-use super::store::{self, Changes, Store, StoreError, Table};
+use super::store::{self, Changes, Row, Store, StoreError, Table};
 use super::volume_table::KeptRows;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, PoolId, UnitId, VolumeId};
@@ -278,6 +278,16 @@ impl Catalog {
             self.put_start();
         }
         std::mem::take(&mut self.changes)
+    }
+
+    /// Up to `limit` committed rows of a table that is not of the pool, in a store of one pool.
+    pub fn whole_rows(&self, table: Table, limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.store.range(table, &[], limit)
+    }
+
+    /// Makes changes of such tables part of the next commit.
+    pub fn stage_whole(&mut self, changes: Changes) {
+        self.changes.extend(changes);
     }
 
     /// What was taken is durable.

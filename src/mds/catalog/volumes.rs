@@ -91,6 +91,17 @@ impl Catalog {
         self.volumes.range(VolumeId(from)..).take(count).map(|(_, volume)| volume).collect()
     }
 
+    /// The volume of that name, which is not being deleted.
+    pub fn volume_named(&self, name: &str) -> Option<VolumeId> {
+        let named = |volume: &&VolumeInfo| volume.name == name && !volume.deleting;
+        self.volumes.values().find(named).map(|volume| volume.id)
+    }
+
+    /// The name of a volume that is not being deleted.
+    pub fn name_of(&self, id: VolumeId) -> Option<&str> {
+        self.live_volume(id).ok().map(|volume| volume.name.as_str())
+    }
+
     pub(super) fn volume(&self, id: VolumeId) -> Result<&VolumeInfo, Fault> {
         self.volumes.get(&id).ok_or(Fault::Refused(Refusal::UnknownVolume, u64::from(id.0)))
     }
@@ -140,8 +151,9 @@ impl Catalog {
     }
 }
 
-/// Whether a volume can have the name: it is an export's name, and a word of a command line.
-fn is_name(name: &str) -> bool {
+/// Whether a volume, or a group of them, can have the name: it is an export's name, and a word of
+/// a command line.
+pub fn is_name(name: &str) -> bool {
     let fits = (1..=NAME_BYTES_MAX).contains(&name.len());
     fits && !name.starts_with('-')
         && name.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != '/' && c != '=')

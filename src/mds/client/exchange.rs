@@ -33,6 +33,8 @@ struct Shared<E: Env> {
     due: Notify,
     /// The receiving task shall end.
     closed: Notify,
+    /// The server has news of consistency groups.
+    nudged: Notify,
     lanes: [Lane; 2],
 }
 
@@ -107,6 +109,7 @@ impl<E: Env> Exchange<E> {
             state: RefCell::default(),
             due: Notify::new(),
             closed: Notify::new(),
+            nudged: Notify::new(),
             lanes: [lane(), lane()],
         });
         env.spawn(Rc::clone(&shared).receive_all());
@@ -128,6 +131,16 @@ impl<E: Env> Exchange<E> {
             }
             Err(_) => Err(MdsError::Closed),
         }
+    }
+
+    /// Returns when the server has nudged since the last time.
+    pub(super) async fn nudged(&self) {
+        self.0.nudged.notified().await;
+    }
+
+    /// The largest datagram that can be sent, in bytes.
+    pub(super) fn payload_max(&self) -> usize {
+        self.0.link.payload_max()
     }
 
     /// How it goes.
@@ -234,6 +247,10 @@ impl<E: Env> Shared<E> {
     }
 
     fn take_part(&self, datagram: &Datagram<'_>) -> bool {
+        if datagram.header.kind == Kind::Nudge {
+            self.nudged.notify_one();
+            return true;
+        }
         let Kind::Reply(verdict) = datagram.header.kind else {
             return false;
         };

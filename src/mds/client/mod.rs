@@ -1,5 +1,5 @@
-//! The client of the metadata server, as a storage unit uses it; and [`pools`], for who needs no
-//! session.
+//! The client of the metadata server, as a storage unit uses it, its consistency groups in
+//! [`groups`]; and [`pools`], for who needs no session.
 //!
 //! # Contracts
 //!
@@ -15,6 +15,7 @@
 //! - **Garbage**: datagrams that are not an awaited answer are counted and dropped.
 
 mod exchange;
+pub mod groups;
 pub mod pools;
 #[cfg(test)]
 mod tests;

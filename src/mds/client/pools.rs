@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
 use super::exchange::Exchange;
-use super::parsed;
+use super::{groups, parsed};
 use crate::env::{Env, Link};
 use crate::format::ids::PoolId;
 use crate::mds::catalog::PoolSpec;
@@ -18,7 +18,7 @@ use crate::mds::error::MdsError;
 use crate::mds::overview::{self, Overview, RawPoolSeen, RawSessionSeen, Section};
 use crate::mds::raw::{self, RawForget};
 use crate::mds::records::ServerStatus;
-use crate::mds::wire::{HEADER_BYTES, Operation, PAYLOAD_MAX};
+use crate::mds::wire::{HEADER_BYTES, Operation};
 
 /// Makes a pool known to the server; again, of the same pool, it does nothing.
 pub async fn register<E: Env>(
@@ -47,7 +47,7 @@ pub async fn forget<E: Env>(
 
 /// All that the server tells of itself. What changes meanwhile may be in it or not.
 pub async fn overview<E: Env>(env: &E, link: E::Link) -> Result<Overview, MdsError> {
-    let page_bytes = link.payload_max().min(PAYLOAD_MAX) - HEADER_BYTES;
+    let page_bytes = link.payload_max().min(overview::PAGE_BYTES_MAX) - HEADER_BYTES;
     let exchange = Exchange::start(env, link);
     let ask = async |section: Section| {
         exchange.call(Operation::Overview, &section.body(page_bytes)).await
@@ -70,7 +70,9 @@ pub async fn overview<E: Env>(env: &E, link: E::Link) -> Result<Overview, MdsErr
         let page = parsed(Operation::Overview, raw::many::<RawSessionSeen>(&reply))?;
         seen.sessions.extend(page.iter().map(overview::SessionSeen::from));
         if page.len() < page_bytes / size_of::<RawSessionSeen>() {
-            return Ok(seen);
+            break;
         }
     }
+    (seen.groups, seen.members) = groups::seen(page_bytes, ask).await?;
+    Ok(seen)
 }

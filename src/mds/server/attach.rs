@@ -36,6 +36,8 @@ impl<P: Clone + PartialEq> Server<P> {
             Operation::Attach => self.attach(header.session, header.sequence, datagram.body),
             Operation::RegisterPool => self.register(datagram.body),
             Operation::ForgetPool => self.forget(datagram.body),
+            Operation::CreateGroup => self.create_group(datagram.body),
+            Operation::DeleteGroup => self.delete_group(datagram.body),
             other => unreachable!("{} needs a session", other.name()),
         };
         let outcome = match result {
@@ -111,6 +113,8 @@ impl<P: Clone + PartialEq> Server<P> {
         if let Some(earlier) = earlier {
             self.sessions.remove(&earlier);
         }
+        let pool = self.pools.name_here(claim.pool);
+        self.groups.attached(pool, earlier.is_some(), flags_here, self.now);
         if !flags_here {
             // What readers knew of the flags is not kept up any more.
             self.forget_readers(|of, _| of.pool == claim.pool);
@@ -161,6 +165,9 @@ impl<P: Clone + PartialEq> Server<P> {
         let attached = self.sessions.values().any(|session| session.claim().pool == pool);
         if attached && !force {
             return refuse((Refusal::PoolAttached, 0));
+        }
+        if self.groups.holds(pool, None) {
+            return refuse((Refusal::PoolInGroup, 0));
         }
         self.pools.forget(pool)?;
         self.sessions.retain(|_, session| session.claim().pool != pool);

@@ -20,6 +20,7 @@
 //!   the session's client is.
 
 mod attach;
+mod groups;
 #[cfg(test)]
 mod pools_tests;
 #[cfg(test)]
@@ -38,7 +39,11 @@ use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId, Volum
 use crate::format::record;
 use crate::mds::catalog::{Catalog, Fault, space::Use};
 use crate::mds::error::Refusal;
-use crate::mds::overview::{RawPoolSeen, RawSessionSeen, Section};
+use crate::mds::groups::Groups;
+use crate::mds::overview::{
+    PAGE_BYTES_MAX, RawGroupSeen, RawMemberSeen, RawPoolSeen, RawSessionSeen, SEEN_BYTES_MAX,
+    Section,
+};
 use crate::mds::pools::Pools;
 use crate::mds::raw::{
     self, Malformed, RawChanges, RawOwned, RawPage, RawPair, RawPairLine, RawPrimitive, RawRun,
@@ -55,8 +60,6 @@ use crate::mutants::{Mutant, mutated};
 
 /// Memory for parts and requests that wait for their turn, over all sessions, in bytes.
 pub const BUFFERED_BYTES_MAX: usize = 64 << 20;
-/// The largest body of a page, in bytes.
-const PAGE_BYTES_MAX: usize = 32 << 10;
 
 /// The most lines that one answer tells of that changed.
 const CHANGES_MAX: usize = wire::MESSAGE_BYTES_MAX / 2 / size_of::<RawPairLine>();
@@ -66,6 +69,7 @@ const _: () = assert!(PAGE_BYTES_MAX < wire::MESSAGE_BYTES_MAX);
 /// The server. `P` is where a datagram came from and its answer goes.
 pub struct Server<P> {
     pools: Pools,
+    groups: Groups,
     sessions: BTreeMap<u64, Session<P>>,
     /// When the turn under way began; none before the first.
     now: Moment,
@@ -121,7 +125,8 @@ impl<P: Clone + PartialEq> Server<P> {
             }
         }
         let (now, counters) = (Moment::default(), ServerStatus::default());
-        Ok(Server { pools, sessions, now, started: false, counters, failure: None })
+        let groups = Groups::load(&pools)?;
+        Ok(Server { pools, groups, sessions, now, started: false, counters, failure: None })
     }
 
     /// Takes all that has arrived by `now`, and gives all answers: one turn, one store transaction.
@@ -145,6 +150,7 @@ impl<P: Clone + PartialEq> Server<P> {
         }
         let early = mutated(Mutant::AnsweredBeforeCommit) && self.counters.datagrams % 2 == 1;
         if self.failure.is_none() && !early {
+            self.stage_groups();
             self.failure = self.pools.commit().err();
         }
         for query in std::mem::take(&mut turn.queries) {
@@ -161,6 +167,9 @@ impl<P: Clone + PartialEq> Server<P> {
             self.counters.refused += u64::from(reply.outcome.is_err());
             datagrams.extend(reply.encode());
         }
+        if failure.is_none() {
+            datagrams.extend(self.nudges());
+        }
         datagrams
     }
 
@@ -170,6 +179,7 @@ impl<P: Clone + PartialEq> Server<P> {
         if !self.started {
             self.started = true;
             self.sessions.values_mut().for_each(|session| session.begin(now));
+            self.groups.begin(now);
         }
         if self.failure.is_none() {
             self.forget_readers(|_, session| session.left_ms(now) == 0);
@@ -237,6 +247,9 @@ impl<P: Clone + PartialEq> Server<P> {
             }
             session.hear(self.now);
             let (claim, body) = (Some(*session.claim()), datagram.body.to_vec());
+            if let (Operation::Coordinate, Some(claim)) = (header.operation, &claim) {
+                self.hear_reports(claim, &body);
+            }
             turn.queries.push(Query { peer, header, claim, payload_max, body });
             return true;
         }
@@ -335,6 +348,9 @@ impl<P: Clone + PartialEq> Server<P> {
         body: &[u8],
     ) -> Result<Vec<u8>, Fault> {
         let unit = claim.unit;
+        if operation == Operation::DeleteVolume {
+            self.check_in_no_group(claim.pool, body)?;
+        }
         let catalog = self.pools.catalog_mut(claim.pool);
         let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
         if claim.reads && operation != Operation::Detach {
@@ -343,6 +359,9 @@ impl<P: Clone + PartialEq> Server<P> {
         match operation {
             Operation::Detach => {
                 catalog.detach(unit, session);
+                if !claim.reads {
+                    self.groups.detached(self.pools.name_here(claim.pool));
+                }
                 self.sessions.remove(&session);
             }
             Operation::Transact => {
@@ -385,6 +404,9 @@ impl<P: Clone + PartialEq> Server<P> {
             | Operation::Changes
             | Operation::RegisterPool
             | Operation::ForgetPool
+            | Operation::Coordinate
+            | Operation::CreateGroup
+            | Operation::DeleteGroup
             | Operation::Overview => {
                 unreachable!("{} is no ordered mutation", operation.name())
             }
@@ -411,6 +433,9 @@ impl<P: Clone + PartialEq> Server<P> {
             session.acknowledge(if asked.used.get() <= view { asked.used.get() } else { 0 });
         }
         let result = match claim {
+            Some(claim) if header.operation == Operation::Coordinate => {
+                self.give_orders(claim, body)
+            }
             Some(claim) => self.answer_query(header.operation, claim, body),
             None => self.answer_overview(body),
         };
@@ -500,9 +525,17 @@ impl<P: Clone + PartialEq> Server<P> {
                 let seen = self.sessions_seen(from, room / size_of::<RawSessionSeen>());
                 raw::pack(seen.iter().map(RawSessionSeen::from))
             }
+            Section::Groups(from) => {
+                let seen = self.groups_seen(from, room / size_of::<RawGroupSeen>());
+                raw::pack(seen.iter().map(RawGroupSeen::from))
+            }
+            Section::Members(from) => {
+                let seen = self.members_seen(from, room / size_of::<RawMemberSeen>());
+                raw::pack(seen.iter().map(RawMemberSeen::from))
+            }
         };
         // Room for not one record would read as the end of the list.
-        if reply.len() > room || room < size_of::<RawSessionSeen>() {
+        if reply.len() > room || room < SEEN_BYTES_MAX {
             return Err(Fault::Refused(Refusal::TooLarge, room as u64));
         }
         Ok(reply)

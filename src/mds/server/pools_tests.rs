@@ -84,7 +84,7 @@ impl Rig {
             match reply.header.kind {
                 Kind::Reply(Ok(())) => Ok(reply.body.to_vec()),
                 Kind::Reply(Err(refusal)) => Err((refusal, reply.header.detail)),
-                Kind::Request => panic!("a server asks nothing"),
+                Kind::Request | Kind::Nudge => panic!("nothing was asked"),
             }
         };
         replies.iter().map(|((), bytes)| answer(bytes)).collect()

@@ -46,7 +46,7 @@ fn ask(
     match datagram.header.kind {
         Kind::Reply(Ok(())) => Ok(datagram.body.to_vec()),
         Kind::Reply(Err(refusal)) => Err((refusal, datagram.header.detail)),
-        Kind::Request => panic!("a server asks nothing"),
+        Kind::Request | Kind::Nudge => panic!("nothing was asked"),
     }
 }
 
