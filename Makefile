@@ -25,7 +25,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
 .PHONY: help setup build test soak sim sim-exhaustive mutants nbd-tester demo serve bench fuzz
-.PHONY: bench-mds coverage install uninstall clean
+.PHONY: bench-journal bench-mds coverage install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench: setup build ## Flipside beside qemu-nbd on one RAM-backed device; writes 
 
 bench-mds: setup ## the metadata server's durable primitives a second over UDP, and its bounds; DIR=
 	$(CARGO) bench --bench mds -- $(if $(DIR),--dir $(DIR)) $(ARGS)
+
+bench-journal: setup ## data in the journal beside the device alone; DIR= and NVRAM= say where
+	$(CARGO) bench --bench journal -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
 
 coverage: ## lines of journal/, unit/ and format/ that tests execute (installs cargo-tarpaulin)
 	@tools/coverage.sh

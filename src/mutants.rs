@@ -81,6 +81,13 @@ mutants! {
     PageChecksumIgnored: "a page is believed whatever its checksum",
     GroupChecksumIgnored: "a group is believed whatever its checksum",
     GroupPartMissing: "a group counts where only its first part arrived",
+    // Data in the journal.
+    UnlinkedBeforeDestaged: "a group is unlinked before its payload's destaging is durable",
+    PayloadDroppedForPending: "payload is dropped for a newer version that is not committed",
+    PayloadCrcIgnored: "a group is whole whatever its payload",
+    PayloadNotRead: "reads look for a block on its device though it is in the journal",
+    SupersededDestaged: "payload is destaged though there is a newer version",
+    DestageUnheld: "a block may be written while it is destaged",
     // Recovery.
     RecoveryFlushSkipped: "recovery does not make durable what it reads",
     InvalidationSkipped: "what was cut off is not invalidated",

@@ -75,6 +75,8 @@ struct Report<'a> {
     extents: u64,
     extents_used: u64,
     groups: usize,
+    /// Blocks whose data is in the journal alone.
+    in_journal: usize,
     repaired: Vec<&'a Finding>,
     findings: Vec<&'a Finding>,
 }
@@ -241,6 +243,7 @@ fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> 
         extents: found.pool.as_ref().map_or(0, |pool| pool.superblock.pool_extents().into()),
         extents_used: used,
         groups: found.home.as_ref().map_or(0, |home| home.groups),
+        in_journal: found.home.as_ref().map_or(0, |home| home.in_journal),
         repaired,
         findings: found.findings.iter().collect(),
     };
@@ -261,6 +264,9 @@ fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> 
         "pool {pool}: {} of {} extents in use by {} volumes, {} groups in the journal",
         report.extents_used, report.extents, report.volumes, report.groups
     )?;
+    if report.in_journal > 0 {
+        writeln!(out, "the data of {} blocks is in the journal alone", report.in_journal)?;
+    }
     let again = report.findings.iter().filter(|finding| finding.repairable).count();
     if found.store_elsewhere {
         writeln!(out, "its metadata server's store was not looked at: --mds-store does that")?;

@@ -187,7 +187,8 @@ async fn serve(
     let (clients, operators) = bind(&args, passed, pool)?;
     let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
     let latencies = Rc::new(Latencies::watched(slow));
-    let config = config(&args, &first.superblock, ownership);
+    let mut config = config(&args, &first.superblock, ownership);
+    config.nvram_write_max = flags.write_max;
     let parts = parts(&env, config, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.

@@ -86,6 +86,21 @@ impl Flipside {
         self
     }
 
+    /// The same with the data of writes of so many bytes at most in the journal, where that is not
+    /// at a server.
+    #[must_use]
+    pub fn with_payload(mut self, write_max: u64) -> Self {
+        self.config.nvram_write_max = write_max;
+        self
+    }
+
+    /// The same with one more volume, of so many bytes.
+    #[must_use]
+    pub fn with_volume(mut self, size: u64) -> Self {
+        self.volumes.push(size);
+        self
+    }
+
     /// The same with the flags at the metadata server.
     #[must_use]
     pub fn at_the_server(mut self) -> Self {
@@ -179,7 +194,7 @@ impl Flipside {
         let granule = geometry.block_size() as usize / 4;
         let plain = Self { granule, ..Self::plain(geometry, 12, 4, size, config) };
         let small = plain.with_region(5 * REGION_ALIGN);
-        if nvram { small.with_nvrams(&[0], Some(0)) } else { small }
+        if nvram { small.with_nvrams(&[0], Some(0)).with_payload(1 << 20) } else { small }
     }
 
     /// What lies where on each disk.
@@ -368,6 +383,9 @@ impl Engine for Flipside {
             drawn = drawn.with_long_epochs();
         }
         drawn.config.grant = rng.pick(&[None, None, None, Some(1), Some(2), Some(8)]);
+        if drawn.places.has_nvram() {
+            drawn.config.nvram_write_max = rng.pick(&[0, 512, 4 << 10, 16 << 10, 1 << 20]);
+        }
         drawn
     }
 

@@ -321,7 +321,7 @@ impl<E: Env> Inner<E> {
         self.drain(domain).await?;
         self.note_step(domain, CommitStep::Flushing, started);
         self.flush_written(domain).await?;
-        let records = self.group_of(domain);
+        let (records, blocks) = self.group_of(domain);
         self.note_step(domain, CommitStep::Hardening, started);
         self.check_owned().map_err(|error| error.to_string())?;
         let (number, transaction) = {
@@ -331,7 +331,7 @@ impl<E: Env> Inner<E> {
         };
         let mut prepared = None;
         if !records.is_empty() {
-            let appended = self.journal.prepare(number, transaction, records).await;
+            let appended = self.journal.prepare(number, transaction, records, blocks).await;
             prepared = Some(appended.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
@@ -393,6 +393,11 @@ impl<E: Env> Inner<E> {
             self.resolve(domain);
         } else {
             self.merge_back(domain);
+            // The group goes at once: what it has of the room for payload is wanted again.
+            if let Err(error) = self.checkpoint().await {
+                self.fail_all(&error.to_string());
+                return;
+            }
         }
         self.announce(domain);
         self.conclude(domain, transaction, false);

@@ -10,6 +10,7 @@
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
+//! | [`payload`], [`destage`] | data in the journal |
 //! | [`global`], [`undo`], [`doubt`] | groups that other units have a part in |
 //! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
 //! | [`regroup`] | volumes that go from one commit domain to another |
@@ -34,6 +35,7 @@ pub mod block;
 mod commit;
 mod copy;
 mod cut;
+mod destage;
 mod discard;
 mod domain;
 mod doubt;
@@ -47,6 +49,7 @@ mod invariants;
 pub mod lease;
 pub mod limits;
 mod manage;
+mod payload;
 pub mod policy;
 mod pool;
 mod read;
@@ -87,6 +90,7 @@ use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Counters, Latencies, Waiters};
+use crate::uring::buffers::Buf;
 use gauges::Progress;
 use lease::Hold;
 use limits::Limits;
@@ -125,6 +129,8 @@ pub struct Config {
     pub mds_timeout: Option<Duration>,
     /// On which terms the pool is claimed at the metadata server.
     pub ownership: Ownership,
+    /// The largest write whose bytes go to the journal with its group, in bytes; zero: none.
+    pub nvram_write_max: u64,
     /// How many free extents, and how much of the quota for data, the unit keeps in hand; `None`:
     /// all that there is.
     pub grant: Option<u32>,
@@ -144,6 +150,7 @@ impl Default for Config {
             discard: false,
             mds_timeout: Some(MDS_TIMEOUT_DEFAULT),
             ownership: Ownership::default(),
+            nvram_write_max: 0,
             grant: None,
             doubt_timeout: DOUBT_TIMEOUT_DEFAULT,
         }
@@ -195,6 +202,10 @@ struct Inner<E: Env> {
     freeing: RwLock<()>,
     /// One checkpoint at a time.
     checkpoint_lock: Mutex<()>,
+    /// Wakes the task that destages.
+    destage_wanted: Notify,
+    /// One destaging at a time.
+    destage_lock: Mutex<Buf>,
     /// Wakes the task that tells the metadata server.
     news: Notify,
     /// Wakes the task that keeps the grant.
@@ -341,6 +352,7 @@ impl<E: Env> Unit<E> {
     /// meanwhile are passed over.
     pub async fn settle(&self, volume: Option<VolumeId>) -> Result<SettleReport, IoError> {
         self.commit(volume).await?;
+        self.0.destage_all().await;
         let settled = self.0.settle_all(volume).await;
         settled.map_err(|reason| IoError::Latched(reason.into()))
     }
@@ -360,6 +372,7 @@ impl<E: Env> Unit<E> {
             && let Some(_one_at_a_time) = self.0.unless_silent(self.0.settle_lock.lock()).await
             && let Some(_all_freed) = self.0.unless_silent(self.0.freeing.write()).await
         {
+            self.0.destage_all().await;
             self.0
                 .checkpoint()
                 .await
@@ -376,6 +389,7 @@ impl<E: Env> Inner<E> {
     fn stop(&self) {
         self.stopped.set(true);
         self.settle_wanted.notify_one();
+        self.destage_wanted.notify_one();
         self.news.notify_one();
         self.hold.stop();
         self.grant_wanted.notify_one();

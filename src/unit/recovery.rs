@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, Notify, RwLock};
 
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
+use super::destage::DESTAGE_BYTES;
 use super::domain::Domain;
 use super::doubt::{as_if_committed, hold};
 use super::fullness::Fullness;
@@ -30,6 +31,7 @@ use super::grant::Grant;
 use super::lease::Hold;
 use super::limits::Limits;
 use super::manage::Management;
+use super::payload::{Committed, Ledger};
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
 use super::readers::{Readers, followed};
@@ -44,8 +46,9 @@ use crate::format::group::GroupState;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
+use crate::journal::payload::{Bytes, Held};
 use crate::journal::place::Place;
-use crate::journal::{Journal, Opened, RecoveredGroup, replay};
+use crate::journal::{Journal, Opened, Payloads, RecoveredGroup, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{Claim, PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::mutants::{Mutant, mutated};
@@ -110,8 +113,9 @@ impl<E: Env> Unit<E> {
         if !mutated(Mutant::RecoveryFlushSkipped) {
             make_stable(&parts).await?;
         }
-        let Found { place: journal, client, claimed, lines, groups, stale_pages, doubts } =
-            Found::find(&parts, pairs).await?;
+        let found = Found::find(&parts, pairs).await?;
+        let Found { place: journal, client, claimed, lines, groups, stale_pages, doubts, payload } =
+            found;
         let seen = as_if_committed(&lines, &doubts)?;
         // Who had the pool before may read what it knew until its lease has ended: until then no
         // extent is given another meaning.
@@ -131,6 +135,7 @@ impl<E: Env> Unit<E> {
         hold(&mut state, &doubts, parts.env.now())?;
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
+        keep_payload(&mut state, payload, parts.geometry)?;
         groups.into_iter().for_each(|sequence| journal.publish(sequence));
         let hold = Hold::new(client.lease(), claimed);
         let unit = assemble(parts, journal, (client, hold), state).await?;
@@ -152,10 +157,12 @@ impl<E: Env> Unit<E> {
         }
         inner.env.spawn(Rc::clone(inner).settle_when_wanted());
         inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
+        inner.env.spawn(Rc::clone(inner).destage_when_wanted());
         inner.env.spawn(Rc::clone(inner).tell_news());
         inner.env.spawn(Rc::clone(inner).keep_lease());
         inner.env.spawn(Rc::clone(inner).keep_grant());
         inner.look_at_grant(&inner.state.borrow());
+        inner.look_at_payload();
         // Pairs left empty by a crash are released, and a pool left short is settled.
         inner.settle_wanted.notify_one();
     }
@@ -185,6 +192,8 @@ struct Found<E: Env> {
     stale_pages: BTreeSet<u32>,
     /// The groups of which it is not known whether they took place.
     doubts: Vec<RecoveredGroup>,
+    /// The blocks whose contents are in the journal alone: decided ones, and those in doubt.
+    payload: [Payloads; 2],
 }
 
 impl<E: Env> Found<E> {
@@ -214,14 +223,15 @@ impl<E: Env> Found<E> {
         let mut doubts = opened.take_doubts();
         if mutated(Mutant::PreparedDroppedAtRecovery) {
             doubts.clear();
+            opened.payload[1].clear();
         }
-        let Opened { journal, mut lines, groups } = opened;
+        let Opened { journal, mut lines, groups, payload } = opened;
         let stale_pages = replay(&mut lines, &groups)?;
         // What was aborted has no effect to be published.
         let decided = groups.iter().filter(|group| group.state != GroupState::Aborted);
         let groups = decided.map(|group| group.sequence).collect();
         let place = Place::Local(Box::new(journal));
-        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts })
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
 
     /// The session comes first: from then on nothing of an earlier start changes the lines.
@@ -245,9 +255,8 @@ impl<E: Env> Found<E> {
         }
         let patience = parts.config.mds_timeout;
         let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
-        let (groups, stale_pages) = (Vec::new(), BTreeSet::new());
-        let doubts = Vec::new();
-        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts })
+        let (groups, stale_pages, doubts, payload) = Default::default();
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
 }
 
@@ -398,6 +407,30 @@ async fn known_pairs<E: Env>(
     Ok(known)
 }
 
+/// Has the unit keep what is in the journal alone.
+fn keep_payload(
+    state: &mut State,
+    [decided, doubtful]: [Payloads; 2],
+    geometry: Geometry,
+) -> Result<(), RecoverError> {
+    let block_size = geometry.block_size() as usize;
+    let whole = |held: &Held, bytes: Vec<u8>| match bytes.get(..block_size) {
+        Some(bytes) => Ok(Bytes::from(bytes)),
+        None => Err(RecoverError::Damaged(format!("group {} lacks some data", held.group))),
+    };
+    for ((pair, block), (held, bytes)) in decided {
+        held.check((pair, block), state.pairs.line(pair))?;
+        let committed = Committed { group: held.group, bytes: whole(&held, bytes)? };
+        let overlay = &mut state.pairs.work_mut(pair).payload;
+        state.payload.put_committed(overlay, block.into(), committed);
+    }
+    for ((pair, block), (held, bytes)) in doubtful {
+        let overlay = &mut state.pairs.work_mut(pair).payload;
+        state.payload.keep(overlay, false, block.into(), whole(&held, bytes)?);
+    }
+    Ok(())
+}
+
 fn build_state(
     geometry: Geometry,
     (lines, seen): (Vec<Line>, &[Line]),
@@ -460,6 +493,7 @@ fn build_state(
         untold: BTreeSet::new(),
         telling: false,
         stale_pages: BTreeSet::new(),
+        payload: Ledger::default(),
         space_queue: VecDeque::new(),
         emptying: 0,
         leaving: 0,
@@ -492,6 +526,7 @@ async fn assemble<E: Env>(
             journal.group_bytes_max()
         ))
     })?;
+    let destage = parts.env.buffers().acquire(DESTAGE_BYTES).await;
     let buffers = CopyBuffers::acquire(parts.env.buffers(), geometry.extent_size()).await;
     let devices = parts
         .devices
@@ -523,6 +558,8 @@ async fn assemble<E: Env>(
         settle_lock: Mutex::new(buffers),
         freeing: RwLock::new(()),
         checkpoint_lock: Mutex::new(()),
+        destage_wanted: Notify::new(),
+        destage_lock: Mutex::new(destage),
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),

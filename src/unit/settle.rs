@@ -107,6 +107,11 @@ impl<E: Env> Inner<E> {
                 let batch = self.cheapest_batch(everything);
                 if batch.is_empty() {
                     // Only where someone waits is an epoch cut short for its journal space.
+                    // What is in the journal keeps pairs from being settled.
+                    let destaged = everything && self.destage_all().await;
+                    if destaged && !self.cheapest_batch(true).is_empty() {
+                        continue;
+                    }
                     let waited_for = self.state.borrow().must_settle();
                     if !waited_for || !self.gain_extents().await {
                         break;
@@ -295,7 +300,7 @@ impl<E: Env> Inner<E> {
             items.iter().for_each(|item| self.release_settling(item.pair));
             return Err(reason);
         }
-        let items = self.harden_begin(items);
+        let mut items = self.harden_begin(items);
         if items.is_empty() {
             return Ok(report);
         }
@@ -303,7 +308,7 @@ impl<E: Env> Inner<E> {
             let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
             let _ = self.mds.transact(&primitives).await;
         }
-        self.harden(&items).await?;
+        self.harden(&mut items).await?;
         for item in items.iter().filter(|item| !item.is_release()) {
             if item.settlement.is_swap(item.binding.data_slot) {
                 report.swaps += 1;
@@ -374,8 +379,14 @@ impl<E: Env> Inner<E> {
 
     /// Persists the group that moves the blocks and takes the slots out of the pairs, and makes it
     /// so. From then on the slots are Left: no map names them.
-    async fn harden(&self, items: &[Item]) -> Result<(), String> {
-        for items in items.chunks(self.items_per_group()) {
+    ///
+    /// A group is of one volume's pairs: one of two volumes that has to wait for an older group of
+    /// the one would keep later groups of the other linked.
+    async fn harden(&self, items: &mut [Item]) -> Result<(), String> {
+        let of = |item: &Item| item.binding.owner.map(|(volume, _)| volume);
+        items.sort_by_key(of);
+        let volumes = items.chunk_by(|a, b| of(a) == of(b));
+        for items in volumes.flat_map(|items| items.chunks(self.items_per_group())) {
             let mut records = Vec::new();
             for item in items {
                 let generation = item.binding.generation;
@@ -385,7 +396,7 @@ impl<E: Env> Inner<E> {
                     .extend(runs.map(|run| Record::placed(item.pair, generation, &run, location)));
                 records.push(Record::Binding { pair: item.pair, binding: item.after() });
             }
-            let appended = self.journal.append(u32::MAX, records);
+            let appended = self.journal.append(u32::MAX, records, Vec::new());
             let sequence = appended.await.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()

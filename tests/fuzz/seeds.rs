@@ -242,7 +242,7 @@ fn binding(generation: u32, extents: [Option<u32>; 2]) -> Binding {
 }
 
 fn place(generation: u32, first: u16, count: u16, location: Location) -> Record {
-    let payload = (first == 9).then_some(Payload { slot: 4, crc: 7 });
+    let payload = (first == 9).then_some(Payload { slot: 4, crc: 7, veiled: true });
     let generation = Generation(generation);
     Record::Place { pair: PairId(3), generation, first, count, location, payload }
 }
@@ -254,7 +254,7 @@ fn records() -> Vec<Record> {
         bind(binding(1, [Some(10), None])),
         place(1, 0, 4, Location::At(Slot::Zero)),
         bind(binding(2, [Some(10), Some(11)])),
-        place(2, 9, 3, Location::At(Slot::One)),
+        place(2, 9, 1, Location::At(Slot::One)),
         place(2, 1, 255, Location::Unused),
     ]
 }
