@@ -75,7 +75,7 @@ refusals! {
         --flags mds can be attached to read",
     /// The session was attached to read, and this is not reading.
     ReadsOnly = 25: "the session may only read",
-    /// The unit's flags are of an earlier start than one that has served; the detail holds that one.
+    /// The unit's flags are of an earlier start than one that has begun; the detail holds that.
     FlagsTooOld = 26: "the pool was served since the flags found here were written: they were \
         brought back from an old copy",
     /// The pool was registered by another number, which the detail holds: perhaps anew.
