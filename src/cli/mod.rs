@@ -18,6 +18,7 @@ mod flags;
 mod follow;
 mod format;
 mod inspect;
+mod journal;
 mod link;
 mod log;
 mod mds;
@@ -90,6 +91,8 @@ enum Command {
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Show what a running target keeps in its journal
+    Journal(journal::Args),
     /// Make, list, resize, rename and delete volumes
     Volume(volume::Args),
     /// Show or change where a pool's flags and journal are kept
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => return check::run(args),
         Command::Metadata(args) => metadata::run(args),
         Command::Commit(args) => commit::run(&args),
+        Command::Journal(args) => journal::run(&args),
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
         Command::Flags(args) => flags::run(args),

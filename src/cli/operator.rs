@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use serde_json::Value;
 
+use super::journal::{Entry, transaction};
 use super::status::Report;
 use super::volumes;
 use crate::env::os::OsEnv;
@@ -141,7 +142,16 @@ impl Target {
             Request::Volume(request) => {
                 volumes::carry_out(&self.0.unit, Some(&self.0.server), request).await
             }
-            Request::Commit { volume } => {
+            Request::Journal => {
+                let groups = self.0.unit.linked_groups().into_iter().map(Entry::from);
+                serde_json::to_value(groups.collect::<Vec<_>>()).map_err(|error| error.to_string())
+            }
+            Request::Commit { group: Some(name), .. } => {
+                let cut =
+                    self.0.unit.commit_group(&name).await.map_err(|error| error.to_string())?;
+                Ok(cut.map_or(Value::Null, |cut| Value::String(transaction(cut))))
+            }
+            Request::Commit { volume, group: None } => {
                 let volume = self.find(volume.as_deref())?;
                 let done = self.0.unit.commit(volume).await;
                 done.map(|()| Value::Null).map_err(|error| error.to_string())

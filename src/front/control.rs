@@ -37,12 +37,18 @@ const _: () = assert!(CLIENTS_MAX as usize * LINE_MAX <= ARENA_BLOCK);
 pub enum Request {
     /// The snapshot that `status --json` shows.
     Status,
-    /// Make completed writes durable, of one volume or of all.
+    /// Make completed writes durable, of one volume, of a consistency group, or of all volumes; of a
+    /// group, the answer is the name of the cut.
     Commit {
         /// The volume's name.
         #[serde(default)]
         volume: Option<String>,
+        /// The group's name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
     },
+    /// What is linked in the journal.
+    Journal,
     /// Take back journal space, of one volume or of all.
     Settle {
         /// The volume's name.
@@ -229,7 +235,7 @@ mod tests {
     /// Goal: requests look on the wire as documented.
     #[test]
     fn requests_are_plain_json() {
-        let commit = Request::Commit { volume: Some("vol0".into()) };
+        let commit = Request::Commit { volume: Some("vol0".into()), group: None };
         let text = serde_json::to_string(&commit).unwrap();
         assert_eq!(text, r#"{"command":"commit","volume":"vol0"}"#);
         assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), commit);

@@ -17,6 +17,7 @@
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
+//! | [`linked`] | what is in the journal, and why |
 //! | [`gauges`] | what status shows of all this |
 //!
 //! # Contracts
@@ -45,6 +46,7 @@ pub mod grant;
 mod invariants;
 pub mod lease;
 pub mod limits;
+mod linked;
 mod manage;
 pub mod policy;
 mod pool;
@@ -70,6 +72,7 @@ use tokio::sync::{Mutex, Notify};
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
 pub use lease::Ownership;
+pub use linked::LinkedGroup;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use regroup::Grouping;
@@ -198,6 +201,10 @@ struct Inner<E: Env> {
     grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
+    /// When it was started.
+    started: crate::env::Moment,
+    /// When groups were linked in the journal.
+    ages: linked::Ages,
     /// What is said to the coordinator of groups.
     talk: global::Talk,
     /// The background tasks end when this is set and they are woken.
