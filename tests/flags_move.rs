@@ -66,7 +66,7 @@ struct World {
 }
 
 impl World {
-    /// A pool that was not stopped well: groups are linked, and an epoch was open.
+    /// A pool that was not stopped well: groups are linked, some with data, and an epoch was open.
     fn new(case: Case, seed: u64) -> World {
         let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
         let config = Config {
@@ -77,7 +77,7 @@ impl World {
             ..Config::default()
         };
         let plain = Flipside::plain(geometry, 24, 4, SIZE as u64, config).with_region(384 << 10);
-        let engine = plain.with_nvrams(case.nvrams, case.from);
+        let engine = plain.with_nvrams(case.nvrams, case.from).with_payload(1 << 20);
         let engine = if case.two_disks { engine.on_two_disks() } else { engine };
         let machine = Machine::new(seed, &engine.shape());
         let mut world = World { engine, machine, rng: Rng::new(seed), image: vec![0; SIZE] };
@@ -89,6 +89,8 @@ impl World {
             for round in 1..4 {
                 let at = world.rng.below(4) as usize * EXTENT;
                 world.write(env, serving, at, 2 * EXTENT - 5 * BLOCK, round);
+                // So little that its data is in the journal alone.
+                world.write(env, serving, 5 * EXTENT, 3 * BLOCK, round + 10);
             }
             let volume = serving.volumes().remove(0);
             let lost = async move { volume.write(0, vec![0xEE; 3 * BLOCK], false).await };

@@ -41,7 +41,7 @@ fn engine() -> Flipside {
         mds_timeout: Some(Duration::from_secs(60)),
         ..Config::default()
     };
-    Flipside::plain(geometry, 32, 8, 4 * EXTENT, config).unled()
+    Flipside::plain(geometry, 32, 8, 4 * EXTENT, config)
 }
 
 /// The coordinator and the other member; goes on over crashes of the unit.

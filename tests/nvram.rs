@@ -244,3 +244,44 @@ fn what_is_newer_is_not_overwritten() {
     pool.relocate(&["--to", "nvram", "--nvram", name, "--force"]).unwrap();
     Pool::exchange(&pool.in_nvram(&path), 2, 5);
 }
+
+/// Goal: with memory that is trusted, what was flushed is in the journal alone when the target is
+/// killed: it is found again, counted, not dumped without, and put in its place by a move and by a
+/// good stop. Elsewhere there is no such thing, and to ask for it is refused.
+#[test]
+fn data_in_the_journal() {
+    let directory = directory();
+    let path = directory.path().join("nvram");
+    let name = path.to_str().unwrap();
+    let pool = Pool::new(directory.path(), "device");
+    let device = pool.device.path().to_owned();
+    let mut trusting = pool.in_nvram(&path);
+    trusting.arguments.push("--nvram-trust-memory".to_owned());
+    let check = || run(BINARY, arguments!["check", "--nvram", &path, &device]);
+    let words = "the data of 1 blocks is in the journal alone";
+    Pool::exchange(&trusting, 0, 1);
+    assert!(check().contains(words), "{}", check());
+    Pool::exchange(&trusting, 1, 2);
+    assert!(check().contains(words), "{}", check());
+    let dumped = try_run(BINARY, arguments!["metadata", "dump", "--nvram", &path, &device]);
+    assert!(dumped.unwrap_err().contains("the data of 1 blocks"));
+    assert!(trusting.serve().stop().success());
+    assert!(!check().contains("in the journal alone"), "{}", check());
+    Pool::exchange(&trusting, 2, 3);
+    pool.relocate(&["--to", "device", "--nvram", name]).unwrap();
+    Pool::exchange(&pool.with(&[]), 3, 4);
+
+    pool.relocate(&["--to", "nvram", "--nvram", name]).unwrap();
+    Pool::exchange(&pool.in_nvram(&path), 4, 5);
+    assert!(!check().contains("in the journal alone"), "off without memory");
+    let mut asked = pool.in_nvram(&path);
+    asked.arguments.extend(["--nvram-write-max", "4K"].map(String::from));
+    Pool::exchange(&asked, 5, 6);
+    assert!(check().contains(words), "{}", check());
+    trusting.arguments.extend(["--nvram-write-max", "0"].map(String::from));
+    Pool::exchange(&trusting, 6, 7);
+    pool.relocate(&["--to", "device", "--nvram", name]).unwrap();
+    Pool::exchange(&pool.with(&[]), 7, 8);
+    let target = pool.with(&["--nvram-write-max", "4K"]).start();
+    assert!(!target.ready_or_ended(), "it serves");
+}

@@ -6,6 +6,7 @@ use crate::format::ids::{Incarnation, PairId};
 use crate::format::page::CopyState;
 use crate::format::superblock::Superblock;
 use crate::journal::inspect::{PageKind, RegionFacts, UnevenPage, runs};
+use crate::journal::payload::{DECIDED, held};
 use crate::journal::replay;
 
 /// What a region says when all of it can be believed.
@@ -17,6 +18,8 @@ pub struct Recovered {
     pub incarnation: Incarnation,
     /// Groups that were applied.
     pub groups: usize,
+    /// Blocks whose data is in the journal alone.
+    pub in_journal: usize,
 }
 
 /// What is wrong with a region called `name`, and what it says where nothing is in doubt.
@@ -62,8 +65,16 @@ pub fn judge(
         findings.push(Finding::lasting(Code::GroupReplay, name, error));
         return (None, findings);
     }
-    let groups = groups.len();
-    (Some(Recovered { lines, incarnation: header.incarnation, groups }), findings)
+    let payload = held(groups, &DECIDED);
+    for (block, held) in &payload {
+        if let Err(error) = held.check(*block, &lines[block.0.0 as usize]) {
+            findings.push(Finding::lasting(Code::GroupReplay, name, error));
+            return (None, findings);
+        }
+    }
+    let (groups, in_journal) = (groups.len(), payload.len());
+    let incarnation = header.incarnation;
+    (Some(Recovered { lines, incarnation, groups, in_journal }), findings)
 }
 
 /// What is wrong with a page whose copies differ, if that is not what a crash leaves: copies are

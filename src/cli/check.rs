@@ -75,6 +75,8 @@ struct Report<'a> {
     extents: u64,
     extents_used: u64,
     groups: usize,
+    /// Blocks whose data is in the journal alone.
+    in_journal: usize,
     repaired: Vec<&'a Finding>,
     findings: Vec<&'a Finding>,
 }
@@ -131,6 +133,7 @@ struct StoreReport {
     sound: bool,
     pools: usize,
     sessions: u64,
+    consistency_groups: u64,
     findings: Vec<Finding>,
 }
 
@@ -142,6 +145,7 @@ fn tell_store(path: &Path, facts: Result<&HostedFacts, &StoreError>, json: bool)
         sound: facts.is_ok(),
         pools: facts.map_or(0, |facts| facts.pools.len()),
         sessions: facts.map_or(0, |facts| facts.sessions),
+        consistency_groups: facts.map_or(0, |facts| facts.groups),
         findings: facts.err().map(damaged).into_iter().collect(),
     };
     let mut out = std::io::stdout().lock();
@@ -158,6 +162,13 @@ fn tell_store(path: &Path, facts: Result<&HostedFacts, &StoreError>, json: bool)
         for (pool, of) in &facts.pools {
             let (volumes, pairs) = (of.volumes.len(), of.pairs.len());
             writeln!(out, "pool {pool}: {volumes} volumes, {pairs} pairs")?;
+        }
+        if facts.groups > 0 {
+            let (groups, decisions) = (facts.groups, facts.decisions);
+            writeln!(
+                out,
+                "{groups} consistency groups, {decisions} with a commit not done everywhere"
+            )?;
         }
         writeln!(out, "the metadata store is sound")?;
     }
@@ -232,6 +243,7 @@ fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> 
         extents: found.pool.as_ref().map_or(0, |pool| pool.superblock.pool_extents().into()),
         extents_used: used,
         groups: found.home.as_ref().map_or(0, |home| home.groups),
+        in_journal: found.home.as_ref().map_or(0, |home| home.in_journal),
         repaired,
         findings: found.findings.iter().collect(),
     };
@@ -252,6 +264,9 @@ fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> 
         "pool {pool}: {} of {} extents in use by {} volumes, {} groups in the journal",
         report.extents_used, report.extents, report.volumes, report.groups
     )?;
+    if report.in_journal > 0 {
+        writeln!(out, "the data of {} blocks is in the journal alone", report.in_journal)?;
+    }
     let again = report.findings.iter().filter(|finding| finding.repairable).count();
     if found.store_elsewhere {
         writeln!(out, "its metadata server's store was not looked at: --mds-store does that")?;

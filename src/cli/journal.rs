@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::control::ControlArgs;
-use crate::format::group::{GroupState, TransactionId};
+use crate::format::group::GroupState;
 use crate::front::control::Request;
 use crate::unit::LinkedGroup;
 
@@ -33,7 +33,7 @@ pub struct Args {
 pub struct Entry {
     /// Its place in the journal's order.
     pub sequence: u64,
-    /// Its transaction: the coordinator, its start, and the number.
+    /// Its transaction, by the same name on all units that take part in it.
     pub transaction: String,
     /// `prepared`, `committed`, `done` or `aborted`.
     pub state: String,
@@ -55,7 +55,7 @@ impl From<LinkedGroup> for Entry {
     fn from(group: LinkedGroup) -> Self {
         Self {
             sequence: group.sequence.0,
-            transaction: transaction(group.transaction),
+            transaction: group.transaction.to_string(),
             state: match group.state {
                 GroupState::Prepared => "prepared",
                 GroupState::Committed => "committed",
@@ -70,16 +70,6 @@ impl From<LinkedGroup> for Entry {
             bytes: group.bytes as u64,
             why: group.why,
         }
-    }
-}
-
-/// A transaction's identity, the same on all units that take part in it.
-pub fn transaction(of: TransactionId) -> String {
-    let TransactionId { coordinator, incarnation, number } = of;
-    if coordinator == crate::txn::COORDINATOR {
-        format!("mds.{incarnation}.{number}")
-    } else {
-        format!("unit{coordinator}.{incarnation}.{number}")
     }
 }
 
@@ -117,11 +107,11 @@ fn text(entries: &[Entry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::group::TransactionId;
     use crate::format::ids::{Incarnation, Sequence};
     use std::time::Duration;
 
-    /// Goal: a group is shown with all that is known of it, and names of transactions say who
-    /// decides them.
+    /// Goal: a group is shown with all that is known of it.
     #[test]
     fn groups_are_shown() {
         let (coordinator, incarnation) = (crate::txn::COORDINATOR, Incarnation(3));
@@ -136,11 +126,9 @@ mod tests {
             bytes: 4500,
             why: "it waits".to_owned(),
         };
-        let local = TransactionId { coordinator: 0, ..group.transaction };
-        assert_eq!(transaction(local), "unit0.3.12");
         assert_eq!(
             text(&[group.into()]),
-            "1 groups are linked\n8  mds.3.12  prepared of group pair, several units, 4500 bytes \
+            "1 groups are linked\n8  mds-3-12  prepared of group pair, several units, 4500 bytes \
              in 2 slots, for 1500 ms: it waits\n"
         );
     }

@@ -155,6 +155,12 @@ async fn dump(offline: &Offline, output: Option<&Path>) -> Result<()> {
     let lines = home.lines.clone();
     let incarnation = home.incarnation;
     let verified = Verified { superblocks, incarnation, kept: kept.clone(), lines };
+    ensure!(
+        home.in_journal == 0,
+        "the data of {} blocks is in the journal alone, which a dump is not of: serve the pool and \
+         stop it, which puts all data in its place, and dump then",
+        home.in_journal
+    );
     let document = Dump::new(&verified, home.groups, store.map(|store| &store.catalog));
     document.verify().context("the metadata contradicts itself: run flipside check")?;
     if home.groups > 0 {

@@ -17,6 +17,8 @@ mod documents;
 mod flags;
 mod follow;
 mod format;
+mod group;
+mod groups;
 mod inspect;
 mod journal;
 mod link;
@@ -31,6 +33,7 @@ mod operator;
 mod overview;
 mod owner;
 mod plan;
+mod ready;
 mod serve;
 mod settle;
 mod status;
@@ -95,6 +98,8 @@ enum Command {
     Journal(journal::Args),
     /// Make, list, resize, rename and delete volumes
     Volume(volume::Args),
+    /// Make, list and delete consistency groups, whose volumes commit together
+    Group(group::Args),
     /// Show or change where a pool's flags and journal are kept
     Flags(flags::Args),
     /// Serve the metadata of pools to their targets until told to stop
@@ -122,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Journal(args) => journal::run(&args),
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
+        Command::Group(args) => group::run(&args),
         Command::Flags(args) => flags::run(args),
         Command::Mds(args) => mds::run(&args),
         Command::WireDump(args) => wire_dump::run(&args),

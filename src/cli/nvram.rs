@@ -27,6 +27,7 @@ use super::inspect::refuse_if_in_use;
 use super::status::FlagsReport;
 use super::values::Size;
 use crate::env::Region as _;
+use crate::env::os::nvram::Persistence;
 use crate::env::os::{OsEnv, OsNvram};
 use crate::format::superblock::{FlagsPlace, Superblock};
 use crate::journal::identity;
@@ -50,9 +51,17 @@ pub struct FlagsArgs {
     /// from the device, and only `flipside flags move` moves them back
     #[arg(long, value_enum, requires_if("nvram", "nvram"))]
     flags: Option<Place>,
+    /// The largest write whose data goes to the journal too, and to the devices later, so that a
+    /// flush does not wait for them; 0: none [default: 16K where the NVRAM is memory, otherwise 0]
+    #[arg(long, value_name = "SIZE", requires = "nvram")]
+    nvram_write_max: Option<Size>,
     #[command(flatten)]
     nvram: NvramArgs,
 }
+
+/// The largest write whose data goes to NVRAM where nothing else was said: those for which a device
+/// takes hardly longer than for a sector, so that what counts is its latency.
+const NVRAM_WRITE_MAX: u64 = 16 << 10;
 
 /// Flags that say which NVRAM, and how it is used.
 #[derive(clap::Args)]
@@ -109,7 +118,12 @@ pub async fn place(
         info!(nvram = %path.display(), "the flags are in NVRAM from now on");
     }
     let part = relocate::bound_part(env, first(members), &nvram).await?;
-    Ok((Some(part), FlagsReport::nvram(path, nvram.persistence())))
+    let write_max = match (args.nvram_write_max, nvram.persistence()) {
+        (Some(Size(given)), _) => given,
+        (None, Persistence::Dax | Persistence::TrustedMemory) => NVRAM_WRITE_MAX,
+        (None, Persistence::DirectIo) => 0,
+    };
+    Ok((Some(part), FlagsReport::nvram(path, nvram.persistence(), write_max)))
 }
 
 /// Refuses what contradicts flags at the metadata server.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use serde_json::Value;
 
-use super::journal::{Entry, transaction};
+use super::groups;
+use super::journal::Entry;
 use super::status::Report;
 use super::volumes;
 use crate::env::os::OsEnv;
@@ -146,10 +147,12 @@ impl Target {
                 let groups = self.0.unit.linked_groups().into_iter().map(Entry::from);
                 serde_json::to_value(groups.collect::<Vec<_>>()).map_err(|error| error.to_string())
             }
-            Request::Commit { group: Some(name), .. } => {
+            Request::Group(request) => groups::carry_out(&self.0.unit, request).await,
+            Request::Commit { group: Some(group), .. } => {
+                let cut = self.0.unit.cut(&group).await;
                 let cut =
-                    self.0.unit.commit_group(&name).await.map_err(|error| error.to_string())?;
-                Ok(cut.map_or(Value::Null, |cut| Value::String(transaction(cut))))
+                    cut.ok_or_else(|| format!("this target has no volume of group {group}"))?;
+                cut.map(|cut| Value::String(cut.to_string())).map_err(|error| error.to_string())
             }
             Request::Commit { volume, group: None } => {
                 let volume = self.find(volume.as_deref())?;

@@ -81,9 +81,10 @@ fn totals(out: &mut Lines, now: &Snapshot) {
     let written = now.device_bytes_written;
     out.line("clients wrote", &Size(now.client_bytes_written).to_string());
     let devices = format!(
-        "{} (data {}, copies {}, metadata {})",
+        "{} (data {}, destaged {}, copies {}, metadata {})",
         Size(written.total()),
         Size(written.data),
+        Size(written.destaged),
         Size(written.copies),
         Size(written.metadata)
     );
@@ -207,7 +208,7 @@ mod tests {
         now.waiting.extents = 3;
         now.rates = Rates { over_s: 5.0, writes: 1234.4, ..Rates::default() };
         now.requests.failed = 17;
-        report.flags = FlagsReport::nvram(Path::new("/n"), Persistence::TrustedMemory);
+        report.flags = FlagsReport::nvram(Path::new("/n"), Persistence::TrustedMemory, 4096);
         let text = text(&report);
         for part in [
             "pool-id",
@@ -216,6 +217,7 @@ mod tests {
             "serving",
             "p99.9",
             "nvram, /n",
+            "with the data of writes up to 4.0 KiB",
             "LOST",
             "9.0 MiB of 10.0 MiB used, 90%, beyond the mark of 80% (9 of 10 extents)",
             "3 requests wait for journal space",

@@ -13,6 +13,7 @@ use super::control::ControlArgs;
 use super::mds_overview::ServerReport;
 use super::network::{self, MdsArgs};
 use super::overview;
+use super::values::Size;
 use crate::env::Moment;
 use crate::env::os::nvram::Persistence;
 use crate::follow::FollowStatus;
@@ -93,6 +94,9 @@ pub struct FlagsReport {
     pub persistence: Option<String>,
     /// Whether it is durable only as far as memory is.
     pub memory_trusted: bool,
+    /// The largest write whose data goes there too, in bytes; zero: none.
+    #[serde(default)]
+    pub write_max: u64,
 }
 
 impl FlagsReport {
@@ -107,12 +111,13 @@ impl FlagsReport {
     }
 
     /// In NVRAM.
-    pub fn nvram(path: &Path, persistence: Persistence) -> Self {
+    pub fn nvram(path: &Path, persistence: Persistence, write_max: u64) -> Self {
         Self {
             place: "nvram".to_owned(),
             nvram: Some(path.display().to_string()),
             persistence: Some(persistence.to_string()),
             memory_trusted: persistence == Persistence::TrustedMemory,
+            write_max,
         }
     }
 
@@ -122,6 +127,10 @@ impl FlagsReport {
         for more in [&self.nvram, &self.persistence].into_iter().flatten() {
             text.push_str(", ");
             text.push_str(more);
+        }
+        if self.write_max > 0 {
+            text.push_str(", with the data of writes up to ");
+            text.push_str(&Size(self.write_max).to_string());
         }
         if self.memory_trusted {
             text.push_str(": LOST with the machine's power unless its memory survives");

@@ -27,7 +27,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::ids::{Incarnation, PoolId, Sequence};
-use super::record::{NONE, Record};
+use super::record::{NONE, Payload, Record};
 use crate::mutants::{Mutant, mutated};
 
 /// Bytes of a journal slot.
@@ -46,6 +46,16 @@ pub struct TransactionId {
     pub incarnation: Incarnation,
     /// Counts the coordinator's transactions within that start.
     pub number: u64,
+}
+
+impl std::fmt::Display for TransactionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let TransactionId { coordinator, incarnation, number } = self;
+        match *coordinator {
+            u32::MAX => write!(f, "mds-{incarnation}-{number}"),
+            unit => write!(f, "unit{unit}-{incarnation}-{number}"),
+        }
+    }
 }
 
 /// How far a group's transaction has come (design section 5).
@@ -225,6 +235,14 @@ impl Group {
         assert!(records.is_empty(), "every record is in a part");
     }
 
+    /// Where the payload of its records is, in their order.
+    pub fn payload(&self) -> impl Iterator<Item = Payload> {
+        self.records.iter().filter_map(|record| match record {
+            Record::Place { payload, .. } => *payload,
+            _ => None,
+        })
+    }
+
     fn raw_head(&self) -> RawHead {
         RawHead {
             coordinator: U32::new(self.transaction.coordinator),
@@ -361,6 +379,11 @@ impl Head {
             records: raw.records.get() as usize,
         })
     }
+}
+
+/// Whether the bytes of a slot begin as those of a part do.
+pub fn begins_as_part(slot: &[u8]) -> bool {
+    slot.starts_with(&MAGIC)
 }
 
 fn part_crc(pool: PoolId, bytes: &[u8]) -> u32 {

@@ -58,13 +58,21 @@ impl Binding {
     }
 }
 
-/// Where the bytes of a run of blocks lie while they are still in the journal.
+/// Where the bytes of a block, or a slot's worth of them, lie while they are still in the journal.
+/// A block of more than a slot has a record for each of its slots, one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload {
-    /// The first journal slot; the following blocks are in the following slots.
+    /// The journal slot.
     pub slot: u32,
-    /// CRC32C of the bytes.
+    /// CRC32C of all that is in the slot.
     pub crc: u32,
+    /// The first byte is inverted: or the slot would begin as a part of a group does.
+    pub veiled: bool,
+}
+
+impl Payload {
+    /// That a block's bytes will be in the journal, before it is known where.
+    pub const UNPLACED: Payload = Payload { slot: NONE - 1, crc: 0, veiled: false };
 }
 
 /// One record.
@@ -125,7 +133,8 @@ struct RawPlace {
     location: u8,
     first: U16,
     count: U16,
-    zero: [u8; 2],
+    veiled: u8,
+    zero: u8,
     pair: U32,
     generation: U32,
     payload_slot: U32,
@@ -150,6 +159,12 @@ impl Record {
     ) -> Record {
         let (first, count) = (run.start as u16, run.len() as u16);
         Record::Place { pair, generation, first, count, location, payload: None }
+    }
+
+    /// A block of a pair, the side that its contents belong to, and that they are in the journal.
+    pub fn kept(pair: PairId, generation: Generation, block: usize, location: Location) -> Record {
+        let payload = Some(Payload::UNPLACED);
+        Record::Place { pair, generation, first: block as u16, count: 1, location, payload }
     }
 
     /// The pair that the record names, where it names one.
@@ -197,7 +212,8 @@ impl Record {
                     location: location_field(location),
                     first: U16::new(first),
                     count: U16::new(count),
-                    zero: [0; 2],
+                    veiled: payload.is_some_and(|p| p.veiled).into(),
+                    zero: 0,
                     pair: U32::new(pair.0),
                     generation: U32::new(generation.0),
                     payload_slot: U32::new(payload.map_or(NONE, |p| p.slot)),
@@ -232,8 +248,11 @@ impl Record {
                 if count == 0 || usize::from(first) + usize::from(count) > BLOCKS_MAX {
                     return None;
                 }
-                let payload = (raw.payload_slot.get() != NONE)
-                    .then(|| Payload { slot: raw.payload_slot.get(), crc: raw.payload_crc.get() });
+                let payload = parse_payload(raw)?;
+                // A slot has the bytes of one block.
+                if payload.is_some() && count != 1 {
+                    return None;
+                }
                 let record = Record::Place {
                     pair: PairId(raw.pair.get()),
                     generation: Generation(raw.generation.get()),
@@ -297,6 +316,16 @@ pub(super) fn parse_extent(field: U32) -> Option<ExtentId> {
     (field.get() != NONE).then(|| ExtentId(field.get()))
 }
 
+/// Where a block's bytes are in the journal, if they are; `None` where that cannot be.
+fn parse_payload(raw: &RawPlace) -> Option<Option<Payload>> {
+    let (slot, crc) = (raw.payload_slot.get(), raw.payload_crc.get());
+    match (slot, raw.veiled) {
+        (NONE, 0) => Some(None),
+        (NONE, _) | (_, 2..) => None,
+        (_, veiled) => Some(Some(Payload { slot, crc, veiled: veiled == 1 })),
+    }
+}
+
 fn location_field(location: Location) -> u8 {
     match location {
         Location::Unused => 2,
@@ -343,14 +372,19 @@ pub(crate) mod tests {
                 },
             });
         let location = prop_oneof![Just(Location::Unused), slot().prop_map(Location::At)];
-        let payload =
-            prop::option::of((0..NONE, any::<u32>()).prop_map(|(slot, crc)| Payload { slot, crc }));
+        let payload = prop::option::of(
+            (0..NONE, any::<u32>(), any::<bool>()).prop_map(|(slot, crc, veiled)| Payload {
+                slot,
+                crc,
+                veiled,
+            }),
+        );
         let place = (any::<u32>(), any::<u32>(), 0..256_u16, 1..=256_u16, location, payload)
             .prop_map(|(pair, generation, first, count, location, payload)| Record::Place {
                 pair: PairId(pair),
                 generation: Generation(generation),
                 first,
-                count: count.min(256 - first),
+                count: if payload.is_some() { 1 } else { count.min(256 - first) },
                 location,
                 payload,
             });

@@ -14,6 +14,8 @@ use crate::mutants::{Mutant, mutated};
 pub struct Linked {
     /// The slots of its parts, the head's first.
     pub slots: Vec<u32>,
+    /// The slots of its payload.
+    pub payload: Vec<u32>,
     /// Where the next group is.
     pub link: Link,
     /// Its transaction.
@@ -31,6 +33,11 @@ pub struct Linked {
 }
 
 impl Linked {
+    /// Whether anything of it is in a slot.
+    pub fn holds(&self, slot: u32) -> bool {
+        self.slots.contains(&slot) || self.payload.contains(&slot)
+    }
+
     /// Whether a recovery would apply it, now or when it is decided. What was aborted it passes
     /// over, so that this may go, or stay, whatever others do.
     fn has_effect(&self) -> bool {
@@ -101,7 +108,7 @@ impl List {
                     kept.entry(*pair).or_insert(sequence);
                 }
             }
-            let slots = linked.slots.len();
+            let slots = linked.slots.len() + linked.payload.len();
             Shown { sequence, transaction, domain, state, slots, bytes, published, follows }
         };
         self.iter().map(show).collect()
@@ -123,10 +130,15 @@ impl List {
         linked.published = true;
     }
 
+    /// The slots that hold payload.
+    pub fn payload_slots(&self) -> usize {
+        self.groups.values().map(|linked| linked.payload.len()).sum()
+    }
+
     /// The groups, ascending, that may go once their effect is durable in the home: all that are
-    /// published, but for those that follow a group of the same pair that stays; and all that were
-    /// aborted. One that is not decided stays.
-    pub fn unlinkable(&self) -> Vec<Sequence> {
+    /// published and whose payload is not `needed` any more, but for those that follow a group of
+    /// the same pair that stays; and all that were aborted. One that is not decided stays.
+    pub fn unlinkable(&self, needed: impl Fn(Sequence) -> bool) -> Vec<Sequence> {
         let mut kept = BTreeSet::new();
         let mut chosen = Vec::new();
         for (sequence, linked) in self.iter() {
@@ -135,7 +147,7 @@ impl List {
                 continue;
             }
             let follows = names_any(linked, &kept) && !mutated(Mutant::NewerUnlinkedFirst);
-            if !linked.has_effect() || linked.published && !follows {
+            if !linked.has_effect() || linked.published && !needed(sequence) && !follows {
                 chosen.push(sequence);
             } else {
                 kept.extend(linked.pairs.iter().copied());
@@ -193,7 +205,7 @@ impl List {
             }
         }
         let gone = chosen.iter().filter_map(|sequence| self.groups.remove(sequence));
-        gone.flat_map(|linked| linked.slots).collect()
+        gone.flat_map(|linked| linked.slots.into_iter().chain(linked.payload)).collect()
     }
 }
 
@@ -218,6 +230,7 @@ mod tests {
         for n in 1..=groups {
             list.append(Linked {
                 slots: vec![n as u32 * 10],
+                payload: Vec::new(),
                 link: link(n + 1),
                 transaction,
                 domain: 0,
@@ -293,11 +306,11 @@ mod tests {
         let mut list = list(3, |n| vec![PairId(n as u32 % 2)]);
         let doubt = list.groups.get_mut(&Sequence(1)).unwrap();
         (doubt.state, doubt.published) = (GroupState::Prepared, false);
-        assert_eq!(list.unlinkable(), [Sequence(2)]);
+        assert_eq!(list.unlinkable(|_| false), [Sequence(2)]);
         assert!(!list.may_unlink(&[Sequence(1)]));
         assert_eq!(list.show()[2].follows, Some(Sequence(1)));
         list.set_state(Sequence(1), GroupState::Aborted);
-        assert_eq!(list.unlinkable(), [1, 2, 3].map(Sequence));
+        assert_eq!(list.unlinkable(|_| false), [1, 2, 3].map(Sequence));
         assert!(list.may_unlink(&[Sequence(3)]), "what was aborted may stay, too");
         assert_eq!(list.show()[2].follows, None);
     }
@@ -306,23 +319,24 @@ mod tests {
         /// Goal: whichever groups are published, all of those go that may, and no others.
         #[test]
         fn everything_goes_that_may(
-            pairs in prop::collection::vec((0_u32..4, any::<bool>()), 0..10),
+            pairs in prop::collection::vec((0_u32..4, any::<bool>(), any::<bool>()), 0..10),
         ) {
             let mut list = list(pairs.len() as u64, |n| vec![PairId(pairs[n as usize - 1].0)]);
-            for (linked, (_, published)) in list.groups.values_mut().zip(&pairs) {
+            for (linked, (_, published, _)) in list.groups.values_mut().zip(&pairs) {
                 linked.published = *published;
             }
-            let chosen = list.unlinkable();
+            let chosen = list.unlinkable(|sequence| pairs[sequence.0 as usize - 1].2);
             prop_assert!(list.may_unlink(&chosen));
-            for (i, (_, published)) in pairs.iter().enumerate() {
+            for (i, (_, published, needed)) in pairs.iter().enumerate() {
                 let sequence = Sequence(i as u64 + 1);
+                let may = *published && !needed;
                 let Err(at) = chosen.binary_search(&sequence) else {
-                    prop_assert!(*published);
+                    prop_assert!(may);
                     continue;
                 };
                 let mut more = chosen.clone();
                 more.insert(at, sequence);
-                prop_assert!(!published || !list.may_unlink(&more));
+                prop_assert!(!may || !list.may_unlink(&more));
             }
         }
     }

@@ -15,8 +15,10 @@
 //! - **Space**: an append that finds no room waits for an unlink; [`Journal::crowded`] tells the
 //!   unit in time that one is wanted. Half of the journal holds any two groups, so that an append
 //!   that waits always waits for a group that can be unlinked. The caller keeps groups within
-//!   [`Journal::group_bytes_max`], of which two fit at least.
+//!   [`Journal::group_bytes_max`], of which two fit at least, and payload ([`payload`]), that of
+//!   linked groups included, within [`Journal::payload_room`].
 
+mod carry;
 pub mod decide;
 mod error;
 pub mod identity;
@@ -25,6 +27,7 @@ pub mod layout;
 mod list;
 mod open;
 mod pages;
+pub mod payload;
 pub mod place;
 pub mod relocate;
 mod replay;
@@ -40,8 +43,9 @@ use tokio::sync::{Mutex, Notify};
 pub use error::JournalError;
 pub use layout::RegionLayout;
 use list::{Linked, List};
-pub use open::{Opened, RecoveredGroup};
+pub use open::{Opened, Payloads, RecoveredGroup};
 use pages::PageStore;
+use payload::Bytes;
 pub use replay::replay;
 use slots::Slots;
 
@@ -65,7 +69,7 @@ pub struct Journal<R: Region> {
     unit: UnitId,
     incarnation: Incarnation,
     inner: RefCell<Inner>,
-    append_work: Mutex<Buf>,
+    append_work: Mutex<AppendWork>,
     page_work: Mutex<PageWork>,
     room: Notify,
     crowded: Notify,
@@ -79,6 +83,11 @@ struct Inner {
     status: Vec<Option<StatusEntry>>,
     failed: Option<Arc<str>>,
     transactions: u64,
+}
+
+struct AppendWork {
+    parts: Buf,
+    payload: Buf,
 }
 
 struct PageWork {
@@ -135,9 +144,10 @@ impl<R: Region> Journal<R> {
             return Ok(());
         }
         let inner = self.inner.borrow();
-        let linked = inner.list.iter().flat_map(|(_, linked)| linked.slots.iter().copied());
+        let linked = inner.list.iter();
+        let linked = linked.flat_map(|(_, linked)| linked.slots.iter().chain(&linked.payload));
         let mut taken = BTreeSet::new();
-        for slot in linked.chain([inner.list.tail().slot]) {
+        for slot in linked.copied().chain([inner.list.tail().slot]) {
             if inner.slots.is_free(slot) {
                 return Err(format!("journal slot {slot} is free, and a group is in it"));
             }
@@ -183,22 +193,40 @@ impl<R: Region> Journal<R> {
         }
     }
 
-    /// Appends a group; when this returns it is durable and linked. The caller applies its effect
-    /// and then says so by [`Journal::publish`].
+    /// So many slots may hold payload.
+    pub fn payload_slots_max(&self) -> usize {
+        payload::payload_slots_max(self.layout.slots)
+    }
+
+    /// So many more slots may hold payload.
+    pub fn payload_room(&self) -> usize {
+        let held = self.inner.borrow().list.payload_slots();
+        self.payload_slots_max().checked_sub(held).expect("payload within its share")
+    }
+
+    /// Appends a group, with the bytes of those blocks whose records have payload, in their order;
+    /// when this returns all of it is durable and linked, by one persist where the payload is small
+    /// ([`payload`]). The caller applies the effect and then says so by [`Journal::publish`].
     pub async fn append(
         &self,
         domain: u32,
         transaction: TransactionId,
         state: GroupState,
         records: Vec<Record>,
+        blocks: Vec<Bytes>,
     ) -> Result<Sequence, JournalError> {
+        let (mut records, payload) = payload::expand(records, &blocks);
         let bytes: usize = records.iter().map(Record::stored_len).sum();
         assert!(bytes <= self.group_bytes_max(), "a group of {bytes} bytes is too large");
         let parts = Parts::of(&records);
         // One append at a time: the tail that this group goes to is the last group's link.
         let mut work = self.append_work.lock().await;
-        let more = self.take_slots(parts.count()).await?;
+        let mut more = self.take_slots(parts.count() + payload.len()).await?;
+        assert!(payload.len() <= self.payload_room(), "payload beyond its share of the journal");
         let tail = self.inner.borrow().list.tail();
+        let held = more.split_off(parts.count());
+        let payload_pieces =
+            self.lay_payload(&mut work.payload, &payload, &held, &mut records).await?;
         let (next, rest) = more.split_last().expect("at least the next tail was taken");
         let mut slots = vec![tail.slot];
         slots.extend_from_slice(rest);
@@ -209,12 +237,15 @@ impl<R: Region> Journal<R> {
         let incarnation = self.incarnation;
         let sequence = tail.sequence;
         let group = Group { sequence, incarnation, transaction, domain, state, link, records };
-        group.store(self.pool, &parts, &slots, work.as_mut_slice());
-        let pieces = self.part_pieces(&mut work, &parts, &slots);
+        group.store(self.pool, &parts, &slots, work.parts.as_mut_slice());
+        let mut pieces = self.part_pieces(&mut work.parts, &parts, &slots);
+        pieces.extend(payload_pieces);
         self.persist(pieces).await?;
         let mut inner = self.inner.borrow_mut();
+        let payload = held;
         let published = false;
-        let linked = Linked { slots, link, transaction, domain, bytes, state, pairs, published };
+        let linked =
+            Linked { slots, payload, link, transaction, domain, bytes, state, pairs, published };
         let at = inner.list.append(linked);
         assert_eq!(at, sequence, "nothing else was appended meanwhile");
         Ok(sequence)
@@ -235,6 +266,34 @@ impl<R: Region> Journal<R> {
             }
             room.await;
         }
+    }
+
+    /// Lays payload out for its slots and notes in the records where it is; persists what the
+    /// buffer has no room for, and returns the writes of the rest.
+    async fn lay_payload(
+        &self,
+        work: &mut Buf,
+        payload: &[payload::Piece],
+        slots: &[u32],
+        records: &mut [Record],
+    ) -> Result<Vec<(u64, View)>, JournalError> {
+        let batch = work.len() / SLOT_BYTES;
+        let mut writes: Vec<(u64, View)> = Vec::new();
+        for (pieces, slots) in payload.chunks(batch).zip(slots.chunks(batch)) {
+            // What comes before is persisted by itself: nothing names it yet.
+            if !writes.is_empty() {
+                self.persist(std::mem::take(&mut writes)).await?;
+            }
+            let out = work.as_mut_slice().chunks_mut(SLOT_BYTES);
+            for ((piece, &slot), out) in pieces.iter().zip(slots).zip(out) {
+                piece.store(slot, out, records);
+            }
+            for (i, run) in runs(slots) {
+                let view = work.view(i * SLOT_BYTES..(i + run.len()) * SLOT_BYTES);
+                writes.push((self.layout.slot_at(run.start), view));
+            }
+        }
+        Ok(writes)
     }
 
     /// The writes of a group's parts, in whole sectors, neighbours joined.
@@ -288,9 +347,10 @@ impl<R: Region> Journal<R> {
         }
     }
 
-    /// The groups that may be unlinked once the home holds their effect.
-    pub fn unlinkable(&self) -> Vec<Sequence> {
-        self.inner.borrow().list.unlinkable()
+    /// The groups that may be unlinked once the home holds their effect: none whose payload is
+    /// `needed`.
+    pub fn unlinkable(&self, needed: impl Fn(Sequence) -> bool) -> Vec<Sequence> {
+        self.inner.borrow().list.unlinkable(needed)
     }
 
     /// Unlinks groups (ascending), whose effect must be durable in the home already; any of them,
@@ -302,7 +362,8 @@ impl<R: Region> Journal<R> {
             let inner = &mut *guard;
             if mutated(Mutant::SlotsReusedEarly) {
                 let gone = inner.list.iter().filter(|(sequence, _)| chosen.contains(sequence));
-                let slots: Vec<u32> = gone.flat_map(|(_, of)| of.slots.clone()).collect();
+                let slots: Vec<u32> =
+                    gone.flat_map(|(_, of)| [&of.slots[..], &of.payload].concat()).collect();
                 inner.slots.give(&slots);
                 self.room.notify_waiters();
             }
@@ -383,6 +444,18 @@ impl<R: Region> Journal<R> {
         self.bytes_written.set(self.bytes_written.get() + bytes as u64);
         self.latch(written)
     }
+}
+
+/// Slots that follow on each other, as runs, each with the place of its first.
+fn runs(slots: &[u32]) -> Vec<(usize, std::ops::Range<u32>)> {
+    let mut found: Vec<(usize, std::ops::Range<u32>)> = Vec::new();
+    for (i, &slot) in slots.iter().enumerate() {
+        match found.last_mut() {
+            Some((_, run)) if run.end == slot => run.end += 1,
+            _ => found.push((i, slot..slot + 1)),
+        }
+    }
+    found
 }
 
 impl Inner {

@@ -13,13 +13,14 @@ use tokio::sync::{Mutex, Notify};
 use super::layout::{HEADER_PAGE, PageRuns, RegionLayout};
 use super::list::{Linked, List};
 use super::pages::{PageStore, read_what_can_be};
+use super::payload::{self, DECIDED, Held, slot_crc};
 use super::slots::Slots;
-use super::{Inner, Journal, JournalError, PageWork, append_work_bytes};
+use super::{AppendWork, Inner, Journal, JournalError, PageWork, append_work_bytes};
 use crate::env::{Env, Region};
 use crate::format::group::{Group, GroupState, Link, Part, SLOT_BYTES, TransactionId};
 use crate::format::header::{HEADER_MAGIC, RegionHeader};
 use crate::format::home::{HOME_MAGIC, LINES_PER_PAGE, Line};
-use crate::format::ids::{Incarnation, PoolId, Sequence, UnitId};
+use crate::format::ids::{Incarnation, PairId, PoolId, Sequence, UnitId};
 use crate::format::record::Record;
 use crate::format::status::{ROOT, STATUS_MAGIC, StatusEntry, entries_per_page};
 use crate::mutants::{Mutant, mutated};
@@ -54,7 +55,14 @@ pub struct Opened<R: Region> {
     /// The linked groups, oldest first. Their effects are still to be applied to the lines: but of
     /// those that are prepared only when the coordinator has said so ([`Opened::take_doubts`]).
     pub groups: Vec<RecoveredGroup>,
+    /// The blocks whose contents are in the journal alone: those of decided groups, and those of
+    /// groups in doubt.
+    pub payload: [Payloads; 2],
 }
+
+/// Blocks whose contents are in the journal alone, each with its bytes, and zeros up to whole
+/// slots.
+pub type Payloads = BTreeMap<(PairId, u16), (Held, Vec<u8>)>;
 
 impl<R: Region> Opened<R> {
     /// Takes the groups whose transaction is in doubt out of the others. Nothing else that is
@@ -84,6 +92,8 @@ pub(super) struct Survey {
 /// What is in all slots.
 pub(super) struct Scan {
     parts: BTreeMap<u32, Part>,
+    /// The checksum of each slot as payload; none where it cannot be read.
+    crcs: Vec<u32>,
 }
 
 /// What a new region begins with.
@@ -178,6 +188,22 @@ impl Survey {
         })
     }
 
+    /// Reads the blocks whose contents are in the journal alone, of groups in one of these states.
+    pub async fn payload<E: Env, R: Region>(
+        &self,
+        env: &E,
+        region: &R,
+        work: &mut Buf,
+        of: &[GroupState],
+    ) -> Result<Payloads, JournalError> {
+        let mut payload = Payloads::new();
+        for (block, held) in payload::held(&self.groups, of) {
+            let bytes = payload::load(env, region, &self.layout, &held, work).await?;
+            payload.insert(block, (held, bytes));
+        }
+        Ok(payload)
+    }
+
     /// The sequence of the next group.
     pub fn next_sequence(&self) -> Sequence {
         self.list.tail().sequence
@@ -212,24 +238,44 @@ impl<R: Region> Journal<R> {
         beginning.write(region, pool, buffers).await
     }
 
-    /// Opens the journal that is in a region: see the module. Everything that can be read must be
-    /// durable already ([`Region::flush`]).
+    /// The last start of a unit, as the header in its region has it. Writes nothing.
+    pub async fn last_start<E: Env>(
+        env: &E,
+        region: &R,
+        pool: PoolId,
+    ) -> Result<Incarnation, JournalError> {
+        let mut work = env.buffers().acquire(PAGE_WORK).await;
+        let (_, header) = load_header(env, region, pool, &mut work).await?;
+        Ok(header.incarnation)
+    }
+
+    /// Opens the journal that is in a region, as a start after all of the unit: see the module.
+    /// Everything that can be read must be durable already ([`Region::flush`]).
     pub async fn open<E: Env>(
         env: &E,
         region: R,
         pool: PoolId,
-        unit: UnitId,
+        (unit, start): (UnitId, Incarnation),
         pairs: u32,
     ) -> Result<Opened<R>, JournalError> {
         let buffers = env.buffers();
         let mut work = buffers.acquire(PAGE_WORK).await;
         let survey = Survey::read(env, &region, pool, unit, pairs, &mut work).await?;
+        let payload = [
+            survey.payload(env, &region, &mut work, &DECIDED).await?,
+            survey.payload(env, &region, &mut work, &[GroupState::Prepared]).await?,
+        ];
         let Survey { header, layout, list, lines, groups, status, .. } = survey;
+        if header.incarnation >= start {
+            let found =
+                format!("start {} was counted there before start {start}", header.incarnation);
+            return Err(JournalError::Foreign(found));
+        }
         if !mutated(Mutant::InvalidationSkipped) {
             invalidate(&region, &layout, list.tail().slot, &mut work).await?;
         }
         let kept = mutated(Mutant::IncarnationKept);
-        let incarnation = if kept { header.incarnation } else { header.next_incarnation() };
+        let incarnation = if kept { header.incarnation } else { start };
         let next = RegionHeader { incarnation, ..header };
         let mut header_page = survey.header_page;
         header_page
@@ -237,9 +283,13 @@ impl<R: Region> Journal<R> {
             .await
             .map_err(failed)?;
         let mut slots = Slots::new(layout.slots);
-        list.iter().flat_map(|(_, linked)| &linked.slots).for_each(|slot| slots.take_one(*slot));
+        let taken = list.iter().flat_map(|(_, linked)| linked.slots.iter().chain(&linked.payload));
+        taken.for_each(|slot| slots.take_one(*slot));
         slots.take_one(list.tail().slot);
-        let append_work = buffers.acquire(append_work_bytes(layout.slots)).await;
+        let append_work = AppendWork {
+            parts: buffers.acquire(append_work_bytes(layout.slots)).await,
+            payload: buffers.acquire(payload::PAYLOAD_WORK).await,
+        };
         let page_work =
             PageWork { buf: work, status: survey.status_store, home: survey.home_store };
         let inner = Inner { list, slots, status, failed: None, transactions: 0 };
@@ -256,7 +306,7 @@ impl<R: Region> Journal<R> {
             crowded: Notify::new(),
             bytes_written: Cell::new(0),
         };
-        Ok(Opened { journal, lines, groups })
+        Ok(Opened { journal, lines, groups, payload })
     }
 }
 
@@ -347,6 +397,7 @@ pub(super) async fn scan_slots<E: Env, R: Region>(
 ) -> Result<Scan, JournalError> {
     let batch = (work.len() / SLOT_BYTES) as u32;
     let mut parts = BTreeMap::new();
+    let mut crcs = Vec::with_capacity(layout.slots as usize);
     for first in (0..layout.slots).step_by(batch as usize) {
         let count = batch.min(layout.slots - first);
         let bytes = count as usize * SLOT_BYTES;
@@ -357,14 +408,20 @@ pub(super) async fn scan_slots<E: Env, R: Region>(
             if let Some(part) = Part::parse(slot, pool) {
                 parts.insert(first + i as u32, part);
             }
+            crcs.push(slot_crc(slot));
         }
     }
-    Ok(Scan { parts })
+    Ok(Scan { parts, crcs })
 }
 
 impl Scan {
     fn group_at(&self, slot: u32) -> Option<(Group, Vec<u32>)> {
-        Group::assemble(slot, |slot| self.parts.get(&slot))
+        let (group, slots) = Group::assemble(slot, |slot| self.parts.get(&slot))?;
+        let arrived = |slot: u32, crc| {
+            self.crcs.get(slot as usize) == Some(&crc) || mutated(Mutant::PayloadCrcIgnored)
+        };
+        let whole = group.payload().all(|payload| arrived(payload.slot, payload.crc));
+        whole.then_some((group, slots))
     }
 
     /// Follows the links from the root; see the module.
@@ -394,11 +451,22 @@ impl Scan {
             if link.sequence <= group.sequence {
                 return damaged(format!("group {} links backward", group.sequence));
             }
+            let payload = group.payload().map(|payload| payload.slot).collect();
             let number = group.sequence;
             let Group { transaction, domain, records, .. } = group;
             let bytes = records.iter().map(Record::stored_len).sum();
             let published = false;
-            let found = Linked { slots, link, transaction, domain, bytes, state, pairs, published };
+            let found = Linked {
+                slots,
+                payload,
+                link,
+                transaction,
+                domain,
+                bytes,
+                state,
+                pairs,
+                published,
+            };
             linked.insert(number, found);
             let sequence = at.sequence;
             groups.push(RecoveredGroup { sequence, transaction, domain, state, records });
@@ -417,7 +485,7 @@ impl Scan {
             return damaged(format!("the list ends in slot {}, which there is not", at.slot));
         }
         // The next group goes there, and what lies there is wiped before: never a linked one.
-        if linked.values().any(|group: &Linked| group.slots.contains(&at.slot)) {
+        if linked.values().any(|group: &Linked| group.holds(at.slot)) {
             return damaged(format!("the list ends in slot {}, which a group is in", at.slot));
         }
         if at.sequence.0 > SEQUENCE_MAX {

@@ -3,8 +3,11 @@
 use std::io;
 use std::rc::Rc;
 
+use futures_util::FutureExt as _;
+
 use super::*;
 use crate::env::sim::{DiskShape, Faults, Limit, Machine, Shape};
+use crate::format::blocks::Location;
 use crate::format::group::{Parts, TransactionId};
 use crate::format::home::HOME_PAGE;
 use crate::format::ids::{ExtentId, Generation, LogicalExtent, Slot, VolumeId};
@@ -82,7 +85,11 @@ fn opened(
     let layout = RegionLayout::compute(len, PAIRS, 512).expect("there is room: it was formatted");
     change(&mut region, &layout);
     let handle = env.clone();
-    let opening = async move { Journal::open(&handle, region, POOL, unit, pairs).await };
+    let opening = async move {
+        let last = Journal::last_start(&handle, &region, POOL).await?;
+        let start = (unit, Incarnation(last.0 + 1));
+        Journal::open(&handle, region, POOL, start, pairs).await
+    };
     env.run(LIMIT, opening).expect("opening comes to an end")
 }
 
@@ -194,7 +201,7 @@ fn walk(
     status[0] = Some(StatusEntry { of: ROOT, state: GroupState::Done, link: link(9, 77) });
     entries.iter().for_each(|(slot, entry)| status[*slot as usize + 1] = Some(*entry));
     let parts = groups.iter().map(|&(slot, sequence, next)| (slot, part(sequence, slot, next)));
-    match (Scan { parts: parts.collect() }).walk(&status) {
+    match (Scan { parts: parts.collect(), crcs: Vec::new() }).walk(&status) {
         Ok((_, found)) => Ok(found.iter().map(|group| (group.sequence.0, group.state)).collect()),
         Err(JournalError::Damaged(what)) => Err(what),
         Err(other) => panic!("{other}"),
@@ -234,5 +241,71 @@ fn links_are_followed_as_last_changed() {
         let lost = [(9, 77, link(10, 78)), (20, newer, link(21, newer + 1))];
         let what = walk(&lost, &[]).expect_err("a group is lost");
         assert!(what.contains(&format!("group {newer} in slot 20 is newer")), "{what}");
+    }
+}
+
+/// A new region with a group that has the data of these blocks, as bytes; and the slots of it.
+fn with_data(blocks: &[Vec<u8>]) -> (Vec<u8>, Vec<u32>) {
+    let Opened { journal, .. } = opened(LEN, UNIT, PAIRS, |_, _| ()).expect("a new region");
+    let (pair, location) = (PairId(0), Location::At(Slot::Zero));
+    let binding = Binding {
+        generation: Generation(1),
+        owner: Some((VolumeId(1), LogicalExtent(0))),
+        extents: [Some(ExtentId(0)), None],
+        data_slot: Slot::Zero,
+    };
+    let places =
+        (0..blocks.len()).map(|block| Record::kept(pair, Generation(1), 2 * block, location));
+    let records = [Record::Binding { pair, binding }].into_iter().chain(places).collect();
+    let data = blocks.iter().map(|block| block.as_slice().into()).collect();
+    let transaction = journal.local_transaction();
+    let append = journal.append(0, transaction, GroupState::Committed, records, data);
+    append.now_or_never().expect("memory does not wait").expect("memory does not fail");
+    let payload =
+        journal.inner.borrow().list.iter().flat_map(|(_, of)| of.payload.clone()).collect();
+    let bytes = journal.region.bytes.borrow().clone();
+    (bytes, payload)
+}
+
+/// Goal: the data of blocks is found again whatever it is, also where it looks like a group of the
+/// journal, and however many slots a block takes; and with any bit of it gone there is no group.
+#[test]
+fn a_group_is_whole_only_with_its_data() {
+    // A group that would be missed: it is newer than the end of the list.
+    let (sequence, link) = (Sequence(9), link(1, 10));
+    let transaction = TransactionId { coordinator: 1, incarnation: Incarnation(1), number: 9 };
+    let (incarnation, state, records) = (Incarnation(1), GroupState::Committed, Vec::new());
+    let group = Group { sequence, incarnation, transaction, domain: 0, state, link, records };
+    let mut other = vec![0; SLOT_BYTES];
+    group.store(POOL, &Parts::of(&[]), &[0], &mut other);
+    assert!(Part::parse(&other, POOL).is_some(), "a group as data");
+    for block in [vec![7; 512], vec![0; 4096], other, (0..16384_u32).map(|i| i as u8).collect()] {
+        let slots = block.len().div_ceil(SLOT_BYTES);
+        let blocks = [block.clone(), block.clone()];
+        let (bytes, payload) = with_data(&blocks);
+        assert_eq!(payload.len(), 2 * slots);
+        let again = |change: &dyn Fn(&mut Memory, &RegionLayout)| {
+            opened(LEN, UNIT, PAIRS, |memory, layout| {
+                memory.put(0, &bytes);
+                change(memory, layout);
+            })
+            .expect("the region is sound")
+        };
+        let found = again(&|_, _| ());
+        assert_eq!((found.groups.len(), found.payload[0].len()), (1, 2));
+        for (_, data) in found.payload[0].values() {
+            assert!(data[..block.len()] == block, "what was written is what is read");
+        }
+        assert_eq!(found.journal.check_invariants(), Ok(()));
+        for slot in payload {
+            for byte in [1, 511, 4095] {
+                let torn = again(&|memory, layout| {
+                    let at = layout.slot_at(slot) + byte;
+                    let old = memory.bytes.borrow()[at as usize];
+                    memory.put(at, &[!old]);
+                });
+                assert_eq!((torn.groups.len(), torn.payload[0].len()), (0, 0));
+            }
+        }
     }
 }

@@ -24,6 +24,7 @@ use futures_util::future::{Either, select};
 use tokio::sync::Notify;
 
 use super::decide::Shown;
+use super::payload::Bytes;
 use super::{Journal, JournalError};
 use crate::env::{Env, Region};
 use crate::format::group::{GroupState, TransactionId};
@@ -157,33 +158,39 @@ impl<E: Env, R: Region> Place<E, R> {
         }
     }
 
-    /// Appends the group of a transaction that this unit decides alone; when this returns its
-    /// effect is durable. The caller makes it so and then says so by [`Place::publish`].
+    /// Appends the group of a transaction that this unit decides alone, with the bytes of blocks
+    /// as [`Journal::append`] takes them; when this returns its effect is durable. The caller makes
+    /// it so and then says so by [`Place::publish`].
     pub async fn append(
         &self,
         domain: u32,
         records: Vec<Record>,
+        blocks: Vec<Bytes>,
     ) -> Result<Sequence, JournalError> {
         match self {
             Place::Local(journal) => {
                 let transaction: TransactionId = journal.local_transaction();
-                journal.append(domain, transaction, GroupState::Committed, records).await
+                journal.append(domain, transaction, GroupState::Committed, records, blocks).await
             }
-            Place::Server(server) => server.append(&records).await,
+            Place::Server(server) => {
+                assert!(blocks.is_empty(), "a server takes no payload");
+                server.append(&records).await
+            }
         }
     }
 
-    /// Appends the group of a transaction that others decide; when this returns it is durable, and
+    /// Appends the group of a transaction that others decide, as [`Place::append`] does; when this returns it is durable, and
     /// this unit can carry it out, or not, whatever happens.
     pub async fn prepare(
         &self,
         domain: u32,
         transaction: TransactionId,
         records: Vec<Record>,
+        blocks: Vec<Bytes>,
     ) -> Result<Sequence, JournalError> {
         match self {
             Place::Local(journal) => {
-                journal.append(domain, transaction, GroupState::Prepared, records).await
+                journal.append(domain, transaction, GroupState::Prepared, records, blocks).await
             }
             Place::Server(_) => Err(JournalError::Failed(
                 "the flags are at the metadata server, where nothing is prepared".into(),
@@ -218,10 +225,18 @@ impl<E: Env, R: Region> Place<E, R> {
         }
     }
 
-    /// The groups that may be unlinked once the home holds their effect.
-    pub fn unlinkable(&self) -> Vec<Sequence> {
+    /// So many slots may hold payload, and so many more than do.
+    pub fn payload_room(&self) -> (usize, usize) {
         match self {
-            Place::Local(journal) => journal.unlinkable(),
+            Place::Local(journal) => (journal.payload_slots_max(), journal.payload_room()),
+            Place::Server(_) => (0, 0),
+        }
+    }
+
+    /// As [`Journal::unlinkable`].
+    pub fn unlinkable(&self, needed: impl Fn(Sequence) -> bool) -> Vec<Sequence> {
+        match self {
+            Place::Local(journal) => journal.unlinkable(needed),
             Place::Server(_) => Vec::new(),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! What is moved is what a recovery would find there: the home, with the linked groups applied to
 //! it. It goes into a region that is laid out anew, so that places may differ in length and sector,
-//! and the pool need not have been stopped well.
+//! and the pool need not have been stopped well: what data is in the journal alone goes to its
+//! place on the devices first.
 //!
 //! # Contracts
 //!
@@ -24,9 +25,11 @@ use std::io;
 
 use uuid::Uuid;
 
+use super::carry::carry;
 use super::layout::{HEADER_PAGE, RegionLayout};
 use super::open::{Beginning, PAGE_WORK, Survey};
 use super::pages::read_what_can_be;
+use super::payload::DECIDED;
 use super::{JournalError, identity, replay};
 use crate::env::flags::FlagsRegion;
 use crate::env::region::DeviceRegion;
@@ -186,7 +189,7 @@ pub enum Problem {
 }
 
 /// Says where something went wrong.
-fn at<P: Into<Problem>>(place: &str) -> impl FnOnce(P) -> RelocateError {
+pub(super) fn at<P: Into<Problem>>(place: &str) -> impl FnOnce(P) -> RelocateError {
     move |problem| RelocateError::At { place: place.to_owned(), problem: problem.into() }
 }
 
@@ -281,6 +284,10 @@ pub async fn relocate<E: Env>(
     if !wanted.force {
         unit.refuse_newer(wanted.to, age).await?;
     }
+    let mut work = env.buffers().acquire(PAGE_WORK).await;
+    let payload = survey.payload(env, &source, &mut work, &DECIDED).await;
+    let payload = payload.map_err(Problem::Journal).map_err(at(source_name))?;
+    carry(pool, work, &survey.lines, payload).await?;
     let target_name = unit.name(wanted.to);
     if let Some(nvram) = wanted.to {
         identity::erase(nvram, env.buffers()).await.map_err(at(target_name))?;

@@ -34,6 +34,8 @@ pub struct Counters {
     pub device_bytes_data: Count,
     /// Blocks written by settling: taken from one side of a pair to the other.
     pub device_bytes_copies: Count,
+    /// Client data destaged: written to its place after it was committed in the journal.
+    pub device_bytes_destaged: Count,
     /// All else written: groups, home pages, superblocks, the metadata store.
     pub device_bytes_metadata: Count,
     /// Epochs hardened.

@@ -79,6 +79,9 @@ pub struct DeviceBytes {
     pub data: u64,
     /// Copies made by settling.
     pub copies: u64,
+    /// Client data that was in the journal first.
+    #[serde(default)]
+    pub destaged: u64,
     /// Everything else.
     pub metadata: u64,
 }
@@ -192,6 +195,7 @@ impl Snapshot {
         let device_bytes_written = DeviceBytes {
             data: counters.device_bytes_data.get(),
             copies: counters.device_bytes_copies.get(),
+            destaged: counters.device_bytes_destaged.get(),
             metadata: counters.device_bytes_metadata.get(),
         };
         Self {
@@ -233,7 +237,7 @@ impl Snapshot {
 impl DeviceBytes {
     /// All of them.
     pub fn total(self) -> u64 {
-        self.data.saturating_add(self.copies).saturating_add(self.metadata)
+        [self.copies, self.destaged, self.metadata].into_iter().fold(self.data, u64::saturating_add)
     }
 }
 
@@ -248,7 +252,8 @@ mod tests {
         let counters = Counters::default();
         counters.client_bytes_written.add(1000);
         counters.device_bytes_data.add(1000);
-        counters.device_bytes_copies.add(30);
+        counters.device_bytes_copies.add(20);
+        counters.device_bytes_destaged.add(10);
         counters.device_bytes_metadata.add(20);
         let gauges = Gauges {
             journal_extents_free: 7,
@@ -263,7 +268,7 @@ mod tests {
         for name in ["commits", "early_commits", "swaps", "area_commits", "blocks_copied"] {
             assert!(json[name].is_u64(), "{name}");
         }
-        for name in ["data", "copies", "metadata"] {
+        for name in ["data", "copies", "destaged", "metadata"] {
             assert!(json["device_bytes_written"][name].is_u64(), "{name}");
         }
         for name in ["read", "write", "flush", "trim", "commit"] {

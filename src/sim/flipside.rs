@@ -50,8 +50,6 @@ pub struct Flipside {
     config: Config,
     /// Whether other volumes come and go beside those that are checked.
     churn: bool,
-    /// Nobody is asked about groups at a start.
-    unled: bool,
     metadata: Metadata,
 }
 
@@ -76,7 +74,6 @@ impl Flipside {
             granule: 512,
             config,
             churn: false,
-            unled: false,
             metadata: Metadata::default(),
         }
     }
@@ -86,6 +83,21 @@ impl Flipside {
     #[must_use]
     pub fn with_nvrams(mut self, more: &[u64], begins_in: Option<usize>) -> Self {
         self.places.add_nvrams(more, begins_in);
+        self
+    }
+
+    /// The same with the data of writes of so many bytes at most in the journal, where that is not
+    /// at a server.
+    #[must_use]
+    pub fn with_payload(mut self, write_max: u64) -> Self {
+        self.config.nvram_write_max = write_max;
+        self
+    }
+
+    /// The same with one more volume, of so many bytes.
+    #[must_use]
+    pub fn with_volume(mut self, size: u64) -> Self {
+        self.volumes.push(size);
         self
     }
 
@@ -111,6 +123,13 @@ impl Flipside {
         self
     }
 
+    /// The same pool claimed by a machine of that name from the next start on.
+    #[must_use]
+    pub fn on_host(mut self, host: HostId) -> Self {
+        self.config.ownership.host = host;
+        self
+    }
+
     /// The same with a lease.
     #[must_use]
     pub fn leased(mut self, lease: Option<Duration>) -> Self {
@@ -122,13 +141,6 @@ impl Flipside {
     #[must_use]
     pub fn with_region(mut self, len: u64) -> Self {
         self.places.set_region(len);
-        self
-    }
-
-    /// The same, but that a unit has joined no groups after its start: the test says whom to ask.
-    #[must_use]
-    pub fn unled(mut self) -> Self {
-        self.unled = true;
         self
     }
 
@@ -182,7 +194,7 @@ impl Flipside {
         let granule = geometry.block_size() as usize / 4;
         let plain = Self { granule, ..Self::plain(geometry, 12, 4, size, config) };
         let small = plain.with_region(5 * REGION_ALIGN);
-        if nvram { small.with_nvrams(&[0], Some(0)) } else { small }
+        if nvram { small.with_nvrams(&[0], Some(0)).with_payload(1 << 20) } else { small }
     }
 
     /// What lies where on each disk.
@@ -279,7 +291,6 @@ impl Flipside {
             granule: rng.pick(&[512, 512, 128]),
             config,
             churn: rng.chance(250_000),
-            unled: false,
             metadata: Metadata::default(),
         }
     }
@@ -351,9 +362,7 @@ impl Flipside {
             counters: Rc::default(),
             latencies: Rc::default(),
         };
-        let recovered =
-            if self.unled { Unit::recover_alone(parts).await } else { Unit::recover(parts).await };
-        let (unit, _) = recovered.map_err(|error| error.to_string())?;
+        let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
         let others_busy = Rc::new(Cell::new(false));
         if self.churn {
             let extent = u64::from(self.geometry.extent_size());
@@ -374,6 +383,9 @@ impl Engine for Flipside {
             drawn = drawn.with_long_epochs();
         }
         drawn.config.grant = rng.pick(&[None, None, None, Some(1), Some(2), Some(8)]);
+        if drawn.places.has_nvram() {
+            drawn.config.nvram_write_max = rng.pick(&[0, 512, 4 << 10, 16 << 10, 1 << 20]);
+        }
         drawn
     }
 

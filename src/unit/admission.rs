@@ -84,6 +84,8 @@ pub struct Admitted<'a, E: Env> {
 pub enum Outcome<'a> {
     /// All of it was written.
     Written,
+    /// All of it, and these are the bytes of its blocks, is to be kept in memory for the journal.
+    Kept(&'a [u8]),
     /// Nothing of it was written.
     Nothing,
     /// Nobody can say what of it was written.
@@ -194,7 +196,8 @@ impl<E: Env> Inner<E> {
             return Err(Blocked::Doubt(Rc::clone(&state.domain_of(volume).decided)));
         }
         self.check_blocks(state, parts, ticket)?;
-        let needs = choose_targets(state, parts);
+        let slots_each = self.payload_slots(bytes).map_or(1, |_| self.slots_of_block());
+        let needs = choose_targets(state, parts, slots_each);
         self.check_room(state, volume, needs, bytes)?;
         check_turn(state, parts, ticket)?;
         check_space(state, volume, needs, ticket)?;
@@ -354,19 +357,21 @@ fn check_amount(
     if first && wanted.extents <= state.pool.available() { Ok(()) } else { Err(Blocked::Space) }
 }
 
-/// Decides where each block goes, and what that takes.
-fn choose_targets(state: &State, parts: &mut Parts) -> Needs {
+/// Decides where each block goes, and what that takes, where each written block may need a record
+/// for so many journal slots.
+fn choose_targets(state: &State, parts: &mut Parts, slots_each: usize) -> Needs {
     let mut needs = Needs::default();
     for part in parts.iter_mut() {
         let Some(pair) = part.pair else {
             part.targets[Slot::Zero.index()] = part.write;
             needs.data_areas += 1;
-            needs.record_bytes += BINDING_BYTES + PLACE_BYTES * (part.write.len() + 1);
+            needs.record_bytes += BINDING_BYTES + PLACE_BYTES * (part.write.len() * slots_each + 1);
             continue;
         };
         let map = state.pairs.line(pair).map;
         let binding = state.pairs.binding(pair);
-        let open = state.pairs.work(pair).map(|work| work.open).unwrap_or_default();
+        let work = state.pairs.work(pair);
+        let open = work.map(|work| work.open).unwrap_or_default();
         // Where all is unused already there is nothing to do; otherwise the range stays one run.
         if !part.zero.meets(open.over(map).used()) {
             part.zero = BlockSet::EMPTY;
@@ -378,8 +383,11 @@ fn choose_targets(state: &State, parts: &mut Parts) -> Needs {
         needs.journal_areas += u32::from(wants_extent);
         // Blocks that are pending in place add nothing to the group; each other one a run at most,
         // and each run of changed blocks may split another.
-        let written = open.side(Slot::Zero) | open.side(Slot::One);
-        let runs = (part.write - written).len() + part.zero.runs().count();
+        let counted = match work {
+            Some(work) if slots_each > 1 => work.payload.open.blocks(),
+            _ => open.side(Slot::Zero) | open.side(Slot::One),
+        };
+        let runs = (part.write - counted).len() * slots_each + part.zero.runs().count();
         if runs > 0 {
             needs.record_bytes += PLACE_BYTES * (runs + part.blocks().runs().count());
         }
@@ -389,6 +397,24 @@ fn choose_targets(state: &State, parts: &mut Parts) -> Needs {
     }
     parts.retain(|part| !part.blocks().is_empty());
     needs
+}
+
+/// Notes the bytes of the blocks that a part has written, where they are to be kept in memory, and
+/// drops those that were kept before.
+fn change_payload<'a>(
+    state: &mut State,
+    part: &Part,
+    open: bool,
+    kept: &mut impl Iterator<Item = &'a [u8]>,
+) {
+    let pair = part.pair.expect("an admitted part has a pair");
+    let overlay = &mut state.pairs.work_mut(pair).payload;
+    let mut dropped = part.blocks();
+    for (block, bytes) in part.write.iter().zip(kept) {
+        state.payload.keep(overlay, open, block, bytes.into());
+        dropped -= BlockSet::one(block);
+    }
+    state.payload.drop_kept(overlay, open, dropped);
 }
 
 /// Gives a part's pair the extents that it writes to. They become durable with the epoch's group.
@@ -429,9 +455,11 @@ impl<E: Env> Admitted<'_, E> {
         let mut guard = self.unit.state.borrow_mut();
         let state = &mut *guard;
         let open = !state.domains[self.at.domain].is_sealed(self.at.epoch);
+        let kept = if let Outcome::Kept(bytes) = outcome { bytes } else { &[] };
+        let mut kept = kept.chunks_exact(self.unit.geometry.block_size() as usize);
         for part in &self.parts {
             let pair = part.pair.expect("an admitted part has a pair");
-            if outcome == Outcome::Written {
+            if matches!(outcome, Outcome::Written | Outcome::Kept(_)) {
                 let work = state.pairs.work_mut(pair);
                 let open = open || mutated(Mutant::WrittenToOpenEpoch);
                 let pending = if open { &mut work.open } else { &mut work.sealed };
@@ -439,6 +467,7 @@ impl<E: Env> Admitted<'_, E> {
                     pending.set(part.targets[slot.index()], Location::At(slot));
                 }
                 pending.set(part.zero, Location::Unused);
+                change_payload(state, part, open, &mut kept);
             }
             state.release(pair, part.blocks());
         }

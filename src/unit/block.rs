@@ -39,6 +39,18 @@ impl Pending {
         self.at.side(slot)
     }
 
+    /// The same, but for some blocks.
+    pub fn without(mut self, blocks: BlockSet) -> Pending {
+        self.at.set(blocks, Location::Unused);
+        self.blocks -= blocks;
+        self
+    }
+
+    /// Where the pending contents of a block lie.
+    pub fn location(&self, block: usize) -> Location {
+        self.at.get(block)
+    }
+
     /// Whether nothing is pending.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()

@@ -31,6 +31,7 @@ use crate::env::{Disk, Env, Moment};
 use crate::format::blocks::Location;
 use crate::format::ids::{Generation, PairId, Sequence};
 use crate::format::record::Record;
+use crate::journal::payload::Bytes;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Cause, CommitStep, Operation};
 
@@ -156,8 +157,9 @@ impl<E: Env> Inner<E> {
         if !mutated(Mutant::DataFlushDropped) && !mutated(Mutant::FlushBeforeDrain) {
             self.flush_written(domain).await?;
         }
-        let records = self.group_of(domain);
-        let bytes: usize = records.iter().map(Record::stored_len).sum();
+        let (records, blocks) = self.group_of(domain);
+        let slots_each = if blocks.is_empty() { 1 } else { self.slots_of_block() };
+        let bytes: usize = records.iter().map(|record| stored_len(record, slots_each)).sum();
         let counted = sealed_of(&self.state.borrow(), domain).record_bytes;
         assert!(bytes <= counted, "a group of {bytes} bytes, {counted} were counted");
         self.note_step(domain, CommitStep::Hardening, started);
@@ -168,7 +170,7 @@ impl<E: Env> Inner<E> {
         }
         if !records.is_empty() {
             let number = self.state.borrow().domains[domain].number;
-            match self.journal.append(number, records).await {
+            match self.journal.append(number, records, blocks).await {
                 Ok(appended) => {
                     self.ages.note(appended, self.env.now());
                     sequence = Some(appended);
@@ -210,6 +212,7 @@ impl<E: Env> Inner<E> {
             assert!(work.sealed.is_empty() && work.sealed_binding.is_none());
             work.sealed = std::mem::take(&mut work.open);
             work.sealed_binding = work.open_binding.take();
+            work.payload.seal();
             work.listed = false;
         }
         domain.sealed = Some(sealed);
@@ -269,10 +272,12 @@ impl<E: Env> Inner<E> {
         join_all(flushes).await.into_iter().collect()
     }
 
-    /// What the sealed epoch did, as a group's records.
-    pub(super) fn group_of(&self, domain: usize) -> Vec<Record> {
+    /// What the sealed epoch did, as a group's records, and the bytes of the blocks with payload,
+    /// in their order.
+    pub(super) fn group_of(&self, domain: usize) -> (Vec<Record>, Vec<Bytes>) {
         let state = self.state.borrow();
         let mut records = Vec::new();
+        let mut blocks = Vec::new();
         for &pair in &sealed_of(&state, domain).pairs {
             // Where a request failed before it wrote anything, nothing is left of it.
             let Some(work) = state.pairs.work(pair) else { continue };
@@ -282,9 +287,17 @@ impl<E: Env> Inner<E> {
                 records.push(Record::Binding { pair, binding });
             }
             let binding = work.sealed_binding.unwrap_or(state.pairs.line(pair).binding);
-            records.extend(place_records(pair, binding.generation, &work.sealed));
+            let kept = &work.payload.sealed;
+            let written = work.sealed.without(kept.blocks());
+            records.extend(place_records(pair, binding.generation, &written));
+            for (block, bytes) in kept.iter() {
+                let location = work.sealed.location(block);
+                let generation = binding.generation;
+                records.push(Record::kept(pair, generation, block, location));
+                blocks.push(Rc::clone(bytes));
+            }
         }
-        records
+        (records, blocks)
     }
 
     /// Makes the sealed epoch's contents the committed ones.
@@ -299,6 +312,7 @@ impl<E: Env> Inner<E> {
             let binding = work.sealed_binding.take();
             work.doubt = false;
             work.wake(pending.blocks());
+            state.payload.publish(&mut work.payload, pending.blocks(), sequence);
             let line = state.pairs.line_mut(pair);
             if let Some(binding) = binding {
                 line.binding = binding;
@@ -321,7 +335,15 @@ impl<E: Env> Inner<E> {
         if !state.empty.is_empty() || !state.space_queue.is_empty() {
             self.settle_wanted.notify_one();
         }
+        drop(guard);
+        self.look_at_payload();
     }
+}
+
+/// The bytes of a record, one for each of `slots_each` slots where it has payload.
+fn stored_len(record: &Record, slots_each: usize) -> usize {
+    let kept = matches!(record, Record::Place { payload: Some(_), .. });
+    record.stored_len() * if kept { slots_each } else { 1 }
 }
 
 fn sealed_of(state: &State, domain: usize) -> &Epoch {

@@ -78,7 +78,22 @@ impl Talk {
     }
 }
 
+impl<E: Env> Coordinator for Client<E> {
+    async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
+        Client::coordinate(self, &reports).await
+    }
+
+    async fn nudged(&self) {
+        Client::nudged(self).await;
+    }
+}
+
 impl<E: Env> Unit<E> {
+    /// As [`Unit::follow`], with the metadata server as the coordinator.
+    pub async fn join_groups(&self) -> Result<(), MdsError> {
+        self.follow(self.0.mds.clone()).await
+    }
+
     /// Joins the groups that the coordinator knows of, and takes part in their transactions from
     /// then on.
     pub async fn follow(&self, coordinator: impl Coordinator) -> Result<(), MdsError> {
@@ -103,26 +118,6 @@ impl<E: Env> Unit<E> {
         Ok(())
     }
 
-    /// Commits all members of a group at one cut, also where there is nothing to commit; its name,
-    /// where other units have a part in it.
-    pub async fn commit_group(&self, name: &str) -> Result<Option<TransactionId>, IoError> {
-        let (point, group) = {
-            let state = self.0.state.borrow();
-            let named = |domain: &Domain| {
-                let membership = domain.group.as_ref().filter(|of| &*of.name == name)?;
-                Some((domain.open.number, membership.group))
-            };
-            let mut domains = state.domains.iter().enumerate();
-            let found = domains.find_map(|(at, domain)| Some((at, named(domain)?)));
-            let Some((domain, (epoch, group))) = found else {
-                return Err(IoError::Group(format!("no group {name} has a volume here").into()));
-            };
-            (Point { domain, epoch }, group)
-        };
-        self.0.committed(point).await?;
-        Ok(self.last_cut(group))
-    }
-
     /// The last transaction that was committed for a group.
     pub fn last_cut(&self, group: GroupId) -> Option<TransactionId> {
         let state = self.0.state.borrow();
@@ -135,16 +130,6 @@ impl From<&Order> for Grouping {
     fn from(order: &Order) -> Self {
         let Order { group, name, version, volumes, shared, life, .. } = order.clone();
         Grouping { group, name, version, volumes, shared, life }
-    }
-}
-
-impl<E: Env> Coordinator for Client<E> {
-    async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
-        Client::coordinate(self, &reports).await
-    }
-
-    async fn nudged(&self) {
-        Client::nudged(self).await;
     }
 }
 
@@ -344,7 +329,7 @@ impl<E: Env> Inner<E> {
         self.drain(domain).await?;
         self.note_step(domain, CommitStep::Flushing, started);
         self.flush_written(domain).await?;
-        let records = self.group_of(domain);
+        let (records, blocks) = self.group_of(domain);
         self.note_step(domain, CommitStep::Hardening, started);
         self.check_owned().map_err(|error| error.to_string())?;
         let (number, transaction) = {
@@ -354,7 +339,7 @@ impl<E: Env> Inner<E> {
         };
         let mut prepared = None;
         if !records.is_empty() {
-            let appended = self.journal.prepare(number, transaction, records).await;
+            let appended = self.journal.prepare(number, transaction, records, blocks).await;
             let appended = appended.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
@@ -418,6 +403,11 @@ impl<E: Env> Inner<E> {
             self.resolve(domain);
         } else {
             self.merge_back(domain);
+            // The group goes at once: what it has of the room for payload is wanted again.
+            if let Err(error) = self.checkpoint().await {
+                self.fail_all(&error.to_string());
+                return;
+            }
         }
         self.announce(domain);
         self.conclude(domain, transaction, false);

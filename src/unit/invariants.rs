@@ -72,10 +72,10 @@ impl<E: Env> Unit<E> {
     }
 
     /// Whether nothing is under way: no request, commit, settle or wait, and nothing that the
-    /// metadata server is still to be told.
+    /// metadata server is still to be told. Payload in the journal may stay there.
     pub fn is_quiet(&self) -> bool {
         let state = self.0.state.borrow();
-        state.pairs.working().next().is_none()
+        state.pairs.working().all(|(_, work)| work.is_at_rest())
             && state.space_queue.is_empty()
             && state.leaving == 0
             && !state.grant.under_way

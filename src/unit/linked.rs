@@ -47,7 +47,7 @@ impl Ages {
     /// Some were unlinked.
     pub fn forget(&self, gone: &[Sequence]) {
         let mut ages = self.0.borrow_mut();
-        gone.iter().for_each(|sequence| drop(ages.remove(sequence)));
+        ages.retain(|sequence, _| !gone.contains(sequence));
     }
 
     fn get(&self, sequence: Sequence) -> Option<Moment> {

@@ -10,6 +10,7 @@
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
+//! | [`payload`], [`destage`] | data in the journal |
 //! | [`global`], [`undo`], [`doubt`] | groups that other units have a part in |
 //! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
 //! | [`regroup`] | volumes that go from one commit domain to another |
@@ -34,6 +35,8 @@ mod allotment;
 pub mod block;
 mod commit;
 mod copy;
+mod cut;
+mod destage;
 mod discard;
 mod domain;
 mod doubt;
@@ -48,6 +51,7 @@ pub mod lease;
 pub mod limits;
 mod linked;
 mod manage;
+mod payload;
 pub mod policy;
 mod pool;
 mod read;
@@ -67,7 +71,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
@@ -89,6 +93,7 @@ use crate::mds::error::MdsError;
 use crate::mds::records::ServerStatus;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Counters, Latencies, Waiters};
+use crate::uring::buffers::Buf;
 use gauges::Progress;
 use lease::Hold;
 use limits::Limits;
@@ -127,6 +132,8 @@ pub struct Config {
     pub mds_timeout: Option<Duration>,
     /// On which terms the pool is claimed at the metadata server.
     pub ownership: Ownership,
+    /// The largest write whose bytes go to the journal with its group, in bytes; zero: none.
+    pub nvram_write_max: u64,
     /// How many free extents, and how much of the quota for data, the unit keeps in hand; `None`:
     /// all that there is.
     pub grant: Option<u32>,
@@ -146,6 +153,7 @@ impl Default for Config {
             discard: false,
             mds_timeout: Some(MDS_TIMEOUT_DEFAULT),
             ownership: Ownership::default(),
+            nvram_write_max: 0,
             grant: None,
             doubt_timeout: DOUBT_TIMEOUT_DEFAULT,
         }
@@ -193,8 +201,14 @@ struct Inner<E: Env> {
     settle_wanted: Notify,
     /// One settle at a time.
     settle_lock: Mutex<copy::CopyBuffers>,
+    /// Shared by settles that free what pairs left, of which there may be many.
+    freeing: RwLock<()>,
     /// One checkpoint at a time.
     checkpoint_lock: Mutex<()>,
+    /// Wakes the task that destages.
+    destage_wanted: Notify,
+    /// One destaging at a time.
+    destage_lock: Mutex<Buf>,
     /// Wakes the task that tells the metadata server.
     news: Notify,
     /// Wakes the task that keeps the grant.
@@ -345,6 +359,7 @@ impl<E: Env> Unit<E> {
     /// meanwhile are passed over.
     pub async fn settle(&self, volume: Option<VolumeId>) -> Result<SettleReport, IoError> {
         self.commit(volume).await?;
+        self.0.destage_all().await;
         let settled = self.0.settle_all(volume).await;
         settled.map_err(|reason| IoError::Latched(reason.into()))
     }
@@ -362,7 +377,9 @@ impl<E: Env> Unit<E> {
         if emptied
             && self.0.journal.failure().is_none()
             && let Some(_one_at_a_time) = self.0.unless_silent(self.0.settle_lock.lock()).await
+            && let Some(_all_freed) = self.0.unless_silent(self.0.freeing.write()).await
         {
+            self.0.destage_all().await;
             self.0
                 .checkpoint()
                 .await
@@ -379,6 +396,7 @@ impl<E: Env> Inner<E> {
     fn stop(&self) {
         self.stopped.set(true);
         self.settle_wanted.notify_one();
+        self.destage_wanted.notify_one();
         self.news.notify_one();
         self.hold.stop();
         self.grant_wanted.notify_one();

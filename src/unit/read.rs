@@ -1,4 +1,5 @@
-//! Reads: each block from where its newest visible contents lie (design section 3).
+//! Reads: each block from where its newest visible contents lie (design section 3), in memory first
+//! ([`super::payload`]).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use futures_util::future::join_all;
 use super::Inner;
 use super::error::IoError;
 use super::request::extents;
+use super::state::Work;
 use super::write::{Piece, Pieces, push_piece};
 use crate::env::{Disk, Env};
 use crate::format::blocks::BlockSet;
@@ -95,7 +97,14 @@ impl<E: Env> Inner<E> {
                 }
                 buf.as_mut_slice()[place(run.start)..place(run.end)].fill(0);
             }
+            let in_memory =
+                state.pairs.work(pair).map_or(BlockSet::EMPTY, Work::in_memory) & wanted;
+            for block in in_memory.iter() {
+                let bytes = state.pairs.work(pair).expect("as above").payload.bytes(block);
+                buf.as_mut_slice()[place(block)..place(block + 1)].copy_from_slice(bytes);
+            }
             let binding = state.pairs.binding(pair);
+            let wanted = wanted - in_memory;
             let mut found: Vec<(Range<usize>, Slot)> = Vec::new();
             for slot in Slot::BOTH {
                 found.extend((wanted & seen.side(slot)).runs().map(|run| (run, slot)));

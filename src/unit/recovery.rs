@@ -2,13 +2,14 @@
 //!
 //! 1. The devices are claimed and nothing of a predecessor can still arrive (the caller's part).
 //! 2. Devices and region are flushed: what is read must not vanish later.
-//! 3. Home and list are read, every slot is scanned, and what was cut off is invalidated
-//!    ([`Journal::open`]); or, where they are at the metadata server, its session begins, and it is
-//!    asked for the lines.
+//! 3. The session with the metadata server begins: until it is granted, nothing is written. Home
+//!    and list are read, every slot is scanned, and what was cut off is invalidated
+//!    ([`Journal::open`]); or, where they are at the metadata server, it is asked for the lines.
 //! 4. The linked groups are applied to the lines again, oldest first.
 //! 5. What the metadata server has granted and no pair names is free, and it is asked for more
 //!    where that is less than the grant; then it is told what it missed.
-//! 6. Groups are joined, and the coordinator is asked for what is in doubt ([`super::doubt`]).
+//! 6. Groups are joined, and the coordinator is asked for what is in doubt ([`Unit::join_groups`]:
+//!    the caller's part).
 //! 7. Requests are served.
 //!
 //! Nothing depends on the size of a volume but loading the lines.
@@ -18,10 +19,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
+use super::destage::DESTAGE_BYTES;
 use super::domain::Domain;
 use super::doubt::{as_if_committed, hold};
 use super::fullness::Fullness;
@@ -32,6 +34,7 @@ use super::lease::Hold;
 use super::limits::Limits;
 use super::linked::Ages;
 use super::manage::Management;
+use super::payload::{Committed, Ledger};
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
 use super::readers::{Readers, followed};
@@ -46,8 +49,9 @@ use crate::format::group::GroupState;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, Sequence, UnitId};
 use crate::format::layout::{DeviceExtents, Geometry};
+use crate::journal::payload::{Bytes, Held};
 use crate::journal::place::Place;
-use crate::journal::{Journal, Opened, RecoveredGroup, replay};
+use crate::journal::{Journal, Opened, Payloads, RecoveredGroup, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{Claim, PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::mutants::{Mutant, mutated};
@@ -107,22 +111,14 @@ impl<E: Env> Unit<E> {
     /// Recovers a unit and starts it. The devices must be claimed, and nothing that an earlier
     /// process sent to them may still be on its way.
     pub async fn recover(parts: Parts<E>) -> Result<(Unit<E>, RecoveryReport), RecoverError> {
-        let (unit, report) = Self::recover_alone(parts).await?;
-        // Volumes of one group commit together from their first request on.
-        unit.follow(unit.0.mds.clone()).await?;
-        Ok((unit, report))
-    }
-
-    /// As [`Unit::recover`], but that whom to ask about groups is still to be said
-    /// ([`Unit::follow`]), before anything is written to the volumes.
-    pub async fn recover_alone(parts: Parts<E>) -> Result<(Unit<E>, RecoveryReport), RecoverError> {
         let started = parts.env.now();
         let pairs: u32 = parts.devices.iter().map(|member| member.extents.count).sum();
         if !mutated(Mutant::RecoveryFlushSkipped) {
             make_stable(&parts).await?;
         }
-        let Found { place: journal, client, claimed, lines, groups, stale_pages, doubts } =
-            Found::find(&parts, pairs).await?;
+        let found = Found::find(&parts, pairs).await?;
+        let Found { place: journal, client, claimed, lines, groups, stale_pages, doubts, payload } =
+            found;
         let seen = as_if_committed(&lines, &doubts)?;
         // Who had the pool before may read what it knew until its lease has ended: until then no
         // extent is given another meaning.
@@ -142,6 +138,7 @@ impl<E: Env> Unit<E> {
         hold(&mut state, &doubts, parts.env.now())?;
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
+        keep_payload(&mut state, payload, parts.geometry)?;
         groups.into_iter().for_each(|sequence| journal.publish(sequence));
         let hold = Hold::new(client.lease(), claimed);
         let unit = assemble(parts, journal, (client, hold), state).await?;
@@ -163,10 +160,12 @@ impl<E: Env> Unit<E> {
         }
         inner.env.spawn(Rc::clone(inner).settle_when_wanted());
         inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
+        inner.env.spawn(Rc::clone(inner).destage_when_wanted());
         inner.env.spawn(Rc::clone(inner).tell_news());
         inner.env.spawn(Rc::clone(inner).keep_lease());
         inner.env.spawn(Rc::clone(inner).keep_grant());
         inner.look_at_grant(&inner.state.borrow());
+        inner.look_at_payload();
         // Pairs left empty by a crash are released, and a pool left short is settled.
         inner.settle_wanted.notify_one();
     }
@@ -196,6 +195,8 @@ struct Found<E: Env> {
     stale_pages: BTreeSet<u32>,
     /// The groups of which it is not known whether they took place.
     doubts: Vec<RecoveredGroup>,
+    /// The blocks whose contents are in the journal alone: decided ones, and those in doubt.
+    payload: [Payloads; 2],
 }
 
 impl<E: Env> Found<E> {
@@ -207,27 +208,33 @@ impl<E: Env> Found<E> {
         }
     }
 
+    /// The session comes before anything is written: another host may be refused for it, or have
+    /// attached and be the one who writes.
     async fn in_region(
         parts: &Parts<E>,
         region: RegionOf<E>,
         pairs: u32,
     ) -> Result<Self, RecoverError> {
-        let mut opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
+        let Parts { env, pool, unit, .. } = parts;
+        let last = Journal::last_start(env, &region, *pool).await?;
+        let claim = parts.config.ownership.claim_after(*pool, *unit, last);
+        let claimed = env.now();
+        let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
+        let start = (*unit, client.incarnation());
+        let mut opened = Journal::open(env, region, *pool, start, pairs).await?;
+        client.begin().await?;
         let mut doubts = opened.take_doubts();
         if mutated(Mutant::PreparedDroppedAtRecovery) {
             doubts.clear();
+            opened.payload[1].clear();
         }
-        let Opened { journal, mut lines, groups } = opened;
+        let Opened { journal, mut lines, groups, payload } = opened;
         let stale_pages = replay(&mut lines, &groups)?;
-        let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
-        let claim = parts.config.ownership.claim(claim);
-        let claimed = parts.env.now();
-        let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
         // What was aborted has no effect to be published.
         let decided = groups.iter().filter(|group| group.state != GroupState::Aborted);
         let groups = decided.map(|group| group.sequence).collect();
         let place = Place::Local(Box::new(journal));
-        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts })
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
 
     /// The session comes first: from then on nothing of an earlier start changes the lines.
@@ -251,9 +258,8 @@ impl<E: Env> Found<E> {
         }
         let patience = parts.config.mds_timeout;
         let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
-        let (groups, stale_pages) = (Vec::new(), BTreeSet::new());
-        let doubts = Vec::new();
-        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts })
+        let (groups, stale_pages, doubts, payload) = Default::default();
+        Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
 }
 
@@ -404,6 +410,30 @@ async fn known_pairs<E: Env>(
     Ok(known)
 }
 
+/// Has the unit keep what is in the journal alone.
+fn keep_payload(
+    state: &mut State,
+    [decided, doubtful]: [Payloads; 2],
+    geometry: Geometry,
+) -> Result<(), RecoverError> {
+    let block_size = geometry.block_size() as usize;
+    let whole = |held: &Held, bytes: Vec<u8>| match bytes.get(..block_size) {
+        Some(bytes) => Ok(Bytes::from(bytes)),
+        None => Err(RecoverError::Damaged(format!("group {} lacks some data", held.group))),
+    };
+    for ((pair, block), (held, bytes)) in decided {
+        held.check((pair, block), state.pairs.line(pair))?;
+        let committed = Committed { group: held.group, bytes: whole(&held, bytes)? };
+        let overlay = &mut state.pairs.work_mut(pair).payload;
+        state.payload.put_committed(overlay, block.into(), committed);
+    }
+    for ((pair, block), (held, bytes)) in doubtful {
+        let overlay = &mut state.pairs.work_mut(pair).payload;
+        state.payload.keep(overlay, false, block.into(), whole(&held, bytes)?);
+    }
+    Ok(())
+}
+
 fn build_state(
     geometry: Geometry,
     (lines, seen): (Vec<Line>, &[Line]),
@@ -466,6 +496,7 @@ fn build_state(
         untold: BTreeSet::new(),
         telling: false,
         stale_pages: BTreeSet::new(),
+        payload: Ledger::default(),
         space_queue: VecDeque::new(),
         emptying: 0,
         leaving: 0,
@@ -498,6 +529,7 @@ async fn assemble<E: Env>(
             journal.group_bytes_max()
         ))
     })?;
+    let destage = parts.env.buffers().acquire(DESTAGE_BYTES).await;
     let buffers = CopyBuffers::acquire(parts.env.buffers(), geometry.extent_size()).await;
     let devices = parts
         .devices
@@ -528,7 +560,10 @@ async fn assemble<E: Env>(
         state: RefCell::new(state),
         settle_wanted: Notify::new(),
         settle_lock: Mutex::new(buffers),
+        freeing: RwLock::new(()),
         checkpoint_lock: Mutex::new(()),
+        destage_wanted: Notify::new(),
+        destage_lock: Mutex::new(destage),
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),

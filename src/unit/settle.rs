@@ -32,7 +32,8 @@ use crate::format::blocks::{BlockMap, Location};
 use crate::format::home::home_page;
 use crate::format::ids::{ExtentId, Generation, PairId, Slot, VolumeId};
 use crate::format::record::{Binding, Record};
-use crate::mds::records::{PairRecord, Primitive};
+use crate::mds::error::MdsError;
+use crate::mds::records::{PairRecord, Primitive, Told};
 use crate::mutants::{Mutant, mutated};
 use crate::observe::SettleStep;
 
@@ -107,6 +108,11 @@ impl<E: Env> Inner<E> {
                 let batch = self.cheapest_batch(everything);
                 if batch.is_empty() {
                     // Only where someone waits is an epoch cut short for its journal space.
+                    // What is in the journal keeps pairs from being settled.
+                    let destaged = everything && self.destage_all().await;
+                    if destaged && !self.cheapest_batch(true).is_empty() {
+                        continue;
+                    }
                     let waited_for = self.state.borrow().must_settle();
                     if !waited_for || !self.gain_extents().await {
                         break;
@@ -301,7 +307,7 @@ impl<E: Env> Inner<E> {
             items.iter().for_each(|item| self.release_settling(item.pair));
             return Err(reason);
         }
-        let items = self.harden_begin(items);
+        let mut items = self.harden_begin(items);
         if items.is_empty() {
             return Ok(report);
         }
@@ -309,7 +315,7 @@ impl<E: Env> Inner<E> {
             let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
             let _ = self.mds.transact(&primitives).await;
         }
-        self.harden(&items).await?;
+        self.harden(&mut items).await?;
         for item in items.iter().filter(|item| !item.is_release()) {
             if item.settlement.is_swap(item.binding.data_slot) {
                 report.swaps += 1;
@@ -322,7 +328,12 @@ impl<E: Env> Inner<E> {
         self.counters.area_commits.add(report.commits);
         self.counters.blocks_copied.add(report.blocks_copied);
         under_way.note(at(SettleStep::Freeing));
-        self.finish(&items).await?;
+        let told = self.tell_settled(&items).await?;
+        // Readers may take as long as their lease: nobody else waits for them but who stops.
+        let _freeing = self.freeing.read().await;
+        drop(under_way);
+        drop(buffers);
+        self.finish(&items, told).await?;
         Ok(report)
     }
 
@@ -375,8 +386,14 @@ impl<E: Env> Inner<E> {
 
     /// Persists the group that moves the blocks and takes the slots out of the pairs, and makes it
     /// so. From then on the slots are Left: no map names them.
-    async fn harden(&self, items: &[Item]) -> Result<(), String> {
-        for items in items.chunks(self.items_per_group()) {
+    ///
+    /// A group is of one volume's pairs: one of two volumes that has to wait for an older group of
+    /// the one would keep later groups of the other linked.
+    async fn harden(&self, items: &mut [Item]) -> Result<(), String> {
+        let of = |item: &Item| item.binding.owner.map(|(volume, _)| volume);
+        items.sort_by_key(of);
+        let volumes = items.chunk_by(|a, b| of(a) == of(b));
+        for items in volumes.flat_map(|items| items.chunks(self.items_per_group())) {
             let mut records = Vec::new();
             for item in items {
                 let generation = item.binding.generation;
@@ -386,7 +403,7 @@ impl<E: Env> Inner<E> {
                     .extend(runs.map(|run| Record::placed(item.pair, generation, &run, location)));
                 records.push(Record::Binding { pair: item.pair, binding: item.after() });
             }
-            let appended = self.journal.append(u32::MAX, records);
+            let appended = self.journal.append(u32::MAX, records, Vec::new());
             let sequence = appended.await.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
@@ -408,21 +425,27 @@ impl<E: Env> Inner<E> {
         (self.limits.epoch_record_bytes / (BINDING_BYTES + BLOCKS_MAX / 2 * PLACE_BYTES)).max(1)
     }
 
-    /// Tells the metadata server in one transaction, and frees what the pairs left.
-    async fn finish(&self, items: &[Item]) -> Result<(), String> {
+    /// Tells the metadata server in one transaction.
+    async fn tell_settled(&self, items: &[Item]) -> Result<Told, String> {
         let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
         if mutated(Mutant::LeftSlotReused) {
             self.free(items);
         }
-        let told = self.mds.transact(&primitives).await;
-        let unread = async { followed(&self.env, &self.mds, told?).await };
-        if let Err(error) = unread.await {
-            // What the pairs left can neither be given back nor bound again.
-            self.note_refusal(&error);
-            let reason = format!("the metadata server failed: {error}");
-            self.fail_all(&reason);
-            return Err(reason);
-        }
+        self.mds.transact(&primitives).await.map_err(|error| self.cannot_free(&error))
+    }
+
+    /// What pairs left can neither be given back nor bound again.
+    fn cannot_free(&self, error: &MdsError) -> String {
+        self.note_refusal(error);
+        let reason = format!("the metadata server failed: {error}");
+        self.fail_all(&reason);
+        reason
+    }
+
+    /// Frees what the pairs left, when nobody reads it any more.
+    async fn finish(&self, items: &[Item], told: Told) -> Result<(), String> {
+        let followed = followed(&self.env, &self.mds, told).await;
+        followed.map_err(|error| self.cannot_free(&error))?;
         if !mutated(Mutant::ReadersNotAwaited) {
             self.readers.grace().await;
         }

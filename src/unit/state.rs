@@ -12,6 +12,7 @@ use super::error::IoError;
 use super::extents::ExtentMap;
 use super::fullness::{Crossing, Fullness};
 use super::grant::{Grant, Step};
+use super::payload::{Ledger, Overlay};
 use super::pool::{ExtentPool, Numbers};
 use super::request::Seat;
 use crate::format::blocks::{BlockMap, BlockSet};
@@ -70,16 +71,29 @@ pub struct Work {
     pub waiters: Vec<Waiter>,
     /// Whether the open epoch lists the pair.
     pub listed: bool,
+    /// The bytes of blocks that are in no place of a device yet.
+    pub payload: Overlay,
 }
 
 impl Work {
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
-        self.is_quiet() && self.settling.is_none() && self.waiters.is_empty()
+        self.payload.is_empty() && self.is_at_rest()
+    }
+
+    /// Whether nothing is under way but that bytes are in the journal.
+    pub fn is_at_rest(&self) -> bool {
+        self.is_unchanged() && self.settling.is_none() && self.waiters.is_empty()
+    }
+
+    /// Whether the pair may be settled: no write of any epoch is under way or pending, and all
+    /// bytes are in their place.
+    pub fn is_quiet(&self) -> bool {
+        self.payload.is_empty() && self.is_unchanged()
     }
 
     /// Whether no write of any epoch is under way or pending.
-    pub fn is_quiet(&self) -> bool {
+    fn is_unchanged(&self) -> bool {
         if mutated(Mutant::PendingSettled) {
             return self.busy.is_empty() && self.open_binding.is_none();
         }
@@ -263,6 +277,8 @@ pub struct State {
     pub telling: bool,
     /// Home pages that are older than the lines.
     pub stale_pages: BTreeSet<u32>,
+    /// How much payload there is.
+    pub payload: Ledger,
     /// Tickets of those who wait for extents, in order.
     pub space_queue: VecDeque<(u64, Rc<Notify>)>,
     /// Volumes that are being deleted or cut, whose extents come back.

@@ -44,6 +44,7 @@ impl<E: Env> Inner<E> {
             // Where a request failed before it wrote anything, nothing is left of it.
             let Some(work) = state.pairs.work_if_any(pair) else { continue };
             let older = std::mem::take(&mut work.sealed);
+            state.payload.merge_back(&mut work.payload, work.open.blocks());
             work.open = older.then(&work.open);
             let binding = work.sealed_binding.take();
             work.open_binding = work.open_binding.or(binding);
@@ -157,10 +158,12 @@ fn forget_pair(state: &mut State, pair: PairId, side: Side, freed: &mut Freed) {
     let (pending, binding) = match side {
         Side::Open => {
             work.listed = false;
+            state.payload.forget(&mut work.payload, true);
             (std::mem::take(&mut work.open), work.open_binding.take())
         }
         Side::Sealed => {
             work.doubt = false;
+            state.payload.forget(&mut work.payload, false);
             (std::mem::take(&mut work.sealed), work.sealed_binding.take())
         }
     };

@@ -39,10 +39,11 @@ impl<E: Env> Inner<E> {
 
     /// Makes the effect of every published group durable in the home, and unlinks those groups.
     ///
-    /// A page may get newer contents than those groups': lines hold nothing but what is hardened.
+    /// Groups that the journal is still needed for stay. A page may get newer contents than those
+    /// groups': lines hold nothing but what is hardened.
     pub(super) async fn checkpoint(&self) -> Result<(), JournalError> {
         let _one_at_a_time = self.checkpoint_lock.lock().await;
-        let groups = self.journal.unlinkable();
+        let groups = self.journal.unlinkable(|group| self.state.borrow().payload.needs(group));
         if groups.is_empty() {
             return Ok(());
         }

@@ -242,7 +242,7 @@ fn binding(generation: u32, extents: [Option<u32>; 2]) -> Binding {
 }
 
 fn place(generation: u32, first: u16, count: u16, location: Location) -> Record {
-    let payload = (first == 9).then_some(Payload { slot: 4, crc: 7 });
+    let payload = (first == 9).then_some(Payload { slot: 4, crc: 7, veiled: true });
     let generation = Generation(generation);
     Record::Place { pair: PairId(3), generation, first, count, location, payload }
 }
@@ -254,7 +254,7 @@ fn records() -> Vec<Record> {
         bind(binding(1, [Some(10), None])),
         place(1, 0, 4, Location::At(Slot::Zero)),
         bind(binding(2, [Some(10), Some(11)])),
-        place(2, 9, 3, Location::At(Slot::One)),
+        place(2, 9, 1, Location::At(Slot::One)),
         place(2, 1, 255, Location::Unused),
     ]
 }
@@ -404,7 +404,7 @@ fn conversation() -> Vec<u8> {
     let release = RawPrimitive::from(&Primitive::ReleasePair(release));
     let back = [1_u32, 0, 1].map(u32::to_le_bytes).concat();
     let spec = raw::pool_spec_body(POOL, &pool_spec());
-    let forget = RawForget::new(POOL, true);
+    let forget = RawForget::new(POOL, 0, true);
     let overview = [Section::Counters, Section::Pools(PoolId::default()), Section::Sessions(0)];
     let overview = overview.map(|section| section.body(400));
     let messages: &[(Operation, &[u8])] = &[

@@ -213,7 +213,9 @@ impl Operator for Control {
                 }
                 Request::Journal => Err("there is no journal in memory".into()),
                 Request::Settle { .. } => Err("nothing settles in memory".into()),
-                Request::Volume(_) => Err("the volumes in memory do not change".into()),
+                Request::Volume(_) | Request::Group(_) => {
+                    Err("the volumes in memory do not change".into())
+                }
             }
         }
     }

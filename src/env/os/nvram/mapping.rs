@@ -28,6 +28,9 @@ use crate::uring::buffers::View;
 /// The unit in which memory is written, in bytes: what the formats call a sector.
 pub(super) const SECTOR: u32 = 512;
 
+/// Pieces of so many bytes go past the caches: data, which nobody reads soon again.
+const STREAMED_MIN: usize = 4096;
+
 /// A mapping of a whole file.
 pub(super) struct Mapping {
     start: NonNull<u8>,
@@ -95,6 +98,13 @@ impl Mapping {
         let to = self.at(offset, bytes.len());
         // SAFETY: `at` checked the range; `bytes` are memory of a buffer, never of a mapping.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+    }
+
+    /// Changes whole sectors past the caches; they are durable after [`Mapping::fence`].
+    fn stream(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let to = self.at(offset, bytes.len());
+        // SAFETY: `at` checked the range; `bytes` are memory of a buffer, never of a mapping.
+        unsafe { self.write_back.stream(bytes, to) }
     }
 
     fn write_back(&self, offset: u64, len: usize) -> io::Result<()> {
@@ -168,6 +178,10 @@ impl MappedRegion {
     fn persist_now(&self, pieces: &[(u64, View)]) -> io::Result<()> {
         for (offset, view) in pieces {
             let place = self.place(*offset, view.len() as u64);
+            if view.len() >= STREAMED_MIN {
+                view.with(|bytes| self.mapping.stream(place, bytes))?;
+                continue;
+            }
             view.with(|bytes| self.mapping.write(place, bytes));
             self.mapping.write_back(place, view.len())?;
         }

@@ -9,7 +9,9 @@ pub(super) use by_the_kernel::WriteBack;
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use std::arch::asm;
-    use std::arch::x86_64::{__cpuid, __cpuid_count, _mm_clflush, _mm_sfence};
+    use std::arch::x86_64::{
+        __cpuid, __cpuid_count, __m128i, _mm_clflush, _mm_loadu_si128, _mm_sfence, _mm_stream_si128,
+    };
     use std::io;
 
     /// Bytes of a cache line of every processor of this kind.
@@ -18,6 +20,8 @@ mod x86_64 {
     const LEAF: u32 = 7;
     const CLFLUSHOPT: u32 = 1 << 23;
     const CLWB: u32 = 1 << 24;
+    /// Bytes that one store past the caches has.
+    const STORE: usize = size_of::<__m128i>();
 
     /// How a line is written back.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +84,28 @@ mod x86_64 {
             Ok(())
         }
 
+        /// Copies whole cache lines past the caches; they have arrived after
+        /// [`WriteBack::fence`].
+        ///
+        /// # Safety
+        ///
+        /// As many bytes from `to` on must be mapped, and none of `from`.
+        #[expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "as `lines`")]
+        #[allow(clippy::cast_ptr_alignment, reason = "asserted, or loaded wherever they are")]
+        pub(in super::super) unsafe fn stream(self, from: &[u8], to: *mut u8) -> io::Result<()> {
+            assert!(to.addr().is_multiple_of(LINE) && from.len().is_multiple_of(LINE));
+            for (i, bytes) in from.chunks_exact(STORE).enumerate() {
+                // SAFETY: the bytes loaded are a chunk's, which may lie anywhere; those stored are
+                // mapped (the caller's promise), and their address is a multiple of their size.
+                // Every processor of this kind has the instructions.
+                unsafe {
+                    let loaded = _mm_loadu_si128(bytes.as_ptr().cast());
+                    _mm_stream_si128(to.wrapping_add(i * STORE).cast(), loaded);
+                }
+            }
+            Ok(())
+        }
+
         /// Waits until all lines have arrived.
         #[expect(clippy::unused_self, reason = "what comes after `lines`")]
         pub(in super::super) fn fence(self) {
@@ -113,6 +139,26 @@ mod x86_64 {
                 }
             }
             assert_eq!(bytes, [7; 1000]);
+        }
+
+        /// Goal: what goes past the caches is there, all of it and nothing beside it, wherever it
+        /// comes from.
+        #[test]
+        fn lines_go_past_the_caches() {
+            #[repr(align(64))]
+            struct Lines([u8; 512]);
+            let from: Vec<u8> = (0..300_u32).map(|i| i as u8).collect();
+            for (start, len) in [(0, 256), (1, 256), (7, 64), (3, 0)] {
+                let mut lines = Lines([0xee; 512]);
+                let by = WriteBack::of_this_machine();
+                let to = lines.0[64..].as_mut_ptr();
+                // SAFETY: the range is of the array, and a whole number of lines.
+                unsafe { by.stream(&from[start..start + len], to) }.unwrap();
+                by.fence();
+                assert_eq!(lines.0[64..64 + len], from[start..start + len]);
+                assert_eq!(lines.0[..64], [0xee; 64]);
+                assert_eq!(lines.0[64 + len..], vec![0xee; 448 - len]);
+            }
         }
     }
 }
@@ -151,6 +197,19 @@ mod by_the_kernel {
             // SAFETY: the pages have bytes of the range in them, which is mapped (the caller's
             // promise); no byte changes.
             unsafe { msync(first, bytes, MsFlags::MS_SYNC) }.map_err(io::Error::from)
+        }
+
+        /// Copies bytes, and has the kernel write them back.
+        ///
+        /// # Safety
+        ///
+        /// As many bytes from `to` on must be mapped, and none of `from`.
+        pub(in super::super) unsafe fn stream(self, from: &[u8], to: *mut u8) -> io::Result<()> {
+            // SAFETY: the caller's promise.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len());
+                self.lines(to, from.len())
+            }
         }
 
         /// All has arrived already.
