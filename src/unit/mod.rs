@@ -18,6 +18,7 @@
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
+//! | [`linked`] | what is in the journal, and why |
 //! | [`gauges`] | what status shows of all this |
 //!
 //! # Contracts
@@ -48,6 +49,7 @@ pub mod grant;
 mod invariants;
 pub mod lease;
 pub mod limits;
+mod linked;
 mod manage;
 mod payload;
 pub mod policy;
@@ -74,6 +76,7 @@ use tokio::sync::{Mutex, Notify, RwLock};
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
 pub use lease::Ownership;
+pub use linked::LinkedGroup;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use regroup::Grouping;
@@ -212,6 +215,10 @@ struct Inner<E: Env> {
     grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
+    /// When it was started.
+    started: crate::env::Moment,
+    /// When groups were linked in the journal.
+    ages: linked::Ages,
     /// What is said to the coordinator of groups.
     talk: global::Talk,
     /// The background tasks end when this is set and they are woken.

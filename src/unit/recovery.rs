@@ -8,7 +8,9 @@
 //! 4. The linked groups are applied to the lines again, oldest first.
 //! 5. What the metadata server has granted and no pair names is free, and it is asked for more
 //!    where that is less than the grant; then it is told what it missed.
-//! 6. Requests are served.
+//! 6. Groups are joined, and the coordinator is asked for what is in doubt ([`Unit::join_groups`]:
+//!    the caller's part).
+//! 7. Requests are served.
 //!
 //! Nothing depends on the size of a volume but loading the lines.
 
@@ -30,6 +32,7 @@ use super::global::Talk;
 use super::grant::Grant;
 use super::lease::Hold;
 use super::limits::Limits;
+use super::linked::Ages;
 use super::manage::Management;
 use super::payload::{Committed, Ledger};
 use super::policy::Watermarks;
@@ -538,6 +541,7 @@ async fn assemble<E: Env>(
             discard_failed: Cell::new(false),
         })
         .collect();
+    let started = parts.env.now();
     Ok(Unit(Rc::new(Inner {
         env: parts.env,
         geometry,
@@ -563,6 +567,8 @@ async fn assemble<E: Env>(
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),
+        started,
+        ages: Ages::default(),
         talk: Talk::default(),
         stopped: Cell::new(false),
     })))
