@@ -50,6 +50,10 @@ impl<E: Env> Inner<E> {
     pub(super) async fn regroup(self: &Rc<Self>, grouping: &Grouping) -> Result<(), Arc<str>> {
         let _one_at_a_time = self.management.lock.lock().await;
         let Some(domain) = self.group_domain(grouping) else { return Ok(()) };
+        let served = self.state.borrow().domains[domain].serves();
+        if served == Some(grouping.version) && !grouping.volumes.is_empty() {
+            return Ok(());
+        }
         let formed = self.form(domain, grouping).await;
         let mut state = self.state.borrow_mut();
         let of = &mut state.domains[domain];
