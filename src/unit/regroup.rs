@@ -8,7 +8,8 @@
 //!   epoch is full.
 //! - **Alone**: what is pending in the domain that is left is committed by this unit alone. So a
 //!   domain that other units have a part in is made this unit's own before
-//!   ([`Membership::shared`](super::domain::Membership::shared)), while no transaction is under way.
+//!   ([`Membership::shared`](super::domain::Membership::shared)), while no transaction is under
+//!   way.
 //! - **Failure**: a volume stays where it is when that domain has stopped; the group is not served
 //!   by this unit then.
 
