@@ -233,8 +233,8 @@ impl<E: Env> Inner<E> {
             needs.record_bytes <= limits.epoch_record_bytes,
             "a request fits a group by itself"
         );
-        // Groups that are prepared stay in the journal until others have voted, who may have no room
-        // for their own: all of them together fit what one epoch may take.
+        // Groups that are prepared stay in the journal until others have voted, who may have no
+        // room for their own: all of them together fit what one epoch may take.
         let shared = state.domain_of(volume).is_shared();
         let count = |domains: &[Domain]| domains.iter().filter(|of| of.is_shared()).count();
         let sharers = if shared { count(&state.domains) as u64 } else { 1 };

@@ -102,7 +102,8 @@ impl<E: Env> Unit<E> {
         loop {
             let orders = coordinator.coordinate(inner.reports()).await?;
             let groupings: Vec<Grouping> = orders.iter().map(Grouping::from).collect();
-            for grouping in groupings {
+            // A group that is over is left when what is in doubt of it is resolved.
+            for grouping in groupings.into_iter().filter(|of| !of.volumes.is_empty()) {
                 // What cannot be served is said to the coordinator, and in the status.
                 let _ = inner.regroup(&grouping).await;
             }
