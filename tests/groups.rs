@@ -60,8 +60,12 @@ fn write(client: &mut Client, byte: u8) {
     client.write(0, &[byte; BLOCK]).unwrap();
 }
 
+/// The volume's first byte. A client that connects while the group is on its way back is told so,
+/// and connects again.
 fn first(target: &Target, volume: &str) -> u8 {
-    target.connect(volume).read(0, 1).unwrap()[0]
+    wait_for("a client that may stay", PATIENCE, || {
+        target.connect(volume).read(0, 1).ok().map(|bytes| bytes[0])
+    })
 }
 
 /// Goal: a group of two targets: a flush of one makes durable what was written to both, killed
