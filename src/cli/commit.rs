@@ -12,8 +12,8 @@ Examples:
     flipside commit
   One volume:
     flipside commit data
-  A consistency group, on all of its targets at one cut, whose name is printed:
-    flipside commit --group database";
+  All members of a group at one cut, here and elsewhere; its identity is printed:
+    flipside commit --group databases";
 
 /// Flags of `flipside commit`.
 #[derive(clap::Args)]
@@ -21,8 +21,7 @@ Examples:
 pub struct Args {
     /// The volume; without it, all of them
     volume: Option<String>,
-    /// A consistency group that the target has volumes of: makes one cut of all of its volumes, and
-    /// prints the cut's name, which is the same on all targets
+    /// A consistency group with a member here: all of it, on all targets, at one cut
     #[arg(long, value_name = "NAME", conflicts_with = "volume")]
     group: Option<String>,
     #[command(flatten)]
@@ -32,9 +31,7 @@ pub struct Args {
 /// Make everything written so far durable.
 pub fn run(args: &Args) -> Result<()> {
     let (volume, group) = (args.volume.clone(), args.group.clone());
-    let answer = args.control.ask(&Request::Commit { volume, group })?;
-    if args.group.is_some() {
-        let Value::String(cut) = answer else { return Ok(()) };
+    if let Value::String(cut) = args.control.ask(&Request::Commit { volume, group })? {
         println!("{cut}");
     }
     Ok(())

@@ -169,13 +169,13 @@ mod tests {
             name: "database".to_owned(),
             number: 3,
             life: 2,
-            transaction: Some("mds-1-7".to_owned()),
+            transaction: Some("mds.1.7".to_owned()),
             stage: "sealing".to_owned(),
             trouble: None,
             volumes: vec![volume("data", false), volume("log", true)],
         };
         let text = text(&[group]);
-        for part in ["database", "data", "log", "mds-1-7", "sealing", "WAITED FOR", "attached"] {
+        for part in ["database", "data", "log", "mds.1.7", "sealing", "WAITED FOR", "attached"] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::journal::transaction;
 use crate::env::os::OsEnv;
 use crate::env::{Env as _, Link};
 use crate::format::ids::PoolId;
@@ -209,7 +210,7 @@ pub fn listed((groups, members): Seen) -> Vec<ListedGroup> {
     let group = |of: GroupSeen| ListedGroup {
         number: of.group.0,
         life: of.life,
-        transaction: of.transaction.map(|id| id.to_string()),
+        transaction: of.transaction.map(transaction),
         stage: match of.stage {
             Stage::Rest | Stage::Aborted => "rest",
             Stage::Seal => "sealing",

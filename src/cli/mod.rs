@@ -20,6 +20,7 @@ mod format;
 mod group;
 mod groups;
 mod inspect;
+mod journal;
 mod link;
 mod log;
 mod mds;
@@ -92,6 +93,8 @@ enum Command {
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Show what a running target keeps in its journal
+    Journal(journal::Args),
     /// Make, list, resize, rename and delete volumes
     Volume(volume::Args),
     /// Make, list and delete consistency groups, whose volumes commit together
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => return check::run(args),
         Command::Metadata(args) => metadata::run(args),
         Command::Commit(args) => commit::run(&args),
+        Command::Journal(args) => journal::run(&args),
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
         Command::Group(args) => group::run(&args),

@@ -9,6 +9,7 @@ use futures_util::future::{Either, select};
 use serde_json::Value;
 
 use super::groups;
+use super::journal::{Entry, transaction};
 use super::status::Report;
 use super::volumes;
 use crate::env::os::OsEnv;
@@ -143,11 +144,14 @@ impl Target {
                 volumes::carry_out(&self.0.unit, Some(&self.0.server), request).await
             }
             Request::Group(request) => groups::carry_out(&self.0.unit, request).await,
-            Request::Commit { group: Some(group), .. } => {
-                let cut = self.0.unit.cut(&group).await;
+            Request::Journal => {
+                let groups = self.0.unit.linked_groups().into_iter().map(Entry::from);
+                serde_json::to_value(groups.collect::<Vec<_>>()).map_err(|error| error.to_string())
+            }
+            Request::Commit { group: Some(name), .. } => {
                 let cut =
-                    cut.ok_or_else(|| format!("this target has no volume of group {group}"))?;
-                cut.map(|cut| Value::String(cut.to_string())).map_err(|error| error.to_string())
+                    self.0.unit.commit_group(&name).await.map_err(|error| error.to_string())?;
+                Ok(cut.map_or(Value::Null, |cut| Value::String(transaction(cut))))
             }
             Request::Commit { volume, group: None } => {
                 let volume = self.find(volume.as_deref())?;

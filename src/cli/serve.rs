@@ -27,7 +27,9 @@ use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
 use super::owner::OwnerArgs;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
-use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
+use super::values::{
+    CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull,
+};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -114,6 +116,9 @@ pub struct Args {
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
     mds_timeout: MdsTimeout,
+    /// How long a request waits for blocks of which it is not known whether they were committed
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    doubt_timeout: DoubtTimeout,
     /// How many free extents to keep in hand, for when the metadata server is away [default: all;
     /// with --mds a sixteenth of the pool, and 1024 at least]
     #[arg(long, value_name = "EXTENTS|all")]
@@ -194,7 +199,6 @@ async fn serve(
             return Ok((Ok(()), own_server));
         }
     };
-    unit.join_groups().await.context("the consistency groups of the pool")?;
     let recovery = Recovery::from(report);
     let Recovery { groups, pairs, told, took_us } = recovery;
     info!(%pool, groups, pairs, told, took_us, "recovered pool {pool} {recovery}");
@@ -252,6 +256,7 @@ fn config(args: &Args, first: &Superblock) -> Result<Config> {
         mds_timeout: args.mds_timeout.0,
         ownership: args.owner.terms(&args.mds)?,
         grant: grant(args, first.pool_extents()),
+        doubt_timeout: args.doubt_timeout.0,
         ..Config::default()
     })
 }

@@ -310,7 +310,7 @@ fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
 }
 
 fn transaction(id: Option<TransactionId>) -> String {
-    id.map_or_else(|| "no transaction".to_owned(), |id| id.to_string())
+    id.map_or_else(|| "no transaction".to_owned(), super::journal::transaction)
 }
 
 fn report(report: &Report) -> String {

@@ -37,8 +37,8 @@ const _: () = assert!(CLIENTS_MAX as usize * LINE_MAX <= ARENA_BLOCK);
 pub enum Request {
     /// The snapshot that `status --json` shows.
     Status,
-    /// Make completed writes durable, of one volume or of all; or of a consistency group, as one
-    /// cut of all of its volumes.
+    /// Make completed writes durable, of one volume, of a consistency group, or of all volumes; of a
+    /// group, the answer is the name of the cut.
     Commit {
         /// The volume's name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,6 +47,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         group: Option<String>,
     },
+    /// What is linked in the journal.
+    Journal,
     /// Take back journal space, of one volume or of all.
     Settle {
         /// The volume's name.

@@ -52,6 +52,12 @@ pub trait Export: Clone + 'static {
         fua: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + 'static;
 
+    /// The same for a client that comes now: what became of earlier ones' writes is not its own.
+    #[must_use]
+    fn opened(&self) -> Self {
+        self.clone()
+    }
+
     /// Makes every completed write durable.
     fn flush(&self) -> impl Future<Output = Result<(), ExportError>> + 'static;
 

@@ -17,6 +17,10 @@ impl<E: Env> Export for Volume<E> {
         self.size()
     }
 
+    fn opened(&self) -> Self {
+        self.reopened()
+    }
+
     fn block_size(&self) -> u32 {
         self.block_size()
     }

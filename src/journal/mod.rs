@@ -213,7 +213,9 @@ impl<R: Region> Journal<R> {
         let pieces = self.part_pieces(&mut work, &parts, &slots);
         self.persist(pieces).await?;
         let mut inner = self.inner.borrow_mut();
-        let at = inner.list.append(Linked { slots, link, state, pairs, published: false });
+        let published = false;
+        let linked = Linked { slots, link, transaction, domain, bytes, state, pairs, published };
+        let at = inner.list.append(linked);
         assert_eq!(at, sequence, "nothing else was appended meanwhile");
         Ok(sequence)
     }

@@ -394,8 +394,12 @@ impl Scan {
             if link.sequence <= group.sequence {
                 return damaged(format!("group {} links backward", group.sequence));
             }
-            linked.insert(group.sequence, Linked { slots, link, state, pairs, published: false });
+            let number = group.sequence;
             let Group { transaction, domain, records, .. } = group;
+            let bytes = records.iter().map(Record::stored_len).sum();
+            let published = false;
+            let found = Linked { slots, link, transaction, domain, bytes, state, pairs, published };
+            linked.insert(number, found);
             let sequence = at.sequence;
             groups.push(RecoveredGroup { sequence, transaction, domain, state, records });
             at = link;

@@ -50,6 +50,8 @@ pub struct Flipside {
     config: Config,
     /// Whether other volumes come and go beside those that are checked.
     churn: bool,
+    /// Nobody is asked about groups at a start.
+    unled: bool,
     metadata: Metadata,
 }
 
@@ -74,6 +76,7 @@ impl Flipside {
             granule: 512,
             config,
             churn: false,
+            unled: false,
             metadata: Metadata::default(),
         }
     }
@@ -119,6 +122,13 @@ impl Flipside {
     #[must_use]
     pub fn with_region(mut self, len: u64) -> Self {
         self.places.set_region(len);
+        self
+    }
+
+    /// The same, but that a unit has joined no groups after its start: the test says whom to ask.
+    #[must_use]
+    pub fn unled(mut self) -> Self {
+        self.unled = true;
         self
     }
 
@@ -269,6 +279,7 @@ impl Flipside {
             granule: rng.pick(&[512, 512, 128]),
             config,
             churn: rng.chance(250_000),
+            unled: false,
             metadata: Metadata::default(),
         }
     }
@@ -340,7 +351,9 @@ impl Flipside {
             counters: Rc::default(),
             latencies: Rc::default(),
         };
-        let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
+        let recovered =
+            if self.unled { Unit::recover_alone(parts).await } else { Unit::recover(parts).await };
+        let (unit, _) = recovered.map_err(|error| error.to_string())?;
         let others_busy = Rc::new(Cell::new(false));
         if self.churn {
             let extent = u64::from(self.geometry.extent_size());

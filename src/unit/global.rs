@@ -29,7 +29,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use tokio::sync::Notify;
 
-use super::domain::Point;
+use super::domain::{Domain, Point};
 use super::error::IoError;
 use super::regroup::Grouping;
 use super::{Inner, Unit};
@@ -78,22 +78,7 @@ impl Talk {
     }
 }
 
-impl<E: Env> Coordinator for Client<E> {
-    async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
-        Client::coordinate(self, &reports).await
-    }
-
-    async fn nudged(&self) {
-        Client::nudged(self).await;
-    }
-}
-
 impl<E: Env> Unit<E> {
-    /// As [`Unit::follow`], with the metadata server as the coordinator.
-    pub async fn join_groups(&self) -> Result<(), MdsError> {
-        self.follow(self.0.mds.clone()).await
-    }
-
     /// Joins the groups that the coordinator knows of, and takes part in their transactions from
     /// then on.
     pub async fn follow(&self, coordinator: impl Coordinator) -> Result<(), MdsError> {
@@ -106,6 +91,7 @@ impl<E: Env> Unit<E> {
                 // What cannot be served is said to the coordinator, and in the status.
                 let _ = inner.regroup(&grouping).await;
             }
+            inner.await_whole();
             inner.take_orders(&orders);
             let joining = inner.state.borrow().domains.iter().any(|domain| domain.returning);
             if !joining || inner.env.now().since(started) >= JOIN {
@@ -115,6 +101,26 @@ impl<E: Env> Unit<E> {
         }
         inner.env.spawn(Rc::clone(inner).keep_groups(coordinator));
         Ok(())
+    }
+
+    /// Commits all members of a group at one cut, also where there is nothing to commit; its name,
+    /// where other units have a part in it.
+    pub async fn commit_group(&self, name: &str) -> Result<Option<TransactionId>, IoError> {
+        let (point, group) = {
+            let state = self.0.state.borrow();
+            let named = |domain: &Domain| {
+                let membership = domain.group.as_ref().filter(|of| &*of.name == name)?;
+                Some((domain.open.number, membership.group))
+            };
+            let mut domains = state.domains.iter().enumerate();
+            let found = domains.find_map(|(at, domain)| Some((at, named(domain)?)));
+            let Some((domain, (epoch, group))) = found else {
+                return Err(IoError::Group(format!("no group {name} has a volume here").into()));
+            };
+            (Point { domain, epoch }, group)
+        };
+        self.0.committed(point).await?;
+        Ok(self.last_cut(group))
     }
 
     /// The last transaction that was committed for a group.
@@ -132,7 +138,24 @@ impl From<&Order> for Grouping {
     }
 }
 
+impl<E: Env> Coordinator for Client<E> {
+    async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
+        Client::coordinate(self, &reports).await
+    }
+
+    async fn nudged(&self) {
+        Client::nudged(self).await;
+    }
+}
+
 impl<E: Env> Inner<E> {
+    /// Nothing is admitted to shared domains that were joined just now, before all members know.
+    fn await_whole(&self) {
+        let mut state = self.state.borrow_mut();
+        let joined = state.domains.iter_mut().filter(|domain| domain.is_shared());
+        joined.for_each(|domain| domain.returning = true);
+    }
+
     /// The task that speaks with the coordinator.
     async fn keep_groups(self: Rc<Self>, coordinator: impl Coordinator) {
         loop {
@@ -299,7 +322,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Whether somebody wants the open epoch committed, or it has been open for long.
-    fn is_wanted(&self, domain: &super::domain::Domain) -> bool {
+    fn is_wanted(&self, domain: &Domain) -> bool {
         let age = domain.open.since.map(|since| self.env.now().since(since));
         let old = self.config.commit_interval.is_some_and(|max| age.is_some_and(|age| age >= max));
         domain.wanted >= domain.open.number || old
@@ -332,10 +355,12 @@ impl<E: Env> Inner<E> {
         let mut prepared = None;
         if !records.is_empty() {
             let appended = self.journal.prepare(number, transaction, records).await;
-            prepared = Some(appended.map_err(|error| {
+            let appended = appended.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
-            })?);
+            })?;
+            self.ages.note(appended, self.env.now());
+            prepared = Some(appended);
         }
         let mut state = self.state.borrow_mut();
         let of = &mut state.domains[domain];

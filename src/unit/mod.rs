@@ -17,6 +17,7 @@
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
+//! | [`linked`] | what is in the journal, and why |
 //! | [`gauges`] | what status shows of all this |
 //!
 //! # Contracts
@@ -33,7 +34,6 @@ mod allotment;
 pub mod block;
 mod commit;
 mod copy;
-mod cut;
 mod discard;
 mod domain;
 mod doubt;
@@ -46,6 +46,7 @@ pub mod grant;
 mod invariants;
 pub mod lease;
 pub mod limits;
+mod linked;
 mod manage;
 pub mod policy;
 mod pool;
@@ -71,6 +72,7 @@ use tokio::sync::{Mutex, Notify};
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
 pub use lease::Ownership;
+pub use linked::LinkedGroup;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use regroup::Grouping;
@@ -199,6 +201,10 @@ struct Inner<E: Env> {
     grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
+    /// When it was started.
+    started: crate::env::Moment,
+    /// When groups were linked in the journal.
+    ages: linked::Ages,
     /// What is said to the coordinator of groups.
     talk: global::Talk,
     /// The background tasks end when this is set and they are woken.
@@ -306,6 +312,16 @@ impl<E: Env> Unit<E> {
     /// What is left of the lease; `None`: there is none.
     pub fn lease_left(&self) -> Option<Duration> {
         self.0.hold.left(self.0.env.now())
+    }
+
+    /// The session at the metadata server, for what is not about this unit.
+    pub fn metadata_server(&self) -> &Client<E> {
+        &self.0.mds
+    }
+
+    /// The world.
+    pub fn env(&self) -> &E {
+        &self.0.env
     }
 
     /// Whether the pool is not the unit's any more: its lease has ended, or it was replaced.

@@ -8,7 +8,8 @@
 //! 4. The linked groups are applied to the lines again, oldest first.
 //! 5. What the metadata server has granted and no pair names is free, and it is asked for more
 //!    where that is less than the grant; then it is told what it missed.
-//! 6. Requests are served.
+//! 6. Groups are joined, and the coordinator is asked for what is in doubt ([`super::doubt`]).
+//! 7. Requests are served.
 //!
 //! Nothing depends on the size of a volume but loading the lines.
 
@@ -29,6 +30,7 @@ use super::global::Talk;
 use super::grant::Grant;
 use super::lease::Hold;
 use super::limits::Limits;
+use super::linked::Ages;
 use super::manage::Management;
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
@@ -105,6 +107,15 @@ impl<E: Env> Unit<E> {
     /// Recovers a unit and starts it. The devices must be claimed, and nothing that an earlier
     /// process sent to them may still be on its way.
     pub async fn recover(parts: Parts<E>) -> Result<(Unit<E>, RecoveryReport), RecoverError> {
+        let (unit, report) = Self::recover_alone(parts).await?;
+        // Volumes of one group commit together from their first request on.
+        unit.follow(unit.0.mds.clone()).await?;
+        Ok((unit, report))
+    }
+
+    /// As [`Unit::recover`], but that whom to ask about groups is still to be said
+    /// ([`Unit::follow`]), before anything is written to the volumes.
+    pub async fn recover_alone(parts: Parts<E>) -> Result<(Unit<E>, RecoveryReport), RecoverError> {
         let started = parts.env.now();
         let pairs: u32 = parts.devices.iter().map(|member| member.extents.count).sum();
         if !mutated(Mutant::RecoveryFlushSkipped) {
@@ -498,6 +509,7 @@ async fn assemble<E: Env>(
             discard_failed: Cell::new(false),
         })
         .collect();
+    let started = parts.env.now();
     Ok(Unit(Rc::new(Inner {
         env: parts.env,
         geometry,
@@ -520,6 +532,8 @@ async fn assemble<E: Env>(
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),
+        started,
+        ages: Ages::default(),
         talk: Talk::default(),
         stopped: Cell::new(false),
     })))

@@ -69,6 +69,13 @@ impl<E: Env> Volume<E> {
         Self { unit, seat: Seat { volume: index, life: of.life }, id: of.id }
     }
 
+    /// The volume in its present life, whatever life this one is of.
+    #[must_use]
+    pub fn reopened(&self) -> Self {
+        let of = &self.unit.state.borrow().volumes[self.seat.volume];
+        Self::new(Rc::clone(&self.unit), self.seat.volume, of)
+    }
+
     /// Its number.
     pub fn id(&self) -> VolumeId {
         self.id

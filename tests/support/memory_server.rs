@@ -211,10 +211,11 @@ impl Operator for Control {
                     this.stop.notify_one();
                     Ok(Value::Null)
                 }
+                Request::Journal => Err("there is no journal in memory".into()),
                 Request::Settle { .. } => Err("nothing settles in memory".into()),
                 Request::Volume(_) | Request::Group(_) => {
                     Err("the volumes in memory do not change".into())
-                },
+                }
             }
         }
     }

@@ -237,7 +237,7 @@ impl<X: Export> Server<X> {
 
     /// The export of that name, if it is still offered.
     pub(super) fn export(&self, name: &str) -> Option<X> {
-        self.0.exports.borrow().iter().find(|export| export.name() == name).cloned()
+        self.0.exports.borrow().iter().find(|export| export.name() == name).map(X::opened)
     }
 
     /// Room for connections' own buffers.
