@@ -3,7 +3,8 @@
 //!
 //! | happens | by | makes |
 //! | --- | --- | --- |
-//! | a unit attaches or detaches | [`Coordinator::attached`], [`Coordinator::detached`] | a new life, an abort |
+//! | a unit attaches | [`Coordinator::attached`] | a new life, an abort |
+//! | a unit detaches | [`Coordinator::detached`] | an abort |
 //! | a unit reports | [`Coordinator::hear`] | votes, what is done |
 //! | then, always | [`Coordinator::step`] | the next stage |
 //! | a unit is answered | [`Coordinator::orders`] | nothing |

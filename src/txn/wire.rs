@@ -5,7 +5,7 @@
 //! | record | after it |
 //! | --- | --- |
 //! | [`RawReport`] | the reason of a refusal |
-//! | [`RawOrder`] | the group's name; of a trouble, the unit and the reason; the volumes, 4 bytes each |
+//! | [`RawOrder`] | the group's name; a trouble's unit and reason; the volumes, 4 bytes each |
 //!
 //! # Contract
 //!
