@@ -179,7 +179,7 @@ fn say(name: &str, times: &Histogram<u64>) {
 /// The device alone: a write, and then a flush.
 async fn raw(env: &OsEnv, options: &Options) -> Histogram<u64> {
     let disk = device(env, &options.dir.join("bench-journal.raw")).await;
-    let buf = env.buffers().acquire(BLOCK as usize).await;
+    let mut buf = env.buffers().acquire(BLOCK as usize).await;
     let (mut times, mut rng) = (histogram(), Rng::new(1));
     let until = Instant::now() + Duration::from_secs(options.seconds);
     while Instant::now() < until {
