@@ -5,8 +5,6 @@
 //! the time. Then the power goes. What is checked: reads return what was written last, and after a
 //! crash that or anything since the last flush.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::time::Duration;
 
 use super::engine::{Engine as _, Running as _, Volume as _};
@@ -56,11 +54,9 @@ pub fn run(seed: u64) -> Result<u64, String> {
                 handle.sleep(Duration::from_nanos(1 + handle.random() % SLOWEST)).await;
             }
         });
-        let known = Rc::new(RefCell::new(model));
-        ended(env.run(LIMIT, work(serving, Rc::clone(&known), rng.bits())))??;
+        model = ended(env.run(LIMIT, work(serving, model, rng.bits())))??;
         destaged += counters.device_bytes_destaged.get();
         machine.halt(&env, Crash::Power);
-        model = known.take();
     }
     Ok(destaged)
 }
@@ -75,11 +71,10 @@ fn contents(version: u32) -> Vec<u8> {
 
 async fn work(
     serving: Serving,
-    model: Rc<RefCell<Vec<Versions>>>,
+    mut model: Vec<Versions>,
     seed: u64,
-) -> Result<(), String> {
+) -> Result<Vec<Versions>, String> {
     let mut rng = Rng::new(seed);
-    let mut model = model.borrow_mut();
     let [volume] = serving.volumes().try_into().map_err(|_| "one volume".to_owned())?;
     let said = |refusal| format!("refused: {refusal:?}");
     let mut newest = model.iter().flatten().copied().max().unwrap_or_default();
@@ -107,5 +102,5 @@ async fn work(
             model.iter_mut().for_each(|versions| drop(versions.drain(..versions.len() - 1)));
         }
     }
-    Ok(())
+    Ok(model)
 }
