@@ -345,8 +345,8 @@ impl<E: Env> Unit<E> {
         result
     }
 
-    /// Puts all data that is committed, and in the journal alone, in its place on the devices, as far
-    /// as those work.
+    /// Puts all data that is committed, and in the journal alone, in its place on the devices, as
+    /// far as those work.
     pub async fn destage(&self) {
         self.0.destage_all().await;
     }
