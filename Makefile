@@ -78,7 +78,7 @@ serve: build ## serve a formatted disk: make serve DEV=/dev/sdX
 bench: setup build ## Flipside beside qemu-nbd on one RAM-backed device; writes bench/results/
 	python3 bench/compare.py
 
-bench-mds: setup ## durable metadata primitives a second: log, redb alone, device alone; DIR=
+bench-mds: setup ## the metadata server's durable primitives a second over UDP, and its bounds; DIR=
 	$(CARGO) bench --bench mds -- $(if $(DIR),--dir $(DIR)) $(ARGS)
 
 bench-journal: setup ## data in the journal beside the device alone; DIR= and NVRAM= say where
@@ -102,14 +102,16 @@ install: $(BINARY) ## binary, man pages, completions, systemd units; PREFIX=/usr
 	$(BIN_DIR)/flipside completions bash >$(BASH_DIR)/flipside
 	$(BIN_DIR)/flipside completions zsh >$(ZSH_DIR)/_flipside
 	$(BIN_DIR)/flipside completions fish >$(FISH_DIR)/flipside.fish
-	sed 's|/usr/local/bin|$(PREFIX)/bin|' tools/systemd/flipside.service >$(UNIT_DIR)/flipside.service
+	for unit in flipside flipside-mds; do sed 's|/usr/local/bin|$(PREFIX)/bin|' \
+		tools/systemd/$$unit.service >$(UNIT_DIR)/$$unit.service; done
 	install -m 644 tools/systemd/flipside.socket $(UNIT_DIR)
 	install -m 644 tools/systemd/flipside.toml $(EXAMPLE_DIR)
 
 uninstall: ## remove what install put there; disks and /etc/flipside.toml stay
 	rm -f $(BIN_DIR)/flipside $(MAN_DIR)/flipside.1 $(MAN_DIR)/flipside-*.1
 	rm -f $(BASH_DIR)/flipside $(ZSH_DIR)/_flipside $(FISH_DIR)/flipside.fish
-	rm -f $(UNIT_DIR)/flipside.service $(UNIT_DIR)/flipside.socket $(EXAMPLE_DIR)/flipside.toml
+	rm -f $(UNIT_DIR)/flipside.service $(UNIT_DIR)/flipside-mds.service
+	rm -f $(UNIT_DIR)/flipside.socket $(EXAMPLE_DIR)/flipside.toml
 
 clean: ## remove what was built
 	$(CARGO) clean

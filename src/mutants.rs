@@ -115,6 +115,7 @@ mutants! {
     SessionNotStored: "what a session has executed is not in the transaction",
     RegisterOverwrites: "a pool that is registered again begins anew",
     UnfencedGranted: "a claim of another host is granted without a fence",
+    StartBegunAtOnce: "a start that has written nothing counts as one that has",
     LeaseBelievedTooLong: "a unit goes on for twice as long as its lease",
     SessionUnchecked: "a datagram of another session is taken",
     // The coordinator of global transactions.
@@ -133,6 +134,7 @@ mutants! {
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",
     ReaderLeaseBelievedTooLong: "a reader goes on by its lines when its lease is over",
+    LateReadAnswered: "a reader answers what it has read when nothing was held back for it",
     ReadNotValidated: "a reader does not ask whether what it has read was still there",
     StaleLineKept: "a reader keeps a line that changed within its generation",
 }

@@ -10,9 +10,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use assert_cmd::Command;
+use flipside::format::ids::{ExtentId, ExtentRun, PairId, PoolId};
+use flipside::format::record::{self, Binding, Record};
+use flipside::mds::catalog::PoolSpec;
+use flipside::mds::overview::Section;
+use flipside::mds::raw::{self, RawForget};
+use flipside::mds::records::ServerStatus;
+use flipside::mds::wire::{self, Header, Kind, Operation};
 use support::device::attach;
 use support::programs::{PATIENCE, directory, installed, run, skip, try_run, wait_for};
 use support::target::Service;
+use zerocopy::IntoBytes as _;
 
 const SIZE: u64 = 64 << 20;
 const SUPERBLOCK: u64 = 4096;
@@ -314,4 +322,77 @@ fn targets_are_asked() {
     let row = text.lines().find(|line| line.starts_with(" b ")).expect("b has a row");
     assert!(row.contains("8.0 MiB") && row.contains("serving"), "{text}");
     assert!(target.stop().success());
+}
+
+/// A classic capture of raw IPv4 with these UDP datagrams, from port 7 to port 10810.
+fn capture(datagrams: &[Vec<u8>]) -> Vec<u8> {
+    let header: [u32; 6] = [0xA1B2_C3D4, 0x0004_0002, 0, 0, 65535, 101];
+    let mut bytes: Vec<u8> = header.into_iter().flat_map(u32::to_le_bytes).collect();
+    for (second, payload) in datagrams.iter().enumerate() {
+        let (udp, ip) = (8 + payload.len(), 28 + payload.len());
+        let record = [second as u32, 5, ip as u32, ip as u32];
+        bytes.extend(record.into_iter().flat_map(u32::to_le_bytes));
+        bytes.extend([0x45, 0, (ip >> 8) as u8, ip as u8, 0, 0, 0, 0, 64, 17, 0, 0]);
+        bytes.extend([10, 0, 0, 1, 10, 0, 0, 2, 0, 7, 0x2A, 0x3A]);
+        bytes.extend([(udp >> 8) as u8, udp as u8, 0, 0]);
+        bytes.extend(payload);
+    }
+    bytes
+}
+
+/// Goal: a capture is shown, each operation with what is in it; what is of another protocol is
+/// counted, as JSON as well; what is no capture is refused.
+#[test]
+fn a_capture_is_shown() {
+    let dir = directory();
+    let path = dir.path().join("mds.pcap");
+    let shown = path.to_str().unwrap();
+    let datagram = |kind, operation, body: &[u8]| {
+        let header = Header { kind, operation, session: 0xfeed, sequence: 9, detail: 0 };
+        wire::encode(&header, body, wire::PAYLOAD_MIN).remove(0)
+    };
+    let ask = |operation, body: &[u8]| datagram(Kind::Request, operation, body);
+    let answer = |operation, body: &[u8]| datagram(Kind::Reply(Ok(())), operation, body);
+    let told = [5_u64, u64::MAX].map(u64::to_le_bytes).concat();
+    let record = Record::Binding { pair: PairId(77), binding: Binding::FREE };
+    let devices = vec![ExtentRun { start: ExtentId(3), count: 40 }];
+    let spec = PoolSpec { extent_size: 65536, devices, reserve: 4 };
+    let pool = PoolId([0xAB; 16]);
+    let expected = [
+        (ask(Operation::HardenExtentFlags, &record::pack(&[record])), "PairId(77)"),
+        (answer(Operation::HardenExtentFlags, &told), "view 5 horizon -"),
+        (answer(Operation::Renew, &told), "view 5 horizon -"),
+        (answer(Operation::Transact, &told), "view 5 horizon -"),
+        (ask(Operation::Changes, &told), "since view 5"),
+        (
+            answer(Operation::Changes, &[5_u64.to_le_bytes().as_slice(), &[0; 4]].concat()),
+            "up to view 5",
+        ),
+        (answer(Operation::Lines, &5_u64.to_le_bytes()), "view 5"),
+        (ask(Operation::RegisterPool, &raw::pool_spec_body(pool, &spec)), "extents 3+40"),
+        (ask(Operation::ForgetPool, RawForget::new(pool, 6, true).as_bytes()), "registered as 6"),
+        (ask(Operation::Overview, &Section::Sessions(8).body(100)), "Sessions(8)"),
+        (answer(Operation::Status, &[0; 8 * ServerStatus::COUNT]), "unauthenticated: 0"),
+    ];
+    let mut datagrams: Vec<Vec<u8>> = expected.iter().map(|(bytes, _)| bytes.clone()).collect();
+    datagrams.push(b"another protocol".to_vec());
+    fs::write(&path, capture(&datagrams)).unwrap();
+    let output = flipside(&["wire-dump", "--verbose", shown]).assert().success();
+    let text = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+    let blocks: Vec<&str> = text.split_inclusive('\n').collect();
+    let heads = blocks.iter().filter(|line| !line.starts_with(' ')).count();
+    assert_eq!(heads, expected.len(), "{text}");
+    for (_, words) in expected {
+        let lines = text.lines().filter(|line| line.starts_with("    "));
+        assert!(lines.clone().any(|line| line.contains(words)), "'{words}' is not in: {text}");
+    }
+    assert!(text.contains("10.0.0.1:7 > 10.0.0.2:10810 request HardenExtentFlags"), "{text}");
+    let rest = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(rest.contains("1 datagrams of other protocols"), "{rest}");
+    let output = flipside(&["wire-dump", "--json", shown]).assert().success();
+    let lines = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+    let first: serde_json::Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(first["operation"], "HardenExtentFlags");
+    fs::write(&path, "no capture").unwrap();
+    refused(&["wire-dump", shown], "is no network capture");
 }

@@ -1,135 +1,139 @@
-//! Volumes that commit together: consistency groups on one unit.
+//! Consistency groups of targets as processes, with a metadata server: made, listed, committed at
+//! one cut, gone back together, deleted.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
-#[path = "support/simulated.rs"]
-mod simulated;
+mod support;
 
-use std::time::Duration;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
 
-use flipside::env::Env;
-use flipside::env::sim::{Crash, Limit, SimEnv};
-use flipside::format::ids::VolumeId;
-use flipside::format::layout::Geometry;
-use flipside::sim::engine::{Running as _, Volume as _};
-use flipside::sim::flipside::{Flipside, Served, Serving};
-use flipside::txn::GroupId;
-use flipside::unit::{Config, Grouping};
-use futures_util::future::join;
-use simulated::{formatted, started};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::metadata_server::{ANY_PORT, Server};
+use support::nbd_client::Client;
+use support::programs::{PATIENCE, directory, try_run, wait_for};
+use support::target::{BINARY, Service, Target, format};
 
-const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 5_000_000 };
-const BLOCK: u64 = 512;
-const EXTENT: u64 = 32 * BLOCK;
+const DEVICE: u64 = 100 << 20;
+const BLOCK: usize = 4096;
 
-fn engine() -> Flipside {
-    let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
-    let config = Config { commit_interval: None, ..Config::default() };
-    Flipside::plain(geometry, 32, 8, 4 * EXTENT, config)
+fn flipside(arguments: &[&str]) -> Result<String, String> {
+    try_run(BINARY, &arguments.iter().map(OsStr::new).collect::<Vec<_>>())
 }
 
-/// The first and the second volume, in one group or in none.
-fn grouping(version: u32, volumes: &[u32]) -> Grouping {
-    let volumes = volumes.iter().copied().map(VolumeId).collect();
-    let name = "pair".to_owned();
-    Grouping { group: GroupId(7), name, version, volumes, shared: false, life: 1 }
+fn refused(arguments: &[&str], text: &str) {
+    let told = flipside(arguments).expect_err("it is refused");
+    assert!(told.contains(text), "'{text}' is not in: {told}");
 }
 
-async fn write(volume: &Served, block: u64, byte: u8) {
-    volume.write(block * BLOCK, vec![byte; BLOCK as usize], false).await.unwrap();
+/// A pool with a volume `data` and one of another name, in a directory of its own.
+fn pool(directory: &Path, name: &str, mds: &[&str]) -> Service {
+    let directory = directory.join(name);
+    fs::create_dir(&directory).unwrap();
+    let device = directory.join("device");
+    fs::File::create(&device).unwrap().set_len(DEVICE).unwrap();
+    let own = format!("{name}=8M");
+    format(&device, &[mds, ["--volume", "data=8M", "--volume", &own].as_slice()].concat());
+    let more = ["--commit-interval", "never"];
+    let arguments = mds.iter().chain(&more).map(ToString::to_string).collect();
+    Service { arguments, ..Service::new(&directory, &device) }
 }
 
-async fn first_byte(volume: &Served, block: u64) -> u8 {
-    volume.read(block * BLOCK, BLOCK as usize).await.unwrap()[0]
+fn control(service: &Service) -> String {
+    service.directory.join("control.sock").display().to_string()
 }
 
-async fn two_volumes(serving: &Serving) -> [Served; 2] {
-    if serving.volumes().len() == 1 {
-        serving.unit().create_volume("second", 4 * EXTENT).await.unwrap();
-    }
-    serving.volumes().try_into().ok().expect("two volumes")
+/// The group of that name, as it is listed.
+fn listed(mds: &[&str], name: &str) -> Value {
+    let list = flipside(&[["group", "list", "--json"].as_slice(), mds].concat()).unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap();
+    list.as_array().unwrap().iter().find(|of| of["name"] == name).cloned().unwrap_or_default()
 }
 
-/// Does something with two volumes, loses the power, and says what the first block of each holds
-/// after the next start.
-fn after_power_loss<F: Future<Output = ()> + 'static>(
-    seed: u64,
-    work: impl FnOnce(SimEnv, Serving, [Served; 2]) -> F + 'static,
-) -> [u8; 2] {
-    let engine = engine();
-    let mut machine = formatted(&engine, seed, LIMIT);
-    let (env, serving) = started(&mut machine, &engine, LIMIT);
-    let of = env.clone();
-    let worked = env.run(LIMIT, async move {
-        let volumes = two_volumes(&serving).await;
-        work(of, serving, volumes).await;
-    });
-    worked.unwrap();
-    machine.halt(&env, Crash::Power);
-    let (env, serving) = started(&mut machine, &engine, LIMIT);
-    let read = env.run(LIMIT, async move {
-        serving.check().unwrap();
-        let [first, second] = two_volumes(&serving).await;
-        [first_byte(&first, 0).await, first_byte(&second, 0).await]
-    });
-    read.unwrap()
+fn commit(service: &Service, group: &str) -> Result<String, String> {
+    flipside(&["commit", "--group", group, "--control", &control(service)])
 }
 
-/// Goal: what one member of a group has when the other is flushed is committed with it, in one
-/// group of the journal; without the group it is not.
+fn write(client: &mut Client, byte: u8) {
+    client.write(0, &[byte; BLOCK]).unwrap();
+}
+
+fn first(target: &Target, volume: &str) -> u8 {
+    target.connect(volume).read(0, 1).unwrap()[0]
+}
+
+/// Goal: a group of two targets: a flush of one makes durable what was written to both, killed
+/// members come back to one cut, survivors included, who tell their clients; a decided commit
+/// outlives the server; what a group holds is not deleted.
 #[test]
-fn members_commit_together() {
-    for (seed, grouped) in [(1, false), (2, true), (3, true)] {
-        let found = after_power_loss(seed, move |_, serving, [first, second]| async move {
-            if grouped {
-                serving.unit().regroup(&grouping(1, &[0, 1])).await.unwrap();
-            }
-            write(&first, 0, 5).await;
-            write(&second, 0, 6).await;
-            let commits = serving.unit().counters().commits.get();
-            first.flush().await.unwrap();
-            assert_eq!(serving.unit().counters().commits.get() - commits, 1);
-            serving.check().unwrap();
-        });
-        let second = found[1];
-        assert_eq!(found[0], 5);
-        // Without a commit nobody knows.
-        assert!(!grouped || second == 6, "{found:?}");
-    }
+fn two_targets_commit_together() {
+    let directory = directory();
+    let path = directory.path();
+    let server = Server::start(path, &["--listen", ANY_PORT]);
+    let at = server.at.to_string();
+    let mds = ["--mds", at.as_str()];
+    let (one, two) = (pool(path, "one", &mds), pool(path, "two", &mds));
+    let (first_target, second_target) = (one.serve(), two.serve());
+    refused(&[["group", "create", "pair", "data", "two"].as_slice(), &mds].concat(), "POOL:NAME");
+    flipside(&[["group", "create", "pair", "one", "two"].as_slice(), &mds].concat()).unwrap();
+    refused(&["volume", "delete", "one", "--control", &control(&one)], "consistency group");
+    let group = listed(&mds, "pair");
+    assert_eq!((&group["trouble"], group["volumes"].as_array().unwrap().len()), (&Value::Null, 2));
+
+    let (mut a, mut b) = (first_target.connect("one"), second_target.connect("two"));
+    write(&mut a, 1);
+    write(&mut b, 1);
+    b.flush().unwrap();
+    let cut = commit(&one, "pair").unwrap();
+    assert!(cut.starts_with("mds-"), "{cut}");
+    write(&mut a, 2);
+    write(&mut b, 2);
+    second_target.kill();
+    let second_target = two.serve();
+    wait_for("the survivor's return", PATIENCE, || {
+        (a.read(0, 1).is_err() || a.write(4096, &[9; BLOCK]).is_err()).then_some(())
+    });
+    assert_eq!((first(&first_target, "one"), first(&second_target, "two")), (1, 1));
+    assert_eq!(listed(&mds, "pair")["life"], 2);
+
+    let (mut a, mut b) = (first_target.connect("one"), second_target.connect("two"));
+    write(&mut b, 3);
+    write(&mut a, 3);
+    a.flush().unwrap();
+    let server = server.restart(path, &[], || ());
+    first_target.kill();
+    second_target.kill();
+    let (first_target, second_target) = (one.serve(), two.serve());
+    assert_eq!((first(&first_target, "one"), first(&second_target, "two")), (3, 3));
+
+    assert!(first_target.stop().success());
+    assert!(second_target.stop().success());
+    assert_eq!(listed(&mds, "pair")["stage"], "rest");
+    flipside(&[["group", "delete", "pair"].as_slice(), &mds].concat()).unwrap();
+    assert_eq!(listed(&mds, "pair"), Value::Null);
+    assert_eq!(server.signal(Signal::SIGTERM), Some(0));
+    flipside(&["check", "--mds-store", path.join("store").to_str().unwrap()]).unwrap();
 }
 
-/// Goal: a volume goes into a group and out of it while both are written without a pause: nothing
-/// that was acknowledged is missing, and what was flushed survives.
+/// Goal: a group of one target with its own metadata server, through its control socket.
 #[test]
-fn volumes_move_while_they_are_written() {
-    for seed in 0..8 {
-        let found = after_power_loss(seed, |env, serving, [first, second]| async move {
-            let write_on = |volume: Served| {
-                let env = env.clone();
-                async move {
-                    for round in 0..200_u64 {
-                        write(&volume, round % 40, round as u8).await;
-                        assert_eq!(first_byte(&volume, round % 40).await, round as u8);
-                        if round % 7 == 0 {
-                            volume.flush().await.unwrap();
-                        }
-                        env.sleep(Duration::from_micros(30)).await;
-                    }
-                    write(&volume, 0, 250).await;
-                    volume.flush().await.unwrap();
-                }
-            };
-            let regroup = async {
-                for version in 1..20 {
-                    let members: &[u32] = if version % 2 == 1 { &[0, 1] } else { &[1] };
-                    serving.unit().regroup(&grouping(version, members)).await.unwrap();
-                    env.sleep(Duration::from_micros(300)).await;
-                }
-                serving.unit().regroup(&grouping(20, &[])).await.unwrap();
-            };
-            join(join(write_on(first), write_on(second)), regroup).await;
-            serving.check().unwrap();
-        });
-        assert_eq!(found, [250, 250]);
-    }
+fn a_group_of_one_target() {
+    let directory = directory();
+    let one = pool(directory.path(), "one", &[]);
+    let target = one.serve();
+    let control = control(&one);
+    let at = ["--control", control.as_str()];
+    flipside(&[["group", "create", "g", "data", "one"].as_slice(), &at].concat()).unwrap();
+    let mut client = target.connect("data");
+    write(&mut client, 5);
+    commit(&one, "g").unwrap();
+    refused(&["commit", "--group", "h", "--control", &control], "no volume of group h");
+    target.kill();
+    let target = one.serve();
+    assert_eq!(first(&target, "data"), 5);
+    assert_eq!(listed(&at, "g")["volumes"][0]["pool"], Value::Null);
+    flipside(&[["group", "delete", "g"].as_slice(), &at].concat()).unwrap();
+    flipside(&["volume", "delete", "one", "--control", &control]).unwrap();
 }

@@ -6,7 +6,8 @@
 mod support;
 
 use std::ffi::OsStr;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -255,4 +256,83 @@ fn refusals_say_what_to_do() {
     refused(&with_key, "both have the same --key-file");
     assert!(fs::read(fresh).unwrap().iter().all(|byte| *byte == 0), "nothing was written");
     assert_eq!(server.status(&[])["pools"].as_array().unwrap().len(), 0);
+}
+
+/// Goal: a metadata server that would be open to strangers, a store that is none, and flags that do
+/// not go together are refused, with what to say instead.
+#[test]
+fn command_lines_are_refused() {
+    let directory = directory();
+    let path = directory.path();
+    let store = path.join("store");
+    let store = store.to_str().unwrap();
+    let open = ["mds", "--listen", "0.0.0.0:0", "--store", store];
+    refused(&open, "say --allow-open");
+    assert!(!Path::new(store).exists(), "a store was made");
+    let file = blank(path, "file");
+    let file = file.to_str().unwrap();
+    refused(&["mds", "--listen", ANY_PORT, "--store", file], "is not a directory");
+    fs::create_dir(store).unwrap();
+    fs::write(path.join("store/letter"), "dear").unwrap();
+    refused(&["mds", "--listen", ANY_PORT, "--store", store], "holds no metadata store, but");
+    refused(&["check", "--mds-store", store], "holds no metadata store");
+    let key = path.join("key");
+    fs::write(&key, "short").unwrap();
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    let key = ["--key-file", key.to_str().unwrap()];
+    refused(&[&["mds", "--listen", ANY_PORT, "--store", store], &key[..]].concat(), "64 hex");
+    for alone in [
+        &["mds"][..],
+        &["mds", "--listen", ANY_PORT],
+        &["mds", "--store", store],
+        &["serve", "--shared", file],
+        &["serve", "--fenced", file],
+        &["serve", "--host", "a", file],
+        &["serve", "--follow", file],
+        &["serve", "--mds", ANY_PORT, "--lease", "5s", file],
+        &["serve", "--mds", ANY_PORT, "--follow", "--fenced", file],
+    ] {
+        let told = flipside(alone).expect_err("it is wrong use");
+        assert!(told.contains("Usage:"), "{alone:?}: {told}");
+    }
+}
+
+/// Goal: `check` finds that a server's store is damaged, wherever that is, names it, and changes
+/// nothing; the server does not start on it, or serves what is whole.
+#[test]
+fn a_damaged_store_is_found() {
+    let directory = directory();
+    let path = directory.path();
+    let server = Server::start(path, &["--listen", ANY_PORT]);
+    pool(path, &server, AT_THE_SERVER, &[]);
+    assert_eq!(server.signal(Signal::SIGTERM), Some(0));
+    let store = path.join("store");
+    let check = ["check", "--mds-store", store.to_str().unwrap()];
+    assert!(flipside(&check).unwrap().contains("the metadata store is sound"));
+    let rows = store.join("metadata/rows");
+    let whole = fs::read(&rows).unwrap();
+    let pages: Vec<usize> = (4096..whole.len()).step_by(4096).collect();
+    let used = pages.into_iter().filter(|at| whole[*at..at + 8] != [0; 8]);
+    let mut found = 0;
+    for at in used {
+        let file = File::options().write(true).open(&rows).unwrap();
+        file.write_all_at(
+            &whole[at..at + 64].iter().map(|byte| !byte).collect::<Vec<_>>(),
+            at as u64,
+        )
+        .unwrap();
+        let damaged = fs::read(&rows).unwrap();
+        if let Err(told) = flipside(&check) {
+            found += 1;
+            assert!(told.contains("damaged"), "at {at}: {told}");
+        }
+        assert!(fs::read(&rows).unwrap() == damaged, "looking has written");
+        fs::write(&rows, &whole).unwrap();
+    }
+    assert!(found > 0, "of no page's damage anything was told");
+    let log = store.join("metadata/log");
+    fs::rename(&log, path.join("elsewhere")).unwrap();
+    refused(&check, "has lost its log");
+    fs::rename(path.join("elsewhere"), &log).unwrap();
+    assert!(flipside(&check).unwrap().contains("the metadata store is sound"));
 }

@@ -90,6 +90,7 @@ fn everything_is_installed_and_removed() {
     let found = files(dir.path());
     for name in [
         "bin/flipside",
+        "lib/systemd/system/flipside-mds.service",
         "lib/systemd/system/flipside.service",
         "lib/systemd/system/flipside.socket",
         "share/bash-completion/completions/flipside",
@@ -105,6 +106,8 @@ fn everything_is_installed_and_removed() {
     let text = |name| fs::read_to_string(installed_at.join(name)).unwrap();
     let service = text("lib/systemd/system/flipside.service");
     assert!(service.contains("ExecStart=/opt/f/bin/flipside serve"), "{service}");
+    let server = text("lib/systemd/system/flipside-mds.service");
+    assert!(server.contains("ExecStart=/opt/f/bin/flipside mds"), "{server}");
     assert!(text("share/man/man1/flipside.1").contains("Exit codes"));
     assert!(text("share/man/man1/flipside-serve.1").contains("ready nbd+unix"));
     make("uninstall");
@@ -119,13 +122,16 @@ fn units_are_sound() {
     }
     let dir = directory();
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/systemd");
-    let service = fs::read_to_string(units.join("flipside.service")).unwrap();
-    let own = dir.path().join("flipside.service");
-    // It is looked whether the program is there.
-    fs::write(&own, service.replace("/usr/local/bin/flipside", BINARY)).unwrap();
+    let own = ["flipside.service", "flipside-mds.service"].map(|name| {
+        let service = fs::read_to_string(units.join(name)).unwrap();
+        let own = dir.path().join(name);
+        // It is looked whether the program is there.
+        fs::write(&own, service.replace("/usr/local/bin/flipside", BINARY)).unwrap();
+        own
+    });
     let socket = dir.path().join("flipside.socket");
     fs::copy(units.join("flipside.socket"), &socket).unwrap();
-    run("systemd-analyze", arguments!["verify", "--man=no", &own, &socket]);
+    run("systemd-analyze", arguments!["verify", "--man=no", &own[0], &own[1], &socket]);
 }
 
 /// Goal: a socket that a service manager opened is served, in place of a socket of its own, and

@@ -90,6 +90,9 @@ struct VolumesPart {
     sequence: u64,
     pool_row: String,
     volumes: Vec<VolumePart>,
+    /// Consistency groups: keys and rows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<[String; 2]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -341,6 +344,12 @@ impl VolumesPart {
             sequence: kept.sequence,
             pool_row: hex(pool_row.map(Vec::as_slice).unwrap_or_default()),
             volumes: volumes.collect(),
+            groups: kept
+                .rows
+                .iter()
+                .filter(|((table, _), _)| *table == Table::Groups)
+                .map(|((_, key), row)| [hex(key), hex(row)])
+                .collect(),
         }
     }
 
@@ -350,6 +359,9 @@ impl VolumesPart {
         for volume in &self.volumes {
             let key = (Table::Volumes, crate::mds::store::key(&[volume.id]));
             rows.insert(key, unhex(&volume.row)?);
+        }
+        for [key, row] in &self.groups {
+            rows.insert((Table::Groups, unhex(key)?), unhex(row)?);
         }
         let kept = Kept { sequence: self.sequence, rows };
         let ids = volumes_of(&kept).into_iter().map(|volume| volume.id);

@@ -133,6 +133,7 @@ struct StoreReport {
     sound: bool,
     pools: usize,
     sessions: u64,
+    consistency_groups: u64,
     findings: Vec<Finding>,
 }
 
@@ -144,6 +145,7 @@ fn tell_store(path: &Path, facts: Result<&HostedFacts, &StoreError>, json: bool)
         sound: facts.is_ok(),
         pools: facts.map_or(0, |facts| facts.pools.len()),
         sessions: facts.map_or(0, |facts| facts.sessions),
+        consistency_groups: facts.map_or(0, |facts| facts.groups),
         findings: facts.err().map(damaged).into_iter().collect(),
     };
     let mut out = std::io::stdout().lock();
@@ -160,6 +162,13 @@ fn tell_store(path: &Path, facts: Result<&HostedFacts, &StoreError>, json: bool)
         for (pool, of) in &facts.pools {
             let (volumes, pairs) = (of.volumes.len(), of.pairs.len());
             writeln!(out, "pool {pool}: {volumes} volumes, {pairs} pairs")?;
+        }
+        if facts.groups > 0 {
+            let (groups, decisions) = (facts.groups, facts.decisions);
+            writeln!(
+                out,
+                "{groups} consistency groups, {decisions} with a commit not done everywhere"
+            )?;
         }
         writeln!(out, "the metadata store is sound")?;
     }

@@ -18,7 +18,8 @@ use tracing::{info, warn};
 use super::device::{self, PoolMember};
 use super::link::{self, MetadataServer};
 use super::operator::Uris;
-use super::serve::{Args, DRAIN_TIME_MAX, bind, fixed_report, say_ready};
+use super::ready::say_ready;
+use super::serve::{Args, DRAIN_TIME_MAX, bind, fixed_report};
 use super::status::{FlagsReport, FollowReport, Report};
 use crate::env::os::notify::notify;
 use crate::env::os::{OsDisk, OsEnv, Signals};
@@ -70,7 +71,7 @@ pub async fn serve(env: OsEnv, args: Args, passed: Vec<OwnedFd>, signals: Signal
     let fixed = fixed_report(&members, FlagsReport::mds(), at);
     let reader = Reader::start(&env, follower, clients, slow, fixed)?;
     control::serve(env.ring(), operators, reader.clone())?;
-    say_ready(&reader.exports());
+    say_ready(reader.exports());
     let signal = signals.next().await?;
     info!(?signal, "stopping");
     reader.stop(&signals).await;

@@ -8,20 +8,20 @@
 //! - **Stop**: SIGTERM or SIGINT: the turn under way ends, its answers leave, the store is closed,
 //!   and the exit code is 0.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::{Either, select};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::network::{self, HostPort, KeyArgs, MdsArgs};
+use super::ready::say_ready;
 use crate::env::Moment;
+use crate::env::os::Signals;
 use crate::env::os::notify::notify;
-use crate::env::os::{Signals, notify_ready};
 use crate::format::ids::PoolId;
 use crate::front::metadata::Port;
 use crate::mds::client::pools::{forget, overview};
@@ -129,7 +129,15 @@ fn serve_store(args: &Args, listen: &HostPort, store: &Path) -> Result<()> {
 fn open(path: &Path) -> Result<Server<SocketAddr>> {
     let store = hosted::open(path)?;
     let pools = Pools::hosted(store).with_context(|| path.display().to_string())?;
-    Server::new(pools).with_context(|| path.display().to_string())
+    let server = Server::new(pools).with_context(|| path.display().to_string())?;
+    for (pool, reason) in server.pools().damaged() {
+        error!(
+            %pool, reason,
+            "a pool is damaged and not served; the others are. Bring the store back from a copy, \
+             or have the pool forgotten"
+        );
+    }
+    Ok(server)
 }
 
 async fn serve(
@@ -138,7 +146,7 @@ async fn serve(
     mut server: Server<SocketAddr>,
     signals: Signals,
 ) -> Result<()> {
-    say_ready(port.at());
+    say_ready([format!("udp://{}", port.at())]);
     let mut stopping = Box::pin(signals.next());
     loop {
         let turn = match select(stopping, Box::pin(port.turn())).await {
@@ -168,16 +176,5 @@ async fn serve(
             return Err(error.context("the server ends; mend its store and start it again"));
         }
         port.answer(answers);
-    }
-}
-
-/// Tells whoever started the server that it can be used.
-fn say_ready(at: SocketAddr) {
-    let mut out = std::io::stdout().lock();
-    if let Err(error) = writeln!(out, "ready udp://{at}").and_then(|()| out.flush()) {
-        warn!("nobody reads that the server is ready: {error}");
-    }
-    if let Err(error) = notify_ready() {
-        warn!("the service manager was not told that the server is ready: {error}");
     }
 }

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::group;
+use super::groups::{ListedGroup, listed};
 use super::overview::table;
 use super::values::Size;
 use crate::mds::overview::{Overview, PoolSeen, SessionSeen};
@@ -19,6 +21,8 @@ pub struct ServerReport {
     pools: Vec<PoolReport>,
     /// Who is attached.
     sessions: Vec<SessionReport>,
+    /// The consistency groups, by number.
+    groups: Vec<ListedGroup>,
 }
 
 #[derive(Debug, Serialize)]
@@ -32,6 +36,7 @@ struct PoolReport {
     extents_granted: u32,
     extents_bound: u32,
     flags_here: bool,
+    damaged: bool,
     transactions: u64,
 }
 
@@ -54,6 +59,7 @@ impl From<Overview> for ServerReport {
             counters: seen.counters,
             pools: seen.pools.iter().map(PoolReport::from).collect(),
             sessions: seen.sessions.iter().map(SessionReport::from).collect(),
+            groups: listed((seen.groups, seen.members)),
         }
     }
 }
@@ -70,7 +76,19 @@ impl From<&PoolSeen> for PoolReport {
             extents_granted: seen.granted,
             extents_bound: seen.bound,
             flags_here: seen.flags_here,
+            damaged: seen.damaged,
             transactions: seen.transactions,
+        }
+    }
+}
+
+impl PoolReport {
+    /// Where its flags are, if anything is known of it.
+    fn flags(&self) -> &'static str {
+        match (self.damaged, self.flags_here) {
+            (true, _) => "DAMAGED",
+            (false, true) => "here",
+            (false, false) => "at the target",
         }
     }
 }
@@ -108,7 +126,7 @@ impl ServerReport {
                 size(of.extents_free),
                 size(of.extents_granted),
                 size(of.extents_bound),
-                if of.flags_here { "here" } else { "at the target" }.to_owned(),
+                of.flags().to_owned(),
                 of.transactions.to_string(),
             ]
         });
@@ -130,6 +148,9 @@ impl ServerReport {
             ]
         });
         section(&mut out, &table(header, rows, 3..8));
+        if !self.groups.is_empty() {
+            section(&mut out, &group::text(&self.groups));
+        }
         let ServerStatus { store_commits, store_bytes_written, .. } = self.counters;
         let written = Size(store_bytes_written);
         line(&mut out, "store", &format!("{store_commits} commits, {written} written"));
@@ -171,6 +192,7 @@ mod tests {
             granted: 990,
             bound: 512,
             flags_here: true,
+            damaged: false,
             transactions: 77,
         };
         let owner = SessionSeen {
@@ -187,15 +209,24 @@ mod tests {
         let reader = SessionSeen { reads: true, left_ms: 2500, ..owner };
         let overview = Overview {
             counters: ServerStatus { unauthenticated: 4, ..ServerStatus::default() },
-            pools: vec![seen],
+            pools: vec![seen, PoolSeen::damaged(PoolId([5; 16]))],
             sessions: vec![owner, reader],
             ..Overview::default()
         };
         let report = ServerReport::from(overview);
         let text = report.text();
-        for part in
-            ["512.0 MiB", "here", "77", "unit 1", "reader", "ENDED", "2.5 s", "61.0 s", "02020202"]
-        {
+        for part in [
+            "512.0 MiB",
+            "here",
+            "DAMAGED",
+            "77",
+            "unit 1",
+            "reader",
+            "ENDED",
+            "2.5 s",
+            "61.0 s",
+            "02020202",
+        ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
         let strangers = |line: &str| line.split_whitespace().eq(["unauthenticated", "4"]);

@@ -17,7 +17,10 @@ mod documents;
 mod flags;
 mod follow;
 mod format;
+mod group;
+mod groups;
 mod inspect;
+mod journal;
 mod link;
 mod log;
 mod mds;
@@ -30,6 +33,7 @@ mod operator;
 mod overview;
 mod owner;
 mod plan;
+mod ready;
 mod serve;
 mod settle;
 mod status;
@@ -90,8 +94,12 @@ enum Command {
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Show what a running target keeps in its journal
+    Journal(journal::Args),
     /// Make, list, resize, rename and delete volumes
     Volume(volume::Args),
+    /// Make, list and delete consistency groups, whose volumes commit together
+    Group(group::Args),
     /// Show or change where a pool's flags and journal are kept
     Flags(flags::Args),
     /// Serve the metadata of pools to their targets until told to stop
@@ -116,8 +124,10 @@ pub fn main() -> ExitCode {
         Command::Check(args) => return check::run(args),
         Command::Metadata(args) => metadata::run(args),
         Command::Commit(args) => commit::run(&args),
+        Command::Journal(args) => journal::run(&args),
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
+        Command::Group(args) => group::run(&args),
         Command::Flags(args) => flags::run(args),
         Command::Mds(args) => mds::run(&args),
         Command::WireDump(args) => wire_dump::run(&args),

@@ -8,6 +8,8 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use serde_json::Value;
 
+use super::groups;
+use super::journal::Entry;
 use super::status::Report;
 use super::volumes;
 use crate::env::os::OsEnv;
@@ -141,7 +143,18 @@ impl Target {
             Request::Volume(request) => {
                 volumes::carry_out(&self.0.unit, Some(&self.0.server), request).await
             }
-            Request::Commit { volume } => {
+            Request::Journal => {
+                let groups = self.0.unit.linked_groups().into_iter().map(Entry::from);
+                serde_json::to_value(groups.collect::<Vec<_>>()).map_err(|error| error.to_string())
+            }
+            Request::Group(request) => groups::carry_out(&self.0.unit, request).await,
+            Request::Commit { group: Some(group), .. } => {
+                let cut = self.0.unit.cut(&group).await;
+                let cut =
+                    cut.ok_or_else(|| format!("this target has no volume of group {group}"))?;
+                cut.map(|cut| Value::String(cut.to_string())).map_err(|error| error.to_string())
+            }
+            Request::Commit { volume, group: None } => {
                 let volume = self.find(volume.as_deref())?;
                 let done = self.0.unit.commit(volume).await;
                 done.map(|()| Value::Null).map_err(|error| error.to_string())

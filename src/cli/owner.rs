@@ -5,6 +5,8 @@
 //!
 //! - **Ordering**: nothing is written to the devices before the metadata server was asked whether
 //!   the pool is another host's, and before the devices were reserved.
+//! - **Reservations** are given back where the pool could not be had, and by a target that stops
+//!   well; one that serves, or failed when it did, keeps them ([`Reservations::keep`]).
 //! - **Takeover**: only with --fenced. Where the devices have reservations they are taken from the
 //!   old owner here; elsewhere the operator's word stands for it.
 
@@ -24,8 +26,8 @@ use super::network::{MdsArgs, answered};
 use super::values::LeaseTime;
 use crate::env::Env as _;
 use crate::env::os::OsEnv;
-use crate::env::os::reservation::{self, Key, Reserved};
-use crate::format::ids::{HostId, PoolId};
+use crate::env::os::reservation::{Key, Reservable, Reserved};
+use crate::format::ids::{HostId, Incarnation, PoolId};
 use crate::format::superblock::choose;
 use crate::format::superblock_io;
 use crate::mds::client::pools::overview;
@@ -58,46 +60,48 @@ pub struct OwnerArgs {
     host: Option<String>,
 }
 
-/// What this process holds of devices beside its claim, to be given back at the end.
-#[derive(Default)]
-pub struct Reservations(Vec<(File, Key)>);
+/// What this process holds of devices beside its claim. Given back when dropped, but where it is
+/// kept: nothing that was sent to a device may be under way then.
+pub struct Reservations<D: Reservable = File> {
+    held: Vec<(D, Key)>,
+    kept: bool,
+}
+
+impl<D: Reservable> Default for Reservations<D> {
+    fn default() -> Self {
+        Reservations { held: Vec::new(), kept: false }
+    }
+}
 
 impl OwnerArgs {
-    /// The terms on which the pool is claimed. A server in this process is the devices' own: they
-    /// may be carried to another machine.
-    pub fn terms(&self, mds: &MdsArgs) -> Result<Ownership> {
-        if mds.mds.is_none() {
-            return Ok(Ownership::default());
-        }
-        let lease = self.shared.then_some(self.lease.0);
-        Ok(Ownership { host: self.host()?, lease, fenced: self.fenced, ..Ownership::default() })
-    }
-
     /// This machine.
     pub fn host(&self) -> Result<HostId> {
         host(self.host.as_deref())
     }
 
     /// Makes sure, before anything is written, that the pool on these devices is of the metadata
-    /// server that was named, or of none, and not another host's, or that it is taken over: then
-    /// tells the lease of who had it, who reads by what it knows until that has ended.
+    /// server that was named, or of none, and not another host's, or that it is taken over; tells
+    /// the terms on which it is claimed. A server in this process is the devices' own: they may be
+    /// carried to another machine.
     pub async fn secure(
         &self,
         env: &OsEnv,
         mds: &MdsArgs,
         claimed: &[Claimed],
-    ) -> Result<(Reservations, Duration)> {
+        held: &mut Reservations,
+    ) -> Result<Ownership> {
         let [first, ..] = claimed else { bail!("no device") };
         let [one, other] = superblock_io::read_copies(&first.disk, env.buffers()).await;
         let (superblock, _) =
             choose(one, other).with_context(|| first.path.display().to_string())?;
         check_place(mds, &superblock)?;
-        let Some(server) = &mds.mds else { return Ok(Default::default()) };
+        let Some(server) = &mds.mds else { return Ok(Ownership::default()) };
         let at = server.resolve()?;
         let seen = overview(env, mds.link_to(env.ring(), at)?);
         let seen = answered(env, at, None, seen).await?;
         let ours = self.host()?;
-        let other = owner(superblock.pool, &seen.sessions).filter(|of| of.host != ours);
+        let owner = owner(superblock.pool, &seen.sessions);
+        let other = owner.filter(|of| of.host != ours);
         if let Some(of) = other.filter(|_| !self.fenced) {
             bail!(refusal(superblock.pool, of));
         }
@@ -106,16 +110,27 @@ impl OwnerArgs {
         if !former.is_zero() {
             info!(seconds = former.as_secs(), "waiting for the end of the former owner's lease");
         }
-        if !self.shared {
-            return Ok((Reservations::default(), former));
+        let theirs = other.map(|of| Key::of(of.host));
+        for of in claimed.iter().filter(|_| self.shared) {
+            let device = || of.path.display().to_string();
+            let file = File::options().read(true).write(true).open(&of.path);
+            let file = file.with_context(device)?;
+            let reserved = held.reserve(file, Key::of(ours), theirs, self.fenced);
+            if !reserved.with_context(device)? {
+                info!(
+                    device = device(),
+                    "the device has no reservations: the lease alone keeps other hosts away, and \
+                     --fenced is believed"
+                );
+            }
         }
-        let theirs = other.map(|of| of.host);
-        let mut held = Reservations::default();
-        for of in claimed {
-            held.reserve(&of.path, Key::of(ours), theirs.map(Key::of), self.fenced)
-                .with_context(|| of.path.display().to_string())?;
-        }
-        Ok((held, former))
+        Ok(Ownership {
+            host: ours,
+            lease: self.shared.then_some(self.lease.0),
+            fenced: self.fenced,
+            former_start: owner.map_or_else(Incarnation::default, |of| of.incarnation),
+            former_lease: former,
+        })
     }
 }
 
@@ -138,10 +153,13 @@ fn refusal(pool: PoolId, owner: &SessionSeen) -> String {
     )
 }
 
-impl Reservations {
-    fn reserve(&mut self, path: &Path, ours: Key, theirs: Option<Key>, take: bool) -> Result<()> {
-        let file = File::options().read(true).write(true).open(path)?;
-        let mut reserved = reservation::reserve(&file, ours)?;
+impl<D: Reservable> Reservations<D> {
+    /// Reserves a device, where it has reservations at all: says whether it has.
+    fn reserve(&mut self, device: D, ours: Key, theirs: Option<Key>, take: bool) -> Result<bool> {
+        // From here on this host may be in the device's list.
+        self.held.push((device, ours));
+        let (device, _) = self.held.last().expect("it was put there");
+        let mut reserved = device.reserve(ours)?;
         if reserved == Reserved::Elsewhere {
             ensure!(
                 take,
@@ -152,26 +170,32 @@ impl Reservations {
                 "another host has reserved it, which the metadata server does not know: remove its \
                  key first (sg_persist, or nvme resv-release)",
             )?;
-            reserved = reservation::preempt(&file, ours, theirs)?;
+            reserved = device.preempt(ours, theirs)?;
         }
-        match reserved {
-            Reserved::Held => self.0.push((file, ours)),
-            Reserved::Elsewhere => bail!("another host has reserved it"),
-            Reserved::Unsupported => info!(
-                device = %path.display(),
-                "the device has no reservations: the lease alone keeps other hosts away, and \
-                 --fenced is believed"
-            ),
-        }
-        Ok(())
+        ensure!(reserved != Reserved::Elsewhere, "another host has reserved it");
+        Ok(reserved == Reserved::Held)
+    }
+
+    /// They stay when this is dropped: the pool is this host's, and what was sent to the devices
+    /// may still arrive.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Gives everything back: another host may have the devices.
-    pub fn release(self) {
-        for (file, key) in self.0 {
-            if let Err(error) = reservation::release(&file, key) {
+    pub fn release(&mut self) {
+        for (device, key) in self.held.drain(..) {
+            if let Err(error) = device.release(key) {
                 warn!("a device stays reserved for this host: {error}");
             }
+        }
+    }
+}
+
+impl<D: Reservable> Drop for Reservations<D> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.release();
         }
     }
 }
@@ -209,8 +233,74 @@ fn hashed(name: &str) -> HostId {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::io;
+
     use super::*;
-    use crate::format::ids::{Incarnation, UnitId};
+    use crate::format::ids::UnitId;
+
+    /// A device with a list of one key and a reservation, as far as they matter here.
+    #[derive(Default)]
+    struct Disk {
+        registered: Cell<bool>,
+        held: Cell<Option<Key>>,
+    }
+
+    impl Reservable for &Disk {
+        fn reserve(&self, key: Key) -> io::Result<Reserved> {
+            self.registered.set(true);
+            let holder = *self.held.get().get_or_insert(key);
+            Ok(if self.take(holder, key) { Reserved::Held } else { Reserved::Elsewhere })
+        }
+
+        fn preempt(&self, ours: Key, theirs: Key) -> io::Result<Reserved> {
+            let theirs = self.held.get() == Some(theirs);
+            Ok(if theirs && self.take(ours, ours) { Reserved::Held } else { Reserved::Elsewhere })
+        }
+
+        fn release(&self, key: Key) -> io::Result<Reserved> {
+            self.registered.set(false);
+            self.held.set(self.held.get().filter(|holder| *holder != key));
+            Ok(Reserved::Held)
+        }
+    }
+
+    impl Disk {
+        fn take(&self, holder: Key, key: Key) -> bool {
+            self.held.set(Some(holder));
+            holder == key
+        }
+    }
+
+    /// Goal: whoever could not have all devices leaves nothing of itself on any of them, and takes
+    /// nobody else's away; who serves keeps them, until it stops well.
+    #[test]
+    fn reservations_are_given_back() {
+        let [ours, theirs] = ["a", "b"].map(|name| Key::of(hashed(name)));
+        for (take, known) in [(false, None), (false, Some(theirs)), (true, None)] {
+            let (free, taken) = (Disk::default(), Disk::default());
+            taken.held.set(Some(theirs));
+            let mut held = Reservations::default();
+            assert!(held.reserve(&free, ours, known, take).unwrap());
+            assert_eq!(free.held.get(), Some(ours));
+            assert!(held.reserve(&taken, ours, known, take).is_err());
+            drop(held);
+            assert_eq!((free.held.get(), taken.held.get()), (None, Some(theirs)));
+            assert!(!free.registered.get() && !taken.registered.get());
+        }
+        let disk = Disk::default();
+        disk.held.set(Some(theirs));
+        let mut held = Reservations::default();
+        assert!(held.reserve(&disk, ours, Some(theirs), true).unwrap());
+        held.keep();
+        drop(held);
+        assert_eq!(disk.held.get(), Some(ours), "a target that failed may still write");
+        let mut held = Reservations::default();
+        assert!(held.reserve(&disk, ours, None, false).unwrap());
+        held.keep();
+        held.release();
+        assert_eq!(disk.held.get(), None);
+    }
 
     /// Goal: names make hosts, the same ones the same; without one there is one all the same.
     #[test]

@@ -7,7 +7,6 @@
 //! - **Stop**: SIGTERM or SIGINT: no more requests are taken, those under way are answered, all is
 //!   committed, and the exit code is 0. A second signal does not wait for clients.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -25,15 +24,18 @@ use super::link::{self, MetadataServer, OwnServer};
 use super::network::MdsArgs;
 use super::nvram::{self, FlagsArgs};
 use super::operator::{Target, Uris};
-use super::owner::OwnerArgs;
+use super::owner::{OwnerArgs, Reservations};
+use super::ready::say_ready;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
-use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
+use super::values::{
+    CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull,
+};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::os::activation::passed_sockets;
 use crate::env::os::notify::notify;
-use crate::env::os::{OsEnv, OsLink, OsNvram, Signals, notify_ready};
+use crate::env::os::{OsEnv, OsLink, OsNvram, Signals};
 use crate::env::region::DeviceRegion;
 use crate::format::ids::PoolId;
 use crate::format::superblock::{FlagsPlace, Superblock};
@@ -42,7 +44,7 @@ use crate::front::listen::{Address, Bound, raise_file_limit};
 use crate::front::nbd::{Limits, Server};
 use crate::observe::{Latencies, SlowWatch};
 use crate::unit::grant::default_level;
-use crate::unit::{Config, Member, Unit, UnitParts, Volume};
+use crate::unit::{Config, Member, Ownership, Unit, UnitParts, Volume};
 
 /// Memory for all I/O, in bytes.
 const BUFFERS_LEN: usize = 512 << 20;
@@ -114,6 +116,9 @@ pub struct Args {
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
     mds_timeout: MdsTimeout,
+    /// How long a request waits for blocks of which it is not known whether they were committed
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    doubt_timeout: DoubtTimeout,
     /// How many free extents to keep in hand, for when the metadata server is away [default: all;
     /// with --mds a sixteenth of the pool, and 1024 at least]
     #[arg(long, value_name = "EXTENTS|all")]
@@ -145,12 +150,16 @@ pub fn run(args: Args) -> Result<()> {
     }
     let served = ring.block_on(async {
         if args.follow {
-            return follow::serve(env, args, passed, signals).await.map(|()| (Ok(()), None));
+            let followed = follow::serve(env, args, passed, signals).await;
+            return (followed.map(|()| (Ok(()), None)), Reservations::default());
         }
-        serve(env, args, passed, signals).await
+        let mut reserved = Reservations::default();
+        (serve(env, args, passed, signals, &mut reserved).await, reserved)
     });
     // Tasks hold the link to the metadata server, which ends when the last of them is gone.
     ring.shutdown();
+    // Unless they are kept, reservations end here, when nothing is on its way to the devices.
+    let (served, _reserved) = served;
     let (ended, own_server) = served?;
     if let Some(own_server) = own_server {
         own_server.await_end();
@@ -170,9 +179,10 @@ async fn serve(
     args: Args,
     passed: Vec<OwnedFd>,
     signals: Signals,
+    reserved: &mut Reservations,
 ) -> Result<(Result<()>, Option<OwnServer>)> {
     let claimed = device::claim_all(&env, &args.devices).await?;
-    let (reservations, former_lease) = args.owner.secure(&env, &args.mds, &claimed).await?;
+    let ownership = args.owner.secure(&env, &args.mds, &claimed, reserved).await?;
     let mut members = device::recognise(&env, claimed).await?;
     let (nvram, flags) = nvram::place(&env, &args.flags, &mut members).await?;
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
@@ -182,8 +192,7 @@ async fn serve(
     let (clients, operators) = bind(&args, passed, pool)?;
     let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
     let latencies = Rc::new(Latencies::watched(slow));
-    let mut config = config(&args, &first.superblock)?;
-    config.ownership.former_lease = former_lease;
+    let mut config = config(&args, &first.superblock, ownership);
     config.nvram_write_max = flags.write_max;
     let parts = parts(&env, config, &members, nvram, link, latencies);
     let recovered = Box::pin(Unit::recover(parts));
@@ -195,6 +204,8 @@ async fn serve(
             return Ok((Ok(()), own_server));
         }
     };
+    reserved.keep();
+    unit.join_groups().await.context("the consistency groups of the pool")?;
     let recovery = Recovery::from(report);
     let Recovery { groups, pairs, told, took_us } = recovery;
     info!(%pool, groups, pairs, told, took_us, "recovered pool {pool} {recovery}");
@@ -219,7 +230,7 @@ async fn serve(
     info!(?signal, "stopping");
     let ended = stop(&env, &unit, &server, &signals).await;
     if ended.is_ok() {
-        reservations.release();
+        reserved.release();
     }
     Ok((ended, own_server))
 }
@@ -243,17 +254,18 @@ pub(super) fn fixed_report(
 }
 
 /// What the unit is told of all that can be tuned.
-fn config(args: &Args, first: &Superblock) -> Result<Config> {
-    Ok(Config {
+fn config(args: &Args, first: &Superblock, ownership: Ownership) -> Config {
+    Config {
         commit_interval: args.commit_interval.0,
         settle: args.settle.into(),
         warn_full: args.warn_full.0.clone(),
         discard: args.discard,
         mds_timeout: args.mds_timeout.0,
-        ownership: args.owner.terms(&args.mds)?,
+        ownership,
         grant: grant(args, first.pool_extents()),
+        doubt_timeout: args.doubt_timeout.0,
         ..Config::default()
-    })
+    }
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.
@@ -314,18 +326,6 @@ pub(super) fn parts(
         config,
         counters: Rc::default(),
         latencies,
-    }
-}
-
-/// Tells whoever started the target that it can be used.
-pub(super) fn say_ready(exports: &[String]) {
-    let mut out = std::io::stdout().lock();
-    let lines = exports.iter().try_for_each(|uri| writeln!(out, "ready {uri}"));
-    if let Err(error) = lines.and_then(|()| out.flush()) {
-        warn!("nobody reads that the target is ready: {error}");
-    }
-    if let Err(error) = notify_ready() {
-        warn!("the service manager was not told that the target is ready: {error}");
     }
 }
 

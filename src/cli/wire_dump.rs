@@ -9,15 +9,23 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use zerocopy::little_endian::{U32, U64};
 
-use crate::format::ids::PoolId;
+use crate::format::group::TransactionId;
+use crate::format::home::Line;
+use crate::format::ids::{PairId, PoolId};
+use crate::format::record;
 use crate::mds::auth::Key;
+use crate::mds::catalog::PoolSpec;
 use crate::mds::error::Refusal;
+use crate::mds::groups::rows::NewGroup;
+use crate::mds::overview::Section;
 use crate::mds::raw::{
-    self, RawAttach, RawOwned, RawPage, RawPool, RawPrimitive, RawRun, RawVolume,
+    self, RawAttach, RawChanges, RawForget, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
+    RawSince, RawTold, RawVolume,
 };
-use crate::mds::records::{Claim, PairRecord, Primitive, VolumeInfo};
+use crate::mds::records::{Claim, PairRecord, Primitive, ServerStatus, VolumeInfo};
 use crate::mds::wire::{self, Claimed, Datagram, HEADER_BYTES, Kind, Operation};
 use crate::observe::pcap::{Capture, Captured};
+use crate::txn::{self, Order, Report};
 
 use super::network::KeyArgs;
 use crate::env::os::Seal as _;
@@ -238,16 +246,55 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             lines.extend(runs(rest)?);
             Some(lines)
         }
+        Operation::Coordinate => {
+            let reports = txn::wire::reports(body).ok()?;
+            Some(reports.iter().map(report).collect())
+        }
+        Operation::CreateGroup => {
+            let NewGroup { number, name, volumes } = NewGroup::parse(body).ok()?;
+            let volumes = volumes.iter().map(|of| match of.pool {
+                Some(pool) => format!("volume '{}' of pool {pool}", of.name),
+                None => format!("volume '{}'", of.name),
+            });
+            Some(std::iter::once(format!("group {number} '{name}'")).chain(volumes).collect())
+        }
+        Operation::DeleteGroup => {
+            let number = raw::one::<U32>(body).ok()?;
+            Some(vec![format!("group {number}")])
+        }
         Operation::CreateVolume
         | Operation::ResizeVolume
         | Operation::DeleteVolume
         | Operation::RenameVolume
         | Operation::RemoveVolume => volumes(body),
-        Operation::ListVolumes | Operation::ListGrants | Operation::Layout => {
+        Operation::HardenExtentFlags => {
+            Some(record::unpack(body)?.iter().map(|record| format!("{record:?}")).collect())
+        }
+        Operation::Changes => {
+            let RawSince { since, used } = raw::one(body).ok()?;
+            Some(vec![format!("since view {since}, none before {used} is used")])
+        }
+        Operation::RegisterPool => {
+            let (pool, spec) = raw::pool_spec(body).ok()?;
+            let PoolSpec { extent_size, devices, reserve } = spec;
+            let mut lines =
+                vec![format!("pool {pool} extents of {extent_size}, reserve {reserve}")];
+            lines.extend(devices.iter().map(|run| format!("extents {}+{}", run.start, run.count)));
+            Some(lines)
+        }
+        Operation::ForgetPool => {
+            let (pool, number, force) = raw::one::<RawForget>(body).ok()?.parts().ok()?;
+            let known = number != raw::NO_NUMBER;
+            let number = if known { number.to_string() } else { "any".to_owned() };
+            let force = if force { " though it is attached" } else { "" };
+            Some(vec![format!("pool {pool} registered as {number}{force}")])
+        }
+        Operation::Overview => Some(vec![format!("{:?}", Section::parse(body).ok()?)]),
+        Operation::ListVolumes | Operation::ListGrants | Operation::Layout | Operation::Lines => {
             let page = raw::one::<RawPage>(body).ok()?;
             Some(vec![format!("volume {} from {} count {}", page.volume, page.from, page.count)])
         }
-        _ => None,
+        Operation::Detach | Operation::Renew | Operation::Status => None,
     }
 }
 
@@ -260,6 +307,14 @@ fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
                 "start {incarnation} lease {lease_ms} ms, {extents} extents of {extent_size}, \
                  reserve {reserve}"
             )])
+        }
+        Operation::Coordinate => {
+            let orders = txn::wire::orders(body).ok()?;
+            Some(orders.iter().map(order).collect())
+        }
+        Operation::CreateGroup => {
+            let number = raw::one::<U32>(body).ok()?;
+            Some(vec![format!("group {number}")])
         }
         Operation::CreateVolume | Operation::ListVolumes => volumes(body),
         Operation::AllocateJournalSpace
@@ -278,8 +333,64 @@ fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             };
             records.iter().map(owned).collect()
         }
+        Operation::Renew | Operation::Transact | Operation::HardenExtentFlags => {
+            let RawTold { view, horizon } = raw::one(body).ok()?;
+            let horizon = if horizon == u64::MAX { "-".to_owned() } else { horizon.to_string() };
+            Some(vec![format!("view {view} horizon {horizon}")])
+        }
+        Operation::Lines => {
+            let (view, rest) = raw::first::<U64>(body).ok()?;
+            lines(format!("view {view}"), rest)
+        }
+        Operation::Changes => {
+            let (RawChanges { view, rest }, body) = raw::first(body).ok()?;
+            let rest = match rest.get() {
+                raw::REST_NONE => "all",
+                raw::REST_MORE => "more to come",
+                _ => "not known any more",
+            };
+            lines(format!("up to view {view}, {rest}"), body)
+        }
+        Operation::Status => {
+            let words = raw::one::<[U64; ServerStatus::COUNT]>(body).ok()?;
+            Some(vec![format!("{:?}", ServerStatus::from_words(words.map(U64::get)))])
+        }
+        // Of an overview, what it shows is in its question; the others have no body.
         _ => None,
     }
+}
+
+/// The lines of pairs, after what they are.
+fn lines(head: String, body: &[u8]) -> Option<Vec<String>> {
+    let known = raw::lines(body).ok()?;
+    let text = |(pair, line): &(PairId, Line)| {
+        format!("pair {pair} {:?} used {} blocks", line.binding, line.map.used().len())
+    };
+    Some(std::iter::once(head).chain(known.iter().map(text)).collect())
+}
+
+fn transaction(id: Option<TransactionId>) -> String {
+    id.map_or_else(|| "no transaction".to_owned(), |id| id.to_string())
+}
+
+fn report(report: &Report) -> String {
+    let Report { group, version, life, wants, .. } = report;
+    let wants = if *wants { " wants a commit" } else { "" };
+    let transaction = transaction(report.transaction);
+    let phase = format!("{:?}", report.phase);
+    format!("group {} membership {version} life {life} {transaction} {phase}{wants}", group.0)
+}
+
+fn order(order: &Order) -> String {
+    let Order { group, name, version, life, stage, .. } = order;
+    let (transaction, volumes) = (transaction(order.transaction), order.volumes.len());
+    let whole = if order.whole { " whole" } else { "" };
+    let mut text = format!("group {} '{name}' membership {version} life {life}{whole}", group.0);
+    let _ = write!(text, " {volumes} volumes here {transaction} {stage:?}");
+    if let Some(trouble) = &order.trouble {
+        let _ = write!(text, " {trouble:?}");
+    }
+    text
 }
 
 fn primitive(primitive: &Primitive) -> Option<String> {
@@ -315,7 +426,7 @@ fn volumes(body: &[u8]) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::ids::{ExtentId, Generation, LogicalExtent, PairId, Slot, VolumeId};
+    use crate::format::ids::{ExtentId, Generation, LogicalExtent, Slot, VolumeId};
     use crate::mds::wire::{Header, PAYLOAD_MIN};
 
     fn captured(bytes: &[u8]) -> Captured<'_> {

@@ -33,6 +33,15 @@ pub enum ReadError {
         /// How long ago the last request was sent that it answered, in milliseconds.
         silent_ms: u64,
     },
+    /// What was read may be anybody's by now, as that took longer than the lease.
+    #[error(
+        "the devices took {took_ms} ms to read, which is longer than the lease: what was read may \
+         have been replaced; try again"
+    )]
+    TooSlow {
+        /// How long it took, in milliseconds.
+        took_ms: u64,
+    },
     /// Whenever it was read, it was written again meanwhile.
     #[error("the blocks were written again each of the {0} times that they were read: try again")]
     Unsettled(u32),

@@ -3,7 +3,7 @@
 //!
 //! | file | what it is about |
 //! | --- | --- |
-//! | [`cache`], [`lease`] | decisions: plain functions over plain data |
+//! | [`cache`], [`lease`], [`reads`] | decisions: plain functions over plain data |
 //! | [`poll`] | what changed, and that the session lives |
 //! | [`read`], [`volume`] | requests |
 //! | [`error`] | why not |
@@ -18,7 +18,8 @@
 //!   beginning and its end: never what is not committed, never what was replaced before it began.
 //! - **Freed extents**: the server is told of the oldest view that a read under way goes by, and
 //!   what was freed later is kept out of use. So an extent is not read after it became another's,
-//!   but by one whose lease is over, and that is never answered.
+//!   but by one whose lease is over, and that is never answered; nor is one that took longer than
+//!   a lease, for which nothing is held back any more.
 //! - **Lease**: renewed by each answer, counted from when its question was sent. When it is over,
 //!   every read fails with that reason until the server answers again, and then all lines are read
 //!   anew.
@@ -30,10 +31,10 @@ mod error;
 pub mod lease;
 mod poll;
 mod read;
+pub mod reads;
 mod volume;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -45,8 +46,9 @@ pub use volume::Volume;
 
 use self::cache::Cache;
 use self::lease::Lease;
+use self::reads::Reads;
 use crate::env::{Env, Moment};
-use crate::format::ids::{ExtentId, HostId, LogicalExtent, PoolId, UnitId, VolumeId};
+use crate::format::ids::{ExtentId, HostId, Incarnation, LogicalExtent, PoolId, UnitId, VolumeId};
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::mds::client::{Client, ClientStatus};
 use crate::mds::records::{Claim, VolumeInfo};
@@ -144,15 +146,13 @@ struct State {
     needed: u64,
     /// The oldest view that the server knows to be used here.
     acknowledged: u64,
-    /// How many reads of devices are under way by the lines of each view.
-    under_way: BTreeMap<u64, u64>,
+    reads: Reads,
 }
 
 impl State {
     /// The oldest view that anything here goes by.
-    fn used(&self) -> u64 {
-        let oldest = self.under_way.first_key_value().map(|(view, _)| *view);
-        oldest.unwrap_or(u64::MAX).min(self.cache.view())
+    fn used(&self, now: Moment) -> u64 {
+        self.reads.oldest(now).unwrap_or(u64::MAX).min(self.cache.view())
     }
 }
 
@@ -174,7 +174,7 @@ impl<E: Env> Follower<E> {
             begun: 0,
             answered: 0,
             needed: 0,
-            under_way: BTreeMap::new(),
+            reads: Reads::default(),
         };
         let inner = Rc::new(Inner {
             client: RefCell::new(Some(client)),
@@ -249,6 +249,7 @@ impl<E: Env> Parts<E> {
             host: self.host,
             unit: self.unit,
             incarnation: None,
+            after: Incarnation::default(),
             lease_ms: u32::try_from(self.lease.as_millis()).unwrap_or(u32::MAX),
             fenced: false,
             reads: true,

@@ -119,7 +119,7 @@ impl<E: Env> Inner<E> {
         let (number, since, used) = {
             let mut state = self.state.borrow_mut();
             state.begun += 1;
-            (state.begun, state.cache.view(), state.used())
+            (state.begun, state.cache.view(), state.used(sent))
         };
         let seen = client.changes(since, used).await?;
         let over = self.state.borrow().lease.left(self.parts.env.now()).is_zero();
@@ -137,7 +137,7 @@ impl<E: Env> Inner<E> {
     async fn read_anew(&self, client: &Client<E>) -> Result<(), FollowError> {
         let (used, reading) = {
             let state = self.state.borrow();
-            (state.used(), state.cache.next_reading())
+            (state.used(self.parts.env.now()), state.cache.next_reading())
         };
         let cache = all_lines(&self.parts, client, used, reading).await?;
         increment(&self.counters.readings);

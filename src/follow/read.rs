@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 
 use super::cache::Sight;
 use super::{Inner, ReadError, increment};
-use crate::env::{Disk, Env};
+use crate::env::{Disk, Env, Moment};
 use crate::format::blocks::BlockSet;
 use crate::format::ids::{ExtentId, VolumeId};
 use crate::unit::request::extents;
@@ -24,27 +24,38 @@ struct Piece {
     blocks: Range<usize>,
 }
 
-/// A read of devices under way, by the lines of a view.
-struct UnderWay<E: Env>(Rc<Inner<E>>, u64);
+/// A read of devices under way.
+struct UnderWay<E: Env> {
+    inner: Rc<Inner<E>>,
+    number: u64,
+    since: Moment,
+}
 
 impl<E: Env> UnderWay<E> {
     /// Entered before the lines are looked at.
     fn enter(inner: &Rc<Inner<E>>) -> Self {
+        let since = inner.parts.env.now();
         let mut state = inner.state.borrow_mut();
-        let view = state.cache.view();
-        *state.under_way.entry(view).or_default() += 1;
-        UnderWay(Rc::clone(inner), view)
+        let (view, lease) = (state.cache.view(), state.lease.length());
+        let until = Moment(since.0.saturating_add(lease.as_nanos() as u64));
+        let number = state.reads.enter(view, until);
+        UnderWay { inner: Rc::clone(inner), number, since }
+    }
+
+    /// The devices have answered: refused where nothing was held back any more for this read.
+    fn ended(self) -> Result<(), ReadError> {
+        let now = self.inner.parts.env.now();
+        if self.inner.state.borrow().reads.is_good(self.number, now) {
+            return Ok(());
+        }
+        let took_ms = now.since(self.since).as_millis() as u64;
+        Err(ReadError::TooSlow { took_ms })
     }
 }
 
 impl<E: Env> Drop for UnderWay<E> {
     fn drop(&mut self) {
-        let mut state = self.0.state.borrow_mut();
-        let count = state.under_way.get_mut(&self.1).expect("counted when it was entered");
-        *count -= 1;
-        if *count == 0 {
-            state.under_way.remove(&self.1);
-        }
+        self.inner.state.borrow_mut().reads.leave(self.number);
     }
 }
 
@@ -72,7 +83,7 @@ pub(super) async fn read_blocks<E: Env>(
             };
             let pieces = todo.drain(..).map(look).collect::<Vec<_>>();
             read_pieces(inner, &pieces, buf).await?;
-            drop(under_way);
+            under_way.ended()?;
             pieces
         };
         inner.validated().await?;

@@ -48,6 +48,16 @@ pub struct TransactionId {
     pub number: u64,
 }
 
+impl std::fmt::Display for TransactionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let TransactionId { coordinator, incarnation, number } = self;
+        match *coordinator {
+            u32::MAX => write!(f, "mds-{incarnation}-{number}"),
+            unit => write!(f, "unit{unit}-{incarnation}-{number}"),
+        }
+    }
+}
+
 /// How far a group's transaction has come (design section 5).
 ///
 /// ```text

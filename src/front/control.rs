@@ -37,12 +37,18 @@ const _: () = assert!(CLIENTS_MAX as usize * LINE_MAX <= ARENA_BLOCK);
 pub enum Request {
     /// The snapshot that `status --json` shows.
     Status,
-    /// Make completed writes durable, of one volume or of all.
+    /// Make completed writes durable, of one volume or of all; or of a consistency group, as one
+    /// cut of all of its volumes.
     Commit {
         /// The volume's name.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         volume: Option<String>,
+        /// The group's name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<String>,
     },
+    /// What is linked in the journal.
+    Journal,
     /// Take back journal space, of one volume or of all.
     Settle {
         /// The volume's name.
@@ -51,6 +57,29 @@ pub enum Request {
     },
     /// Look at the volumes, or change them.
     Volume(VolumeRequest),
+    /// Look at consistency groups, or make and delete them.
+    Group(GroupRequest),
+}
+
+/// What can be asked about consistency groups:
+/// `{"command":"group","action":"create","name":"g","volumes":["a","b"]}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "lowercase", deny_unknown_fields)]
+pub enum GroupRequest {
+    /// All of the metadata server, with their volumes.
+    List,
+    /// Make one.
+    Create {
+        /// Its name.
+        name: String,
+        /// Its volumes, each as NAME or POOL:NAME.
+        volumes: Vec<String>,
+    },
+    /// Delete one; its volumes stay.
+    Delete {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// What can be asked about volumes:
@@ -229,7 +258,7 @@ mod tests {
     /// Goal: requests look on the wire as documented.
     #[test]
     fn requests_are_plain_json() {
-        let commit = Request::Commit { volume: Some("vol0".into()) };
+        let commit = Request::Commit { volume: Some("vol0".into()), group: None };
         let text = serde_json::to_string(&commit).unwrap();
         assert_eq!(text, r#"{"command":"commit","volume":"vol0"}"#);
         assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), commit);

@@ -83,6 +83,7 @@ impl From<ReadError> for ExportError {
             ReadError::Deleted
             | ReadError::Device(_)
             | ReadError::LeaseOver { .. }
+            | ReadError::TooSlow { .. }
             | ReadError::Unsettled(_) => ErrorKind::Device,
         };
         Self::new(kind, Cow::Owned(error.to_string()))

@@ -6,7 +6,8 @@
 //!   waits together shares one durable transaction. While a turn is worked on the kernel keeps what
 //!   arrives.
 //! - **Strangers**: with a key, what does not carry the proof is dropped and counted before
-//!   anything looks at it, and costs two hashes of its bytes.
+//!   anything looks at it, and costs two hashes of its bytes. Without one, what carries a proof is:
+//!   its sender would take no answer for this server's, but its request would be executed.
 
 use std::cell::Cell;
 use std::io;
@@ -14,7 +15,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::env::os::Seal as _;
-use crate::mds::auth::Key;
+use crate::mds::auth::{Key, is_sealed};
 use crate::mds::wire::PAYLOAD_UDP_MAX;
 use crate::uring::{DatagramOptions, Datagrams, Ring};
 
@@ -94,7 +95,10 @@ impl Port {
     }
 
     fn is_known(&self, bytes: &[u8]) -> bool {
-        let known = self.key.as_ref().is_none_or(|key| key.opens(bytes));
+        let known = match &self.key {
+            Some(key) => key.opens(bytes),
+            None => !is_sealed(bytes),
+        };
         self.unauthenticated.set(self.unauthenticated.get() + u64::from(!known));
         known
     }
@@ -148,6 +152,26 @@ mod tests {
                 assert_eq!(wire::parse(&answer).unwrap().header.sequence, sequence as u64 + 100);
             }
             assert_eq!(port.unauthenticated(), 9);
+        });
+        ring.shutdown();
+    }
+
+    /// Goal: a server without a key drops and counts what was sealed with any, and hears the rest.
+    #[test]
+    fn sealed_datagrams_are_no_business_of_a_server_without_a_key() {
+        let ring = Ring::new(&RingOptions::default()).unwrap();
+        let port = Port::bind(&ring, "127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let link = |seal: Option<Key>| {
+            let seal = seal.map(|key| Box::new(key) as _);
+            OsLink::udp(&ring, port.at(), wire::PAYLOAD_DEFAULT, seal).unwrap()
+        };
+        let (sealed, open) = (link(Some(Key::parse(&[1; 32]).unwrap())), link(None));
+        ring.block_on(async move {
+            sealed.send(datagram(1));
+            open.send(datagram(2));
+            let [(_, bytes)] = &port.turn().await.unwrap()[..] else { panic!("one of two") };
+            assert_eq!(wire::parse(bytes).unwrap().header.sequence, 2);
+            assert_eq!(port.unauthenticated(), 1);
         });
         ring.shutdown();
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::decide::Shown;
-use crate::format::group::{GroupState, Link};
+use crate::format::group::{GroupState, Link, TransactionId};
 use crate::format::ids::{PairId, Sequence};
 use crate::format::status::ROOT;
 use crate::mutants::{Mutant, mutated};
@@ -18,6 +18,12 @@ pub struct Linked {
     pub payload: Vec<u32>,
     /// Where the next group is.
     pub link: Link,
+    /// Its transaction.
+    pub transaction: TransactionId,
+    /// The commit domain.
+    pub domain: u32,
+    /// Bytes of its records.
+    pub bytes: usize,
     /// Its transaction's state.
     pub state: GroupState,
     /// The pairs that it names, in order, each once.
@@ -99,14 +105,14 @@ impl List {
         let mut kept: BTreeMap<PairId, Sequence> = BTreeMap::new();
         let show = |(sequence, linked): (Sequence, &Linked)| {
             let follows = linked.pairs.iter().find_map(|pair| kept.get(pair)).copied();
-            let Linked { state, published, .. } = *linked;
+            let Linked { transaction, domain, bytes, state, published, .. } = *linked;
             if linked.has_effect() {
                 for pair in &linked.pairs {
                     kept.entry(*pair).or_insert(sequence);
                 }
             }
             let slots = linked.slots.len() + linked.payload.len();
-            Shown { sequence, state, slots, published, follows }
+            Shown { sequence, transaction, domain, state, slots, bytes, published, follows }
         };
         self.iter().map(show).collect()
     }
@@ -219,6 +225,7 @@ fn names_any(linked: &Linked, pairs: &BTreeSet<PairId>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::ids::Incarnation;
     use proptest::prelude::*;
 
     fn link(n: u64) -> Link {
@@ -227,11 +234,16 @@ mod tests {
 
     fn list(groups: u64, pairs: impl Fn(u64) -> Vec<PairId>) -> List {
         let mut list = List::found(link(1), BTreeMap::new());
+        let (coordinator, incarnation) = (0, Incarnation(1));
+        let transaction = TransactionId { coordinator, incarnation, number: 1 };
         for n in 1..=groups {
             list.append(Linked {
                 slots: vec![n as u32 * 10],
                 payload: Vec::new(),
                 link: link(n + 1),
+                transaction,
+                domain: 0,
+                bytes: 0,
                 state: GroupState::Committed,
                 pairs: pairs(n),
                 published: true,

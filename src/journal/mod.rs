@@ -249,7 +249,10 @@ impl<R: Region> Journal<R> {
         pieces.extend(payload_pieces);
         self.persist(pieces).await?;
         let mut inner = self.inner.borrow_mut();
-        let linked = Linked { slots, payload: held, link, state, pairs, published: false };
+        let payload = held;
+        let published = false;
+        let linked =
+            Linked { slots, payload, link, transaction, domain, bytes, state, pairs, published };
         let at = inner.list.append(linked);
         assert_eq!(at, sequence, "nothing else was appended meanwhile");
         Ok(sequence)

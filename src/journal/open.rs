@@ -238,13 +238,24 @@ impl<R: Region> Journal<R> {
         beginning.write(region, pool, buffers).await
     }
 
-    /// Opens the journal that is in a region: see the module. Everything that can be read must be
-    /// durable already ([`Region::flush`]).
+    /// The last start of a unit, as the header in its region has it. Writes nothing.
+    pub async fn last_start<E: Env>(
+        env: &E,
+        region: &R,
+        pool: PoolId,
+    ) -> Result<Incarnation, JournalError> {
+        let mut work = env.buffers().acquire(PAGE_WORK).await;
+        let (_, header) = load_header(env, region, pool, &mut work).await?;
+        Ok(header.incarnation)
+    }
+
+    /// Opens the journal that is in a region, as a start after all of the unit: see the module.
+    /// Everything that can be read must be durable already ([`Region::flush`]).
     pub async fn open<E: Env>(
         env: &E,
         region: R,
         pool: PoolId,
-        unit: UnitId,
+        (unit, start): (UnitId, Incarnation),
         pairs: u32,
     ) -> Result<Opened<R>, JournalError> {
         let buffers = env.buffers();
@@ -255,11 +266,16 @@ impl<R: Region> Journal<R> {
             survey.payload(env, &region, &mut work, &[GroupState::Prepared]).await?,
         ];
         let Survey { header, layout, list, lines, groups, status, .. } = survey;
+        if header.incarnation >= start {
+            let found =
+                format!("start {} was counted there before start {start}", header.incarnation);
+            return Err(JournalError::Foreign(found));
+        }
         if !mutated(Mutant::InvalidationSkipped) {
             invalidate(&region, &layout, list.tail().slot, &mut work).await?;
         }
         let kept = mutated(Mutant::IncarnationKept);
-        let incarnation = if kept { header.incarnation } else { header.next_incarnation() };
+        let incarnation = if kept { header.incarnation } else { start };
         let next = RegionHeader { incarnation, ..header };
         let mut header_page = survey.header_page;
         header_page
@@ -436,9 +452,22 @@ impl Scan {
                 return damaged(format!("group {} links backward", group.sequence));
             }
             let payload = group.payload().map(|payload| payload.slot).collect();
-            let found = Linked { slots, payload, link, state, pairs, published: false };
-            linked.insert(group.sequence, found);
+            let number = group.sequence;
             let Group { transaction, domain, records, .. } = group;
+            let bytes = records.iter().map(Record::stored_len).sum();
+            let published = false;
+            let found = Linked {
+                slots,
+                payload,
+                link,
+                transaction,
+                domain,
+                bytes,
+                state,
+                pairs,
+                published,
+            };
+            linked.insert(number, found);
             let sequence = at.sequence;
             groups.push(RecoveredGroup { sequence, transaction, domain, state, records });
             at = link;

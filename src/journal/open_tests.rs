@@ -85,7 +85,11 @@ fn opened(
     let layout = RegionLayout::compute(len, PAIRS, 512).expect("there is room: it was formatted");
     change(&mut region, &layout);
     let handle = env.clone();
-    let opening = async move { Journal::open(&handle, region, POOL, unit, pairs).await };
+    let opening = async move {
+        let last = Journal::last_start(&handle, &region, POOL).await?;
+        let start = (unit, Incarnation(last.0 + 1));
+        Journal::open(&handle, region, POOL, start, pairs).await
+    };
     env.run(LIMIT, opening).expect("opening comes to an end")
 }
 

@@ -76,6 +76,12 @@ impl Seal for Key {
     }
 }
 
+/// Whether a datagram carries anything where the proof is: its sender has a key.
+pub fn is_sealed(datagram: &[u8]) -> bool {
+    let proof = datagram.get(AUTHENTICATED_BYTES..HEADER_BYTES);
+    proof.is_some_and(|proof| proof.iter().any(|byte| *byte != 0))
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(..)")

@@ -91,6 +91,14 @@ refusals! {
     VolumeAmbiguous = 30: "several pools have a volume of that name: say POOL:NAME",
     /// The pool has volumes in groups.
     PoolInGroup = 31: "volumes of the pool are in a consistency group: delete the group first",
+    /// The unit's flags are of an earlier start than one that has begun; the detail holds that.
+    FlagsTooOld = 32: "the pool was served since the flags found here were written: they were \
+        brought back from an old copy",
+    /// The pool was registered by another number, which the detail holds: perhaps anew.
+    RegisteredAnew = 33: "the pool was registered anew meanwhile",
+    /// Something of the pool's metadata is damaged at the server, which serves its other pools.
+    PoolDamaged = 34: "the pool's metadata are damaged at the server: flipside check --mds-store \
+        there says how",
     /// A group that cannot follow what the lines say; the detail holds the index of the record.
     LineImpossible = 15: "the group cannot follow the flags that are stored",
 }

@@ -2,6 +2,7 @@
 
 use super::backend::RegionBackend;
 use super::catalog::{Catalog, CatalogFacts};
+use super::groups::Groups;
 use super::mirrored::kept_by;
 use super::opening::{MetadataPlace, catching, failed};
 use super::overlay::Overlay;
@@ -41,6 +42,10 @@ pub struct HostedFacts {
     pub pools: Vec<(PoolId, CatalogFacts)>,
     /// How many sessions are attached to them.
     pub sessions: u64,
+    /// How many consistency groups there are.
+    pub groups: u64,
+    /// How many of those have a transaction that is not done everywhere.
+    pub decisions: u64,
 }
 
 impl HostedFacts {
@@ -53,19 +58,24 @@ impl HostedFacts {
 
 /// Looks at a store of many pools against itself, whose own checks were made when it was opened:
 /// every pool is sound and as it was registered, no extent is in two places, every pair is within
-/// its volume, every session is a unit's or a reader's, and no row is of no pool. The store is not
-/// written.
+/// its volume, every session is a unit's or a reader's, every consistency group is of volumes that
+/// are there, and no row is of no pool. The store is not written.
 pub fn hosted(store: Box<dyn Store>) -> Result<HostedFacts, StoreError> {
     catching(|| {
         let pools = Pools::hosted(store)?;
+        pools.check_whole()?;
         pools.check_strays()?;
         let facts = pools.iter().map(|(pool, catalog)| Ok((pool, catalog.facts()?)));
         let facts: Vec<(PoolId, CatalogFacts)> = facts.collect::<Result<_, StoreError>>()?;
         for (pool, of) in &facts {
             check_pairs(of).map_err(|what| StoreError::Damaged(format!("pool {pool}: {what}")))?;
         }
+        let all = Groups::load(&pools)?;
+        let groups = all.iter().count() as u64;
+        let decisions = all.iter().filter(|of| of.decision().is_some()).count() as u64;
         let server: Server<()> = Server::new(pools)?;
-        Ok(HostedFacts { pools: facts, sessions: server.status().sessions })
+        server.pools().check_whole()?;
+        Ok(HostedFacts { pools: facts, sessions: server.status().sessions, groups, decisions })
     })
 }
 
@@ -101,16 +111,20 @@ impl MetadataPlace {
         let kept = kept_by(&store)?;
         let catalog = Catalog::open(Box::new(store))?;
         self.check_pool(&catalog)?;
-        Ok(StoreFacts { kept, catalog: catalog.facts()? })
+        let facts = catalog.facts()?;
+        Groups::load(&Pools::single(catalog))?;
+        Ok(StoreFacts { kept, catalog: facts })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::Moment;
     use crate::env::sim::rng::Rng;
     use crate::format::ids::{ExtentId, ExtentRun, Incarnation, UnitId};
     use crate::mds::catalog::{PoolSpec, space::Use};
+    use crate::mds::groups::rows::{NamedVolume, NewGroup};
     use crate::mds::ownership::Start;
     use crate::mds::records::Claim;
     use crate::mds::session::Session;
@@ -141,6 +155,12 @@ mod tests {
         let session: Session<()> = Session::new(Claim::of(POOL, UNIT, Incarnation(1)), 1472, 0);
         catalog.put_session(7, Some(session.row()));
         pools.commit().unwrap();
+        let mut groups = Groups::load(&pools).unwrap();
+        let volumes = vec![NamedVolume { pool: None, name: "v".to_owned() }];
+        let asked = NewGroup { number: 0, name: "g".to_owned(), volumes };
+        groups.create(&asked, &pools, Moment::default()).unwrap();
+        pools.stage(groups.take_changes(Moment::default()));
+        pools.commit().unwrap();
         memory
     }
 
@@ -151,7 +171,7 @@ mod tests {
         let good = made();
         let opened = |memory: &Memory| RedbStore::open(memory.snapshot()).unwrap();
         let facts = hosted(Box::new(opened(&good))).unwrap();
-        assert_eq!((facts.pools.len(), facts.sessions), (2, 1));
+        assert_eq!((facts.pools.len(), facts.sessions, facts.groups), (2, 1, 1));
         assert_eq!(facts.pools[0].1.pairs.len(), 10);
         let mut rng = Rng::new(1);
         // A count of starts that is missing reads as that of a store before its first.

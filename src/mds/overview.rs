@@ -30,6 +30,8 @@ pub const SEEN_BYTES_MAX: usize = size_of::<RawGroupSeen>();
 
 /// The pool keeps its flags at the server.
 const OPTION_FLAGS_HERE: u32 = 1;
+/// Of a pool: something of it is damaged.
+const OPTION_DAMAGED: u32 = 2;
 /// The session only reads.
 const OPTION_READS: u32 = 1;
 
@@ -49,7 +51,7 @@ pub struct Overview {
 }
 
 /// A pool of the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolSeen {
     /// Its name; all zeros of an embedded server's.
     pub pool: PoolId,
@@ -69,8 +71,17 @@ pub struct PoolSeen {
     pub bound: u32,
     /// Whether its flags are kept at the server.
     pub flags_here: bool,
+    /// Whether something of its metadata is damaged: it is not served, and nothing else is known.
+    pub damaged: bool,
     /// Metadata transactions executed since the server was started.
     pub transactions: u64,
+}
+
+impl PoolSeen {
+    /// A pool of which something is damaged.
+    pub fn damaged(pool: PoolId) -> Self {
+        PoolSeen { pool, damaged: true, ..PoolSeen::default() }
+    }
 }
 
 /// Who is attached.
@@ -195,6 +206,7 @@ pub fn name_after(pool: PoolId) -> Option<PoolId> {
 
 impl From<&PoolSeen> for RawPoolSeen {
     fn from(seen: &PoolSeen) -> Self {
+        let option = |bit, set| if set { bit } else { 0 };
         RawPoolSeen {
             pool: seen.pool.0,
             extent_size: U32::new(seen.extent_size),
@@ -204,7 +216,9 @@ impl From<&PoolSeen> for RawPoolSeen {
             free: U32::new(seen.free),
             granted: U32::new(seen.granted),
             bound: U32::new(seen.bound),
-            options: U32::new(if seen.flags_here { OPTION_FLAGS_HERE } else { 0 }),
+            options: U32::new(
+                option(OPTION_FLAGS_HERE, seen.flags_here) | option(OPTION_DAMAGED, seen.damaged),
+            ),
             transactions: U64::new(seen.transactions),
         }
     }
@@ -222,6 +236,7 @@ impl From<&RawPoolSeen> for PoolSeen {
             granted: raw.granted.get(),
             bound: raw.bound.get(),
             flags_here: raw.options.get() & OPTION_FLAGS_HERE != 0,
+            damaged: raw.options.get() & OPTION_DAMAGED != 0,
             transactions: raw.transactions.get(),
         }
     }

@@ -20,7 +20,12 @@
 //!
 //! **Once**: no claim is granted twice, however late or often its datagram arrives. A start that
 //! the server counts is therefore told by the one before it ([`Start::After`]): a claim that is
-//! repeated after it was granted names one that is not the last any more.
+//! repeated after it was granted names one that is not the last any more. Claims to read are
+//! counted by themselves, in the same way.
+//!
+//! **Attached first**: a unit that keeps its flags itself claims its next start before it writes
+//! the number to them. So a crash between leaves a start that the server knows and the flags do
+//! not: one that never began, as [`may_go_on`] sees, and that [`ask_again`] counts past.
 
 use super::error::Refusal;
 use super::records::Claim;
@@ -86,6 +91,38 @@ pub fn may_attach(
     Ok(start)
 }
 
+/// Refuses flags that were found, as of start [`Claim::after`], though a later one has begun: it
+/// has changed them since.
+pub fn may_go_on(begun: Option<Incarnation>, claim: &Claim) -> Result<(), (Refusal, u64)> {
+    match begun {
+        Some(begun) if claim.incarnation.is_some() && claim.after < begun => {
+            Err((Refusal::FlagsTooOld, u64::from(begun.0)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is asked after `asked`, which was refused as `last` was the last start; `None`: nothing.
+///
+/// One that says that it is fenced says so only when it knows from whom, and then once.
+pub fn ask_again(wanted: &Claim, asked: &Claim, last: Incarnation) -> Option<Claim> {
+    match asked.incarnation {
+        None if last == asked.after => None,
+        None if wanted.fenced && asked.after != Incarnation::default() => None,
+        None => Some(Claim { after: last, ..*wanted }),
+        Some(start) if wanted.fenced || last < start => None,
+        Some(_) => {
+            let next = start_after(last)?;
+            Some(Claim { incarnation: Some(next), ..*wanted })
+        }
+    }
+}
+
+/// The number after a start's, where there is one: the highest stands for none on the wire.
+fn start_after(last: Incarnation) -> Option<Incarnation> {
+    last.0.checked_add(1).filter(|next| *next < u32::MAX).map(Incarnation)
+}
+
 /// The start that is granted; refused with the last one where it is none after the last.
 pub fn start(last: Option<Incarnation>, asked: Start) -> Result<Incarnation, (Refusal, u64)> {
     let stale = |last: Incarnation| Err((Refusal::StaleIncarnation, u64::from(last.0)));
@@ -94,9 +131,8 @@ pub fn start(last: Option<Incarnation>, asked: Start) -> Result<Incarnation, (Re
         (_, Start::Is(asked)) => Ok(asked),
         (last, Start::After(before)) => {
             let last = last.unwrap_or_default();
-            // The highest number stands for none on the wire.
-            match last.0.checked_add(1).filter(|next| *next < u32::MAX) {
-                Some(next) if before == last => Ok(Incarnation(next)),
+            match start_after(last) {
+                Some(next) if before == last => Ok(next),
                 Some(_) => stale(last),
                 None => Err((Refusal::TooLarge, u64::from(last.0))),
             }
@@ -200,6 +236,56 @@ mod tests {
             let last_number = last.unwrap_or_default();
             let next = start(last, Start::After(last_number));
             assert_eq!(next.is_ok(), last_number.0 < u32::MAX - 1);
+        }
+    }
+
+    /// Goal: over all small numbers: flags are refused that are older than what has begun, and no
+    /// others; a server that keeps the flags does not ask for any.
+    #[test]
+    fn old_flags() {
+        for (begun, after) in (0..4).flat_map(|begun| (0..4).map(move |after| (begun, after))) {
+            let claim = Claim { after: Incarnation(after), ..claim(HOSTS[0], false, 0) };
+            let old = may_go_on(Some(Incarnation(begun)), &claim);
+            let refused = Err((Refusal::FlagsTooOld, u64::from(begun)));
+            assert_eq!(old, if after < begun { refused } else { Ok(()) });
+            assert_eq!(may_go_on(None, &claim), Ok(()));
+            let counted_there = Claim { incarnation: None, ..claim };
+            assert_eq!(may_go_on(Some(Incarnation(begun)), &counted_there), Ok(()));
+        }
+    }
+
+    /// Goal: who is refused for its number asks with one that is granted, unless it is fenced from
+    /// another start; who asked for that already gives up.
+    #[test]
+    fn asked_again() {
+        let numbers = [0, 1, 2, 3, u32::MAX - 2, u32::MAX - 1].map(Incarnation);
+        for (last, asked) in numbers.iter().flat_map(|l| numbers.iter().map(move |a| (*l, *a))) {
+            for (fenced, counted_there) in
+                [(false, false), (false, true), (true, false), (true, true)]
+            {
+                let wanted = claim(HOSTS[0], fenced, 0);
+                let of = |number| {
+                    if counted_there {
+                        Claim { incarnation: None, after: number, ..wanted }
+                    } else {
+                        Claim { incarnation: Some(number), ..wanted }
+                    }
+                };
+                let again = ask_again(&of(Incarnation(0)), &of(asked), last);
+                let last_of_all = last.0 == u32::MAX - 1;
+                let expected = match (counted_there, fenced) {
+                    (true, false) => asked != last,
+                    (true, true) => asked != last && asked.0 == 0,
+                    (false, false) => asked <= last && !last_of_all,
+                    (false, true) => false,
+                };
+                assert_eq!(again.is_some(), expected, "{last:?} {asked:?} {fenced}");
+                if let Some(again) = again.filter(|_| !last_of_all) {
+                    let start_asked =
+                        again.incarnation.map_or(Start::After(again.after), Start::Is);
+                    assert_eq!(start(Some(last), start_asked), Ok(Incarnation(last.0 + 1)));
+                }
+            }
         }
     }
 

@@ -10,11 +10,15 @@
 //! | 4 | number | little-endian |
 //! | the rest | what it is made of | the body of a RegisterPool request |
 //!
+//! The next number is in table [`Table::Starts`], without a key, since the first registration.
+//!
 //! # Contracts
 //!
 //! - **One transaction**: what all catalogs have changed since the last time is made durable by
 //!   [`Pools::commit`] as one transaction, with pools that were registered or forgotten.
-//! - **Numbers**: none is used again before the rows of the pool that had it are durably gone.
+//! - **Numbers**: none is used again, so that one stands for a registration.
+//! - **Damage**: a pool of which a row is damaged is set aside, with the reason; the others are
+//!   served. Its rows stay as they are.
 //! - **Bounds**: [`POOLS_MAX`] pools with [`EXTENTS_MAX`] extents in all.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +65,14 @@ struct Hosted {
     /// Rows of pools that were registered or forgotten since the last commit.
     changes: Changes,
     next_number: u32,
+    damaged: BTreeMap<PoolId, Damaged>,
+}
+
+/// A pool that is not served.
+struct Damaged {
+    /// None where that is damaged, too.
+    number: Option<u32>,
+    reason: String,
 }
 
 struct Pool {
@@ -97,11 +109,63 @@ impl Pools {
             touched: BTreeSet::new(),
             changes: Changes::new(),
             next_number: 0,
+            damaged: BTreeMap::new(),
         };
+        if let Some(row) = hosted.store.get(Table::Starts, &[])? {
+            let next = raw::one::<U32>(&row);
+            let damaged = |_| StoreError::Damaged("the number of the next pool".to_owned());
+            hosted.next_number = next.map_err(damaged)?.get();
+        }
         for (key, row) in hosted.store.range(Table::Pools, &[], POOLS_MAX + 1)? {
-            hosted.load(&key, &row)?;
+            match hosted.load(&key, &row) {
+                Err(StoreError::Damaged(reason)) => hosted.set_aside(&key, &row, reason)?,
+                loaded => loaded?,
+            }
         }
         Ok(Pools(Kind::Hosted(hosted)))
+    }
+
+    /// The pools that are not served, and what is wrong with them.
+    pub fn damaged(&self) -> impl Iterator<Item = (PoolId, &str)> {
+        let hosted = match &self.0 {
+            Kind::Single(_) => None,
+            Kind::Hosted(hosted) => Some(hosted),
+        };
+        let damaged = hosted.into_iter().flat_map(|hosted| &hosted.damaged);
+        damaged.map(|(pool, damaged)| (*pool, damaged.reason.as_str()))
+    }
+
+    /// Whether a pool is not served as something of it is damaged.
+    pub fn is_damaged(&self, pool: PoolId) -> bool {
+        matches!(&self.0, Kind::Hosted(hosted) if hosted.damaged.contains_key(&pool))
+    }
+
+    /// Serves a pool no more, of which something was found to be damaged.
+    pub fn set_aside(&mut self, pool: PoolId, reason: String) {
+        if let Kind::Hosted(hosted) = &mut self.0
+            && let Some(known) = hosted.pools.remove(&pool)
+        {
+            hosted.damaged.insert(pool, Damaged { number: Some(known.number), reason });
+        }
+    }
+
+    /// The sessions of pools that are not served.
+    pub fn sessions_set_aside(&self) -> Result<BTreeSet<u64>, StoreError> {
+        let Kind::Hosted(hosted) = &self.0 else { return Ok(BTreeSet::new()) };
+        let mut sessions = BTreeSet::new();
+        for number in hosted.damaged.values().filter_map(|damaged| damaged.number) {
+            let rows = hosted.store.view(number).range(Table::Sessions, &[], LOAD_ROWS)?;
+            let ids = rows.iter().filter_map(|(key, _)| key.as_slice().try_into().ok());
+            sessions.extend(ids.map(u64::from_be_bytes));
+        }
+        Ok(sessions)
+    }
+
+    /// The number of a pool, which no later registration has.
+    pub fn number(&self, pool: PoolId) -> Option<u32> {
+        let Kind::Hosted(hosted) = &self.0 else { return None };
+        let damaged = || hosted.damaged.get(&pool).map(|known| known.number.unwrap_or_default());
+        hosted.pools.get(&pool).map(|known| known.number).or_else(damaged)
     }
 
     /// Whether it is the one pool of an embedded server.
@@ -164,6 +228,14 @@ impl Pools {
             let rows = hosted.rows_under(known.number)?;
             hosted.changes.extend(rows.into_iter().map(|row| (row, None)));
             hosted.changes.insert((Table::Pools, pool.0.to_vec()), None);
+        }
+        if let Some(Damaged { number, .. }) = hosted.damaged.remove(&pool) {
+            hosted.changes.insert((Table::Pools, pool.0.to_vec()), None);
+            if let Some(number) = number.filter(|number| !hosted.numbers().any(|of| of == *number))
+            {
+                let rows = hosted.rows_under(number)?;
+                hosted.changes.extend(rows.into_iter().map(|row| (row, None)));
+            }
         }
         Ok(())
     }
@@ -239,12 +311,19 @@ impl Pools {
         }
     }
 
+    /// Checks that no pool of a store of many is damaged.
+    pub fn check_whole(&self) -> Result<(), StoreError> {
+        let damaged = |(pool, reason)| StoreError::Damaged(format!("pool {pool}: {reason}"));
+        self.damaged().next().map_or(Ok(()), |found| Err(damaged(found)))
+    }
+
     /// Checks that every row of a store of many belongs to one of its pools.
     pub fn check_strays(&self) -> Result<(), StoreError> {
         let Kind::Hosted(hosted) = &self.0 else { return Ok(()) };
-        let known: BTreeSet<u32> = hosted.pools.values().map(|known| known.number).collect();
+        let known: BTreeSet<u32> = hosted.numbers().collect();
         for table in Table::ALL.into_iter().filter(|table| !table.is_of_server()) {
-            let mut from = Vec::new();
+            // The next pool's number has no key.
+            let mut from = if table == Table::Starts { vec![0] } else { Vec::new() };
             // From each pool's last row on to the first row after it: a read a pool.
             while let Some((key, _)) = hosted.store.range(table, &from, 1)?.first() {
                 let number = number_of(key).filter(|number| known.contains(number));
@@ -284,6 +363,30 @@ impl Hosted {
         Ok(())
     }
 
+    /// Serves a pool not, as it could not be loaded. Its number must be known, or that none is used
+    /// again.
+    fn set_aside(&mut self, key: &[u8], row: &[u8], reason: String) -> Result<(), StoreError> {
+        let head = raw::first::<RawRow>(row).ok().map(|(head, _)| head);
+        let number =
+            head.filter(|head| head.version.get() == VERSION).map(|head| head.number.get());
+        let next = number.map_or(Some(self.next_number), |number| number.checked_add(1));
+        let (Ok(pool), Some(next)) = (key.try_into().map(PoolId), next) else {
+            return Err(StoreError::Damaged(reason));
+        };
+        if number.is_none() && self.store.get(Table::Starts, &[])?.is_none() {
+            return Err(StoreError::Damaged(reason));
+        }
+        self.next_number = self.next_number.max(next);
+        self.damaged.insert(pool, Damaged { number, reason });
+        Ok(())
+    }
+
+    /// The numbers of all pools.
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        let damaged = self.damaged.values().filter_map(|known| known.number);
+        self.pools.values().map(|known| known.number).chain(damaged)
+    }
+
     /// Refuses a pool with which there would be too many extents.
     fn check_room(&self, spec: &PoolSpec) -> Result<(), Fault> {
         let known: u64 = self.pools.values().map(|known| known.spec.end()).sum();
@@ -300,6 +403,9 @@ impl Hosted {
             let same = known.spec == spec;
             return if same { Ok(()) } else { Err(Fault::Refused(Refusal::PoolExists, 0)) };
         }
+        if self.damaged.contains_key(&pool) {
+            return Err(Fault::Refused(Refusal::PoolDamaged, 0));
+        }
         if self.pools.len() >= POOLS_MAX || self.next_number == u32::MAX {
             return Err(Fault::Refused(Refusal::TooLarge, POOLS_MAX as u64));
         }
@@ -309,6 +415,8 @@ impl Hosted {
         let head = RawRow { version: U32::new(VERSION), number: U32::new(number) };
         let row = [head.as_bytes(), &raw::pool_spec_body(pool, &spec)].concat();
         self.changes.insert((Table::Pools, pool.0.to_vec()), Some(row));
+        let next = U32::new(self.next_number).as_bytes().to_vec();
+        self.changes.insert((Table::Starts, Vec::new()), Some(next));
         let catalog = Catalog::make(self.store.view(number), &spec);
         self.pools.insert(pool, Pool { number, spec, catalog });
         self.touched.insert(pool);

@@ -60,6 +60,8 @@ const OPTION_FENCED: u32 = 1;
 const OPTION_READS: u32 = 2;
 /// Option of who forgets a pool.
 const OPTION_FORCE: u32 = 1;
+/// Of who forgets a pool and does not know by which number it was registered.
+pub const NO_NUMBER: u32 = u32::MAX;
 
 /// States of a volume's record.
 const STATE_LIVE: u16 = 0;
@@ -115,7 +117,7 @@ raw! {
 }
 raw! {
     /// Who attaches to which pool, on which host, for how long, and the largest datagram that it
-    /// takes; and after which start, where the server counts them.
+    /// takes; and after which start ([`Claim::after`]).
     RawAttach[56] {
         pool: [u8; 16],
         host: [u8; 16],
@@ -136,8 +138,9 @@ raw! {
     RawPoolSpec[24] { pool: [u8; 16], extent_size: U32, reserve: U32, }
 }
 raw! {
-    /// Which pool is forgotten, and whether also one that is attached.
-    RawForget[20] { pool: [u8; 16], options: U32, }
+    /// Which pool is forgotten, by which number it was registered ([`NO_NUMBER`]: not known), and
+    /// whether also one that is attached.
+    RawForget[24] { pool: [u8; 16], options: U32, number: U32, }
 }
 raw! {
     /// Which page of a list.
@@ -397,7 +400,7 @@ impl RawAttach {
             options: U32::new(
                 option(OPTION_FENCED, claim.fenced) | option(OPTION_READS, claim.reads),
             ),
-            after: U32::ZERO,
+            after: U32::new(claim.after.0),
         }
     }
 }
@@ -416,6 +419,7 @@ impl TryFrom<&RawAttach> for Claim {
             host: HostId(raw.host),
             unit: UnitId(raw.unit.get()),
             incarnation: (incarnation != NO_INCARNATION).then_some(Incarnation(incarnation)),
+            after: Incarnation(raw.after.get()),
             lease_ms: raw.lease_ms.get(),
             fenced: options & OPTION_FENCED != 0,
             reads: options & OPTION_READS != 0,
@@ -447,16 +451,19 @@ pub fn pool_spec(body: &[u8]) -> Result<(PoolId, PoolSpec), Malformed> {
 }
 
 impl RawForget {
-    /// Forgets a pool; also one that is attached where it is to be by `force`.
-    pub fn new(pool: PoolId, force: bool) -> Self {
-        RawForget { pool: pool.0, options: U32::new(if force { OPTION_FORCE } else { 0 }) }
+    /// Forgets a pool that was registered by that number; also one that is attached where it is to
+    /// be by `force`.
+    pub fn new(pool: PoolId, number: u32, force: bool) -> Self {
+        let options = U32::new(if force { OPTION_FORCE } else { 0 });
+        RawForget { pool: pool.0, options, number: U32::new(number) }
     }
 
-    /// The pool, and whether also one that is attached is forgotten.
-    pub fn parts(&self) -> Result<(PoolId, bool), Malformed> {
+    /// The pool, its number, and whether also one that is attached is forgotten.
+    pub fn parts(&self) -> Result<(PoolId, u32, bool), Malformed> {
+        let (pool, number) = (PoolId(self.pool), self.number.get());
         match self.options.get() {
-            0 => Ok((PoolId(self.pool), false)),
-            OPTION_FORCE => Ok((PoolId(self.pool), true)),
+            0 => Ok((pool, number, false)),
+            OPTION_FORCE => Ok((pool, number, true)),
             _ => Err(Malformed),
         }
     }

@@ -124,6 +124,9 @@ pub struct Claim {
     /// Which start of the unit this is; none where the server counts them, as nothing of the unit
     /// is kept elsewhere, and of a reader.
     pub incarnation: Option<Incarnation>,
+    /// The start that the unit's flags were found to be of; where the server counts, the last one
+    /// that it told: of a reader, of readers.
+    pub after: Incarnation,
     /// How long the claim is good without being renewed, in milliseconds; 0: for ever, as the
     /// devices are one host's.
     pub lease_ms: u32,
@@ -135,13 +138,15 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The claim of a unit whose devices are this one host's.
+    /// The claim of a unit whose devices are this one host's, as the start after the one that its
+    /// flags are of.
     pub fn of(pool: PoolId, unit: UnitId, incarnation: Incarnation) -> Self {
         Claim {
             pool,
             host: HostId::default(),
             unit,
             incarnation: Some(incarnation),
+            after: Incarnation(incarnation.0.saturating_sub(1)),
             lease_ms: 0,
             fenced: false,
             reads: false,

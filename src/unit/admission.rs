@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::Inner;
 use super::block::write_targets;
-use super::domain::Point;
+use super::domain::{Domain, Point};
 use super::error::IoError;
 use super::grant::Amount;
 use super::manage::check_there;
@@ -233,13 +233,18 @@ impl<E: Env> Inner<E> {
             needs.record_bytes <= limits.epoch_record_bytes,
             "a request fits a group by itself"
         );
+        // Groups that are prepared stay in the journal until others have voted, who may have no room
+        // for their own: all of them together fit what one epoch may take.
+        let shared = state.domain_of(volume).is_shared();
+        let count = |domains: &[Domain]| domains.iter().filter(|of| of.is_shared()).count();
+        let sharers = if shared { count(&state.domains) as u64 } else { 1 };
+        let most = limits.epoch_record_bytes as u64 / sharers;
         let domain = state.domain_of_mut(volume);
         let open = &domain.open;
         // What is sealed becomes a part of the open epoch if its transaction is aborted.
-        let sealed = domain.sealed.as_ref().filter(|_| domain.is_shared());
+        let sealed = domain.sealed.as_ref().filter(|_| shared);
         let [records, data] = sealed.map_or([0; 2], |of| [of.record_bytes as u64, of.data_bytes]);
-        let full = open.record_bytes as u64 + records + needs.record_bytes as u64
-            > limits.epoch_record_bytes as u64
+        let full = open.record_bytes as u64 + records + needs.record_bytes as u64 > most
             || open.data_bytes + data + bytes > limits.epoch_data_bytes;
         if !full || open.is_clean() && records == 0 && data == 0 {
             return Ok(());

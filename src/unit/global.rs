@@ -29,12 +29,13 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use tokio::sync::Notify;
 
-use super::domain::Point;
+use super::domain::{Domain, Point};
 use super::error::IoError;
 use super::regroup::Grouping;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::group::{GroupState, TransactionId};
+use crate::mds::client::Client;
 use crate::mds::error::MdsError;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{CommitStep, Operation};
@@ -77,7 +78,22 @@ impl Talk {
     }
 }
 
+impl<E: Env> Coordinator for Client<E> {
+    async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
+        Client::coordinate(self, &reports).await
+    }
+
+    async fn nudged(&self) {
+        Client::nudged(self).await;
+    }
+}
+
 impl<E: Env> Unit<E> {
+    /// As [`Unit::follow`], with the metadata server as the coordinator.
+    pub async fn join_groups(&self) -> Result<(), MdsError> {
+        self.follow(self.0.mds.clone()).await
+    }
+
     /// Joins the groups that the coordinator knows of, and takes part in their transactions from
     /// then on.
     pub async fn follow(&self, coordinator: impl Coordinator) -> Result<(), MdsError> {
@@ -90,6 +106,7 @@ impl<E: Env> Unit<E> {
                 // What cannot be served is said to the coordinator, and in the status.
                 let _ = inner.regroup(&grouping).await;
             }
+            inner.await_whole();
             inner.take_orders(&orders);
             let joining = inner.state.borrow().domains.iter().any(|domain| domain.returning);
             if !joining || inner.env.now().since(started) >= JOIN {
@@ -117,6 +134,13 @@ impl From<&Order> for Grouping {
 }
 
 impl<E: Env> Inner<E> {
+    /// Nothing is admitted to shared domains that were joined just now, before all members know.
+    fn await_whole(&self) {
+        let mut state = self.state.borrow_mut();
+        let joined = state.domains.iter_mut().filter(|domain| domain.is_shared());
+        joined.for_each(|domain| domain.returning = true);
+    }
+
     /// The task that speaks with the coordinator.
     async fn keep_groups(self: Rc<Self>, coordinator: impl Coordinator) {
         loop {
@@ -283,7 +307,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Whether somebody wants the open epoch committed, or it has been open for long.
-    fn is_wanted(&self, domain: &super::domain::Domain) -> bool {
+    fn is_wanted(&self, domain: &Domain) -> bool {
         let age = domain.open.since.map(|since| self.env.now().since(since));
         let old = self.config.commit_interval.is_some_and(|max| age.is_some_and(|age| age >= max));
         domain.wanted >= domain.open.number || old
@@ -316,10 +340,12 @@ impl<E: Env> Inner<E> {
         let mut prepared = None;
         if !records.is_empty() {
             let appended = self.journal.prepare(number, transaction, records, blocks).await;
-            prepared = Some(appended.map_err(|error| {
+            let appended = appended.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
-            })?);
+            })?;
+            self.ages.note(appended, self.env.now());
+            prepared = Some(appended);
         }
         let mut state = self.state.borrow_mut();
         let of = &mut state.domains[domain];

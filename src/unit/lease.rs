@@ -21,12 +21,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::Notify;
 
 use super::Inner;
 use super::error::IoError;
 use crate::env::{Env, Moment};
-use crate::format::ids::HostId;
+use crate::format::ids::{HostId, Incarnation, PoolId, UnitId};
 use crate::mds::error::{MdsError, Refusal};
 use crate::mds::records::Claim;
 use crate::mutants::{Mutant, mutated};
@@ -35,6 +36,11 @@ use crate::mutants::{Mutant, mutated};
 const MARGIN_MIN: Duration = Duration::from_secs(1);
 /// The shortest lease of which enough is left.
 pub const LEASE_MIN: Duration = Duration::from_secs(3);
+
+/// How soon a unit without a lease hears that another host has its pool.
+const REPLACED_WITHIN: Duration = Duration::from_secs(1);
+/// The most questions under way: as many as are sent in a lease.
+const ASKED_MAX: usize = 4;
 
 /// How a unit claims its pool.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,12 +52,26 @@ pub struct Ownership {
     pub lease: Option<Duration>,
     /// Whether the writes of an owner on another host can arrive no more.
     pub fenced: bool,
+    /// Which start that owner is, or one on this host; none: 0.
+    pub former_start: Incarnation,
     /// How long that owner may go on reading by what it knows, after this claim was granted: its
     /// lease. Nothing is changed before.
     pub former_lease: Duration,
 }
 
 impl Ownership {
+    /// The claim of the start of a unit after the last that its flags know, and after the one that
+    /// it is taken over from.
+    pub(super) fn claim_after(self, pool: PoolId, unit: UnitId, last: Incarnation) -> Claim {
+        let start = Incarnation(last.max(self.former_start).0.saturating_add(1));
+        self.claim(Claim { after: last, ..Claim::of(pool, unit, start) })
+    }
+
+    /// Whether another host could claim the pool: the metadata are not on its own devices.
+    fn is_contested(&self) -> bool {
+        self.host != HostId::default()
+    }
+
     /// The claim on these terms.
     pub(super) fn claim(self, claim: Claim) -> Claim {
         let lease = self.lease.unwrap_or_default();
@@ -157,32 +177,53 @@ impl<E: Env> Inner<E> {
         if self.hold.lease.is_zero() {
             return Ok(());
         }
+        self.ask().await
+    }
+
+    /// Hears from the server that the pool is this unit's still. An answer counts whenever it
+    /// comes, from when it was asked for.
+    async fn ask(&self) -> Result<(), MdsError> {
         let sent = self.env.now();
         self.mds.renew().await?;
-        self.hold.renewed.set(sent);
+        self.hold.renewed.set(self.hold.renewed.get().max(sent));
         Ok(())
     }
 
-    /// The task that renews the lease, again and again before it ends. A renewal that is not
-    /// answered is given up for a later one: the lease would count from its first sending.
+    /// How long until the server is asked again; `None`: it needs not be.
+    fn ask_after(&self) -> Option<Duration> {
+        match self.hold.left(self.env.now()) {
+            Some(left) => Some(pause(self.hold.lease, left)),
+            None => self.config.ownership.is_contested().then_some(REPLACED_WITHIN),
+        }
+    }
+
+    /// The task that asks, again and again: for the lease, before it ends; or, where there is none,
+    /// whether another host has taken the pool. Questions are under way together, as a lease counts
+    /// from when the one was sent that is answered.
     pub(super) async fn keep_lease(self: Rc<Self>) {
-        while let Some(left) = self.hold.left(self.env.now())
+        let mut asked = FuturesUnordered::new();
+        while let Some(pause) = self.ask_after()
             && !self.stopped.get()
             && self.check_owned().is_ok()
         {
-            let pause = pin!(self.env.sleep(pause(self.hold.lease, left)));
+            if asked.len() < ASKED_MAX {
+                asked.push(self.ask());
+            }
+            let pause = pin!(self.env.sleep(pause));
             let stopped = pin!(self.hold.stop.notified());
-            let idle = select(pause, stopped);
-            match select(pin!(self.renew()), idle).await {
-                Either::Left((Ok(()), idle)) => {
-                    idle.await;
+            let mut idle = select(pause, stopped);
+            loop {
+                match select(asked.next(), &mut idle).await {
+                    // What is wrong with the server now may be mended in time.
+                    Either::Left((Some(answered), _)) => {
+                        answered.unwrap_or_else(|error| self.note_refusal(&error));
+                    }
+                    Either::Left((None, idle)) => {
+                        idle.await;
+                        break;
+                    }
+                    Either::Right(_) => break,
                 }
-                // What is wrong with the server now may be mended in time.
-                Either::Left((Err(error), idle)) => {
-                    self.note_refusal(&error);
-                    idle.await;
-                }
-                Either::Right(_) => {}
             }
         }
     }

@@ -18,6 +18,7 @@
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
+//! | [`linked`] | what is in the journal, and why |
 //! | [`gauges`] | what status shows of all this |
 //!
 //! # Contracts
@@ -34,6 +35,7 @@ mod allotment;
 pub mod block;
 mod commit;
 mod copy;
+mod cut;
 mod destage;
 mod discard;
 mod domain;
@@ -47,6 +49,7 @@ pub mod grant;
 mod invariants;
 pub mod lease;
 pub mod limits;
+mod linked;
 mod manage;
 mod payload;
 pub mod policy;
@@ -68,11 +71,12 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
 pub use lease::Ownership;
+pub use linked::LinkedGroup;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use regroup::Grouping;
@@ -197,6 +201,8 @@ struct Inner<E: Env> {
     settle_wanted: Notify,
     /// One settle at a time.
     settle_lock: Mutex<copy::CopyBuffers>,
+    /// Shared by settles that free what pairs left, of which there may be many.
+    freeing: RwLock<()>,
     /// One checkpoint at a time.
     checkpoint_lock: Mutex<()>,
     /// Wakes the task that destages.
@@ -209,6 +215,10 @@ struct Inner<E: Env> {
     grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
+    /// When it was started.
+    started: crate::env::Moment,
+    /// When groups were linked in the journal.
+    ages: linked::Ages,
     /// What is said to the coordinator of groups.
     talk: global::Talk,
     /// The background tasks end when this is set and they are woken.
@@ -373,6 +383,7 @@ impl<E: Env> Unit<E> {
         if emptied
             && self.0.journal.failure().is_none()
             && let Some(_one_at_a_time) = self.0.unless_silent(self.0.settle_lock.lock()).await
+            && let Some(_all_freed) = self.0.unless_silent(self.0.freeing.write()).await
         {
             self.0.destage_all().await;
             self.0

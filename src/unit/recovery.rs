@@ -2,13 +2,15 @@
 //!
 //! 1. The devices are claimed and nothing of a predecessor can still arrive (the caller's part).
 //! 2. Devices and region are flushed: what is read must not vanish later.
-//! 3. Home and list are read, every slot is scanned, and what was cut off is invalidated
-//!    ([`Journal::open`]); or, where they are at the metadata server, its session begins, and it is
-//!    asked for the lines.
+//! 3. The session with the metadata server begins: until it is granted, nothing is written. Home
+//!    and list are read, every slot is scanned, and what was cut off is invalidated
+//!    ([`Journal::open`]); or, where they are at the metadata server, it is asked for the lines.
 //! 4. The linked groups are applied to the lines again, oldest first.
 //! 5. What the metadata server has granted and no pair names is free, and it is asked for more
 //!    where that is less than the grant; then it is told what it missed.
-//! 6. Requests are served.
+//! 6. Groups are joined, and the coordinator is asked for what is in doubt ([`Unit::join_groups`]:
+//!    the caller's part).
+//! 7. Requests are served.
 //!
 //! Nothing depends on the size of a volume but loading the lines.
 
@@ -17,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
@@ -30,6 +32,7 @@ use super::global::Talk;
 use super::grant::Grant;
 use super::lease::Hold;
 use super::limits::Limits;
+use super::linked::Ages;
 use super::manage::Management;
 use super::payload::{Committed, Ledger};
 use super::policy::Watermarks;
@@ -205,12 +208,21 @@ impl<E: Env> Found<E> {
         }
     }
 
+    /// The session comes before anything is written: another host may be refused for it, or have
+    /// attached and be the one who writes.
     async fn in_region(
         parts: &Parts<E>,
         region: RegionOf<E>,
         pairs: u32,
     ) -> Result<Self, RecoverError> {
-        let mut opened = Journal::open(&parts.env, region, parts.pool, parts.unit, pairs).await?;
+        let Parts { env, pool, unit, .. } = parts;
+        let last = Journal::last_start(env, &region, *pool).await?;
+        let claim = parts.config.ownership.claim_after(*pool, *unit, last);
+        let claimed = env.now();
+        let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
+        let start = (*unit, client.incarnation());
+        let mut opened = Journal::open(env, region, *pool, start, pairs).await?;
+        client.begin().await?;
         let mut doubts = opened.take_doubts();
         if mutated(Mutant::PreparedDroppedAtRecovery) {
             doubts.clear();
@@ -218,10 +230,6 @@ impl<E: Env> Found<E> {
         }
         let Opened { journal, mut lines, groups, payload } = opened;
         let stale_pages = replay(&mut lines, &groups)?;
-        let claim = Claim::of(parts.pool, parts.unit, journal.incarnation());
-        let claim = parts.config.ownership.claim(claim);
-        let claimed = parts.env.now();
-        let client = Client::attach(parts.env.clone(), parts.link.clone(), claim).await?;
         // What was aborted has no effect to be published.
         let decided = groups.iter().filter(|group| group.state != GroupState::Aborted);
         let groups = decided.map(|group| group.sequence).collect();
@@ -533,6 +541,7 @@ async fn assemble<E: Env>(
             discard_failed: Cell::new(false),
         })
         .collect();
+    let started = parts.env.now();
     Ok(Unit(Rc::new(Inner {
         env: parts.env,
         geometry,
@@ -551,12 +560,15 @@ async fn assemble<E: Env>(
         state: RefCell::new(state),
         settle_wanted: Notify::new(),
         settle_lock: Mutex::new(buffers),
+        freeing: RwLock::new(()),
         checkpoint_lock: Mutex::new(()),
         destage_wanted: Notify::new(),
         destage_lock: Mutex::new(destage),
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),
+        started,
+        ages: Ages::default(),
         talk: Talk::default(),
         stopped: Cell::new(false),
     })))

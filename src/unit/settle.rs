@@ -16,6 +16,7 @@
 //!   answered, the readers from before have ended, and the device was told where that is wanted.
 //! - **Cancellation**: a pair that a write wants leaves the batch while nothing of it has changed.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ use crate::format::blocks::{BlockMap, Location};
 use crate::format::home::home_page;
 use crate::format::ids::{ExtentId, Generation, PairId, Slot, VolumeId};
 use crate::format::record::{Binding, Record};
-use crate::mds::records::{PairRecord, Primitive};
+use crate::mds::error::MdsError;
+use crate::mds::records::{PairRecord, Primitive, Told};
 use crate::mutants::{Mutant, mutated};
 use crate::observe::SettleStep;
 
@@ -214,8 +216,14 @@ impl<E: Env> Inner<E> {
         };
         for &point in &dirty {
             self.counters.early_commits.increment();
-            // A domain that fails meanwhile says so to its own clients.
-            let _ = self.committed(point).await;
+            // A domain that fails meanwhile says so to its own clients; one that other units have a
+            // part in may wait for them, and nobody else does.
+            let committed = pin!(self.committed(point));
+            if self.state.borrow().domains[point.domain].is_shared() {
+                select(committed, pin!(self.env.sleep(SHUN_FOR))).await;
+            } else {
+                let _ = committed.await;
+            }
         }
         !dirty.is_empty()
     }
@@ -320,7 +328,12 @@ impl<E: Env> Inner<E> {
         self.counters.area_commits.add(report.commits);
         self.counters.blocks_copied.add(report.blocks_copied);
         under_way.note(at(SettleStep::Freeing));
-        self.finish(&items).await?;
+        let told = self.tell_settled(&items).await?;
+        // Readers may take as long as their lease: nobody else waits for them but who stops.
+        let _freeing = self.freeing.read().await;
+        drop(under_way);
+        drop(buffers);
+        self.finish(&items, told).await?;
         Ok(report)
     }
 
@@ -395,6 +408,7 @@ impl<E: Env> Inner<E> {
                 self.fail_all(&error.to_string());
                 error.to_string()
             })?;
+            self.ages.note(sequence, self.env.now());
             let mut state = self.state.borrow_mut();
             for item in items {
                 leave(&mut state, item);
@@ -411,21 +425,27 @@ impl<E: Env> Inner<E> {
         (self.limits.epoch_record_bytes / (BINDING_BYTES + BLOCKS_MAX / 2 * PLACE_BYTES)).max(1)
     }
 
-    /// Tells the metadata server in one transaction, and frees what the pairs left.
-    async fn finish(&self, items: &[Item]) -> Result<(), String> {
+    /// Tells the metadata server in one transaction.
+    async fn tell_settled(&self, items: &[Item]) -> Result<Told, String> {
         let primitives: Vec<Primitive> = items.iter().flat_map(primitives).collect();
         if mutated(Mutant::LeftSlotReused) {
             self.free(items);
         }
-        let told = self.mds.transact(&primitives).await;
-        let unread = async { followed(&self.env, &self.mds, told?).await };
-        if let Err(error) = unread.await {
-            // What the pairs left can neither be given back nor bound again.
-            self.note_refusal(&error);
-            let reason = format!("the metadata server failed: {error}");
-            self.fail_all(&reason);
-            return Err(reason);
-        }
+        self.mds.transact(&primitives).await.map_err(|error| self.cannot_free(&error))
+    }
+
+    /// What pairs left can neither be given back nor bound again.
+    fn cannot_free(&self, error: &MdsError) -> String {
+        self.note_refusal(error);
+        let reason = format!("the metadata server failed: {error}");
+        self.fail_all(&reason);
+        reason
+    }
+
+    /// Frees what the pairs left, when nobody reads it any more.
+    async fn finish(&self, items: &[Item], told: Told) -> Result<(), String> {
+        let followed = followed(&self.env, &self.mds, told).await;
+        followed.map_err(|error| self.cannot_free(&error))?;
         if !mutated(Mutant::ReadersNotAwaited) {
             self.readers.grace().await;
         }

@@ -54,6 +54,10 @@ impl<E: Env> Inner<E> {
             }
         }
         of.open.absorb(&sealed);
+        if of.wanted >= sealed.number {
+            // Whoever waits for it waits for the open one now.
+            of.wanted = of.wanted.max(of.open.number);
+        }
         of.decided.notify_waiters();
         of.wake.notify_one();
     }

@@ -404,7 +404,7 @@ fn conversation() -> Vec<u8> {
     let release = RawPrimitive::from(&Primitive::ReleasePair(release));
     let back = [1_u32, 0, 1].map(u32::to_le_bytes).concat();
     let spec = raw::pool_spec_body(POOL, &pool_spec());
-    let forget = RawForget::new(POOL, true);
+    let forget = RawForget::new(POOL, 0, true);
     let overview = [Section::Counters, Section::Pools(PoolId::default()), Section::Sessions(0)];
     let overview = overview.map(|section| section.body(400));
     let messages: &[(Operation, &[u8])] = &[

@@ -211,8 +211,11 @@ impl Operator for Control {
                     this.stop.notify_one();
                     Ok(Value::Null)
                 }
+                Request::Journal => Err("there is no journal in memory".into()),
                 Request::Settle { .. } => Err("nothing settles in memory".into()),
-                Request::Volume(_) => Err("the volumes in memory do not change".into()),
+                Request::Volume(_) | Request::Group(_) => {
+                    Err("the volumes in memory do not change".into())
+                }
             }
         }
     }
@@ -275,7 +278,7 @@ impl MemoryServer {
 
     /// Asks it to drain and end, and does not wait.
     pub fn stop(&self) {
-        let _ = control::call(&self.control(), &Request::Commit { volume: None });
+        let _ = control::call(&self.control(), &Request::Commit { volume: None, group: None });
     }
 }
 

@@ -7,8 +7,10 @@
 //!
 //! # Contract
 //!
-//! **Lifetime**: a reservation outlives its process. It is given back by [`release`], or taken by
-//! another host's [`preempt`]; a device's power may end it.
+//! **Lifetime**: a reservation outlives its process. It is given back by [`Reservable::release`],
+//! or taken by another host's [`Reservable::preempt`]; a device's power may end it. Where reserving
+//! or preempting ends in anything but [`Reserved::Held`], this host may be in the device's list:
+//! releasing takes it out.
 
 use std::fs::File;
 use std::io;
@@ -86,8 +88,32 @@ pub enum Reserved {
     Unsupported,
 }
 
-/// Registers this host with a device and reserves it for its writes; again, it does nothing.
-pub fn reserve(device: &File, key: Key) -> io::Result<Reserved> {
+/// What can be reserved.
+pub trait Reservable {
+    /// Registers this host and reserves the device for its writes; again, it does nothing.
+    fn reserve(&self, key: Key) -> io::Result<Reserved>;
+    /// Takes the reservation from the host of another key, whose writes under way are aborted and
+    /// whose later ones fail. This host must be registered.
+    fn preempt(&self, ours: Key, theirs: Key) -> io::Result<Reserved>;
+    /// Gives the reservation back, if it is this host's, and takes this host out of the list.
+    fn release(&self, key: Key) -> io::Result<Reserved>;
+}
+
+impl Reservable for File {
+    fn reserve(&self, key: Key) -> io::Result<Reserved> {
+        reserve(self, key)
+    }
+
+    fn preempt(&self, ours: Key, theirs: Key) -> io::Result<Reserved> {
+        preempt(self, ours, theirs)
+    }
+
+    fn release(&self, key: Key) -> io::Result<Reserved> {
+        release(self, key)
+    }
+}
+
+fn reserve(device: &File, key: Key) -> io::Result<Reserved> {
     let registration = Registration { old_key: 0, new_key: key.0, flags: IGNORE_KEY, pad: 0 };
     // SAFETY: the request reads one `pr_registration` from the place given.
     let registered = unsafe { ioctl::register(device.as_raw_fd(), &raw const registration) };
@@ -100,22 +126,18 @@ pub fn reserve(device: &File, key: Key) -> io::Result<Reserved> {
     outcome(unsafe { ioctl::reserve(device.as_raw_fd(), &raw const reservation) })
 }
 
-/// Takes a device's reservation from the host of another key, whose writes under way are aborted
-/// and whose later ones fail. This host must be registered ([`reserve`]).
-pub fn preempt(device: &File, ours: Key, theirs: Key) -> io::Result<Reserved> {
+fn preempt(device: &File, ours: Key, theirs: Key) -> io::Result<Reserved> {
     let preempt = Preempt { old_key: theirs.0, new_key: ours.0, kind: WRITE_EXCLUSIVE, flags: 0 };
     // SAFETY: the request reads one `pr_preempt` from the place given.
     outcome(unsafe { ioctl::preempt_abort(device.as_raw_fd(), &raw const preempt) })
 }
 
-/// Gives a reservation back, and takes this host out of the device's list.
-pub fn release(device: &File, key: Key) -> io::Result<Reserved> {
+fn release(device: &File, key: Key) -> io::Result<Reserved> {
     let reservation = Reservation { key: key.0, kind: WRITE_EXCLUSIVE, flags: 0 };
     // SAFETY: the request reads one `pr_reservation` from the place given.
     let released = unsafe { ioctl::release(device.as_raw_fd(), &raw const reservation) };
-    match outcome(released)? {
-        Reserved::Held => {}
-        other => return Ok(other),
+    if outcome(released)? == Reserved::Unsupported {
+        return Ok(Reserved::Unsupported);
     }
     let registration = Registration { old_key: key.0, new_key: 0, flags: 0, pad: 0 };
     // SAFETY: the request reads one `pr_registration` from the place given.

@@ -7,7 +7,7 @@ use zerocopy::little_endian::U32;
 
 use super::rows::UnitRow;
 use super::views::Views;
-use super::{Catalog, Fault, rows};
+use super::{Catalog, Fault, Unit, rows};
 use crate::format::home::{Applied, LINE_BYTES, Line};
 use crate::format::ids::{Incarnation, PairId, UnitId};
 use crate::format::record::Record;
@@ -110,7 +110,7 @@ impl Catalog {
         row.as_deref().map_or(Ok(Line::FREE), line_of)
     }
 
-    /// Reads how often the store was opened, and looks at every line.
+    /// Reads how often the store was opened and readers were let in, and looks at every line.
     pub(super) fn load_lines(&mut self) -> Result<(), StoreError> {
         let starts = self.store.get(Table::Starts, &[])?;
         let starts =
@@ -118,6 +118,11 @@ impl Catalog {
         let next = starts.checked_add(1);
         let next = next.ok_or_else(|| StoreError::Damaged("the number of its starts".into()))?;
         self.views = Views::new(next);
+        for (unit, known) in &mut self.units {
+            let readers = self.store.get(Table::Starts, &store::key(&[unit.0]))?;
+            let readers = readers.as_deref().map_or(Ok(U32::ZERO), rows::parsed::<U32>)?;
+            known.readers = Incarnation(readers.get());
+        }
         self.stored_lines().map(drop)
     }
 
@@ -146,7 +151,8 @@ impl Catalog {
 
 /// The rows of a unit after so many starts, with these lines, of which nothing is granted to it.
 pub fn line_rows(unit: UnitId, incarnation: Incarnation, lines: &[Line]) -> Changes {
-    let row = rows::bytes(&UnitRow::new(incarnation, 0, 0, true));
+    let known = Unit { incarnation, begun: incarnation, flags_here: true, ..Unit::default() };
+    let row = rows::bytes(&UnitRow::new(&known));
     let of_unit = ((Table::Units, store::key(&[unit.0])), Some(row));
     let known = (0..).zip(lines).filter(|(_, line)| **line != Line::FREE);
     let lines = known.map(|(pair, line)| {

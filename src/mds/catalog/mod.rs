@@ -23,6 +23,8 @@ pub mod volumes;
 
 use std::collections::BTreeMap;
 
+use zerocopy::little_endian::U32;
+
 use self::rows::{PoolRow, UnitRow};
 use self::views::Views;
 use super::error::Refusal;
@@ -35,6 +37,7 @@ use super::store::{self, Changes, Row, Store, StoreError, Table};
 use super::volume_table::KeptRows;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, PoolId, UnitId, VolumeId};
+use crate::mutants::{Mutant, mutated};
 
 /// Rows read at a time when the store is opened.
 const LOAD_ROWS: usize = 4096;
@@ -118,11 +121,15 @@ fn refused<T>(refusal: Refusal) -> Result<T, Fault> {
 #[derive(Debug, Default)]
 struct Unit {
     incarnation: Incarnation,
+    /// The last start that has changed anything here: those since then never began.
+    begun: Incarnation,
     session: u64,
     data_quota: u64,
     granted: RunSet,
     /// The last start keeps its flags here.
     flags_here: bool,
+    /// How often a claim to read beside it was granted.
+    readers: Incarnation,
 }
 
 impl Unit {
@@ -320,6 +327,7 @@ impl Catalog {
             granted: self.info.extents - free,
             bound: self.bound as u32,
             flags_here: self.flags_here(),
+            damaged: false,
             transactions: self.counters.transactions,
         }
     }
@@ -339,6 +347,9 @@ impl Catalog {
         known.incarnation = incarnation;
         known.session = session;
         known.flags_here = matches!(asked, Start::After(_));
+        if mutated(Mutant::StartBegunAtOnce) {
+            known.begun = incarnation;
+        }
         self.put_unit(unit);
         if let Some(earlier) = earlier {
             self.put_session(earlier, None);
@@ -350,6 +361,35 @@ impl Catalog {
     pub fn last_start(&self, unit: UnitId) -> Option<Incarnation> {
         let known = self.units.get(&unit).filter(|known| known.was_attached());
         known.map(|known| known.incarnation)
+    }
+
+    /// The last start of a unit that has begun, if there was any.
+    pub fn last_begun(&self, unit: UnitId) -> Option<Incarnation> {
+        let known = self.units.get(&unit).filter(|known| known.was_attached());
+        known.map(|known| known.begun)
+    }
+
+    /// The start that a session is of has begun: a mutation of it was executed.
+    pub fn begin(&mut self, unit: UnitId, session: u64) {
+        if let Some(known) = self.units.get_mut(&unit)
+            && known.session == session
+            && known.begun != known.incarnation
+        {
+            known.begun = known.incarnation;
+            self.put_unit(unit);
+        }
+    }
+
+    /// How often a claim to read beside a unit was granted.
+    pub fn readers(&self, unit: UnitId) -> Incarnation {
+        self.units.get(&unit).map(|known| known.readers).unwrap_or_default()
+    }
+
+    /// Grants a claim to read beside a unit: it is the one of that number, counted from 1.
+    pub fn attach_reader(&mut self, unit: UnitId, number: Incarnation) {
+        self.units.entry(unit).or_default().readers = number;
+        let row = rows::bytes(&U32::new(number.0));
+        self.changes.insert((Table::Starts, store::key(&[unit.0])), Some(row));
     }
 
     /// Ends a session, which may be a unit's.
@@ -440,8 +480,7 @@ impl Catalog {
 
     fn put_unit(&mut self, unit: UnitId) {
         let known = self.units.entry(unit).or_default();
-        let (session, quota) = (known.session, known.data_quota);
-        let row = UnitRow::new(known.incarnation, session, quota, known.flags_here);
+        let row = UnitRow::new(known);
         self.changes.insert((Table::Units, store::key(&[unit.0])), Some(rows::bytes(&row)));
     }
 

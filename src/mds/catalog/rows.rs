@@ -3,6 +3,7 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::Unit;
 use crate::format::ids::Incarnation;
 use crate::mds::records::PoolInfo;
 use crate::mds::store::StoreError;
@@ -36,6 +37,8 @@ pub(super) struct UnitRow {
 const _: () = assert!(size_of::<UnitRow>() == 24);
 /// The unit's last start keeps its flags here.
 const OPTION_FLAGS_HERE: u32 = 1;
+/// Above that: how many starts ago the last one was that has begun.
+const UNBEGUN_SHIFT: u32 = 1;
 
 impl PoolRow {
     pub(super) fn new(info: PoolInfo, extents_end: u32, next_volume: u32) -> Self {
@@ -63,17 +66,14 @@ impl PoolRow {
 }
 
 impl UnitRow {
-    pub(super) fn new(
-        incarnation: Incarnation,
-        session: u64,
-        data_quota: u64,
-        flags_here: bool,
-    ) -> Self {
+    pub(super) fn new(unit: &Unit) -> Self {
+        let unbegun = unit.incarnation.0.saturating_sub(unit.begun.0).min(u32::MAX >> 1);
+        let flags_here = if unit.flags_here { OPTION_FLAGS_HERE } else { 0 };
         UnitRow {
-            session: U64::new(session),
-            data_quota: U64::new(data_quota),
-            incarnation: U32::new(incarnation.0),
-            options: U32::new(if flags_here { OPTION_FLAGS_HERE } else { 0 }),
+            session: U64::new(unit.session),
+            data_quota: U64::new(unit.data_quota),
+            incarnation: U32::new(unit.incarnation.0),
+            options: U32::new(flags_here | unbegun << UNBEGUN_SHIFT),
         }
     }
 
@@ -83,6 +83,11 @@ impl UnitRow {
 
     pub(super) fn incarnation(&self) -> Incarnation {
         Incarnation(self.incarnation.get())
+    }
+
+    pub(super) fn begun(&self) -> Incarnation {
+        let unbegun = self.options.get() >> UNBEGUN_SHIFT;
+        Incarnation(self.incarnation.get().saturating_sub(unbegun))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::rows::{self, UnitRow};
 use super::{Catalog, Fault, Unit, refused};
-use crate::format::ids::{ExtentId, ExtentRun, UnitId};
+use crate::format::ids::{ExtentId, ExtentRun, Incarnation, UnitId};
 use crate::mds::error::Refusal;
 use crate::mds::records::{ALLOCATION_RUNS_MAX, Grants};
 use crate::mds::runs::RunSet;
@@ -108,6 +108,8 @@ impl Catalog {
             let runs = granted.iter().filter(|(of, _)| of.0 == unit).map(|(_, run)| *run);
             let known = Unit {
                 incarnation: row.incarnation(),
+                begun: row.begun(),
+                readers: Incarnation::default(),
                 session: row.session.get(),
                 data_quota: row.data_quota.get(),
                 granted: RunSet::from_stored(runs).ok_or_else(overlap)?,

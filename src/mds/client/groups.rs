@@ -90,6 +90,19 @@ pub async fn delete_at<E: Env>(env: &E, link: E::Link, group: GroupId) -> Result
     delete(&Exchange::start(env, link), group).await
 }
 
+/// As [`Client::groups`], without a session.
+pub async fn groups_at<E: Env>(
+    env: &E,
+    link: E::Link,
+) -> Result<(Vec<GroupSeen>, Vec<MemberSeen>), MdsError> {
+    let exchange = Exchange::start(env, link);
+    let page_bytes = exchange.payload_max().min(PAGE_BYTES_MAX) - HEADER_BYTES;
+    seen(page_bytes, async |section: Section| {
+        exchange.call(Operation::Overview, &section.body(page_bytes)).await
+    })
+    .await
+}
+
 /// Asks with the number that the server says is the next.
 async fn create<E: Env>(
     exchange: &Exchange<E>,

@@ -28,6 +28,7 @@ use zerocopy::little_endian::{U32, U64};
 
 use self::exchange::Exchange;
 use super::error::{MdsError, Refusal};
+use super::ownership;
 use super::raw::{
     self, Malformed, RawAttach, RawChanges, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
     RawSince, RawTold, RawVolume,
@@ -82,34 +83,40 @@ impl<E: Env> Client<E> {
     /// Begins a session of this start of the unit; ends any of an earlier start.
     ///
     /// Refused as [`Refusal::StaleIncarnation`], with the last one as detail, where the unit was
-    /// attached with this or a higher incarnation. Of a claim without one the server counts, and is
-    /// asked again with the last start that it told: so a claim that arrives late, or is replayed,
-    /// is not taken for a new one. A claim that says that it is fenced does so only when it knows
-    /// from whom, and is then refused where another has attached meanwhile.
+    /// attached with this or a higher incarnation and the claim is not asked for again
+    /// ([`ownership::ask_again`]): as the next start, where the last one never began; and where the
+    /// server counts, with the last start that it told. So a claim that arrives late, or is
+    /// replayed, is not taken for a new one. A claim that says that it is fenced does so only when
+    /// it knows from whom, and is then refused where another has attached meanwhile.
     pub async fn attach(env: E, link: E::Link, claim: Claim) -> Result<Client<E>, MdsError> {
         let payload_max = link.payload_max().min(wire::PAYLOAD_MAX) as u32;
         let counted_there = claim.incarnation.is_none();
         let first = Claim { fenced: claim.fenced && !counted_there, ..claim };
-        let mut attach = RawAttach::new(&first, payload_max);
+        let mut asked = first;
         let exchange = Exchange::start(&env, link);
         let reply = loop {
-            let said = attach.after.get();
-            match exchange.call(Operation::Attach, attach.as_bytes()).await {
-                Err(MdsError::Refused { refusal: Refusal::StaleIncarnation, detail, .. })
-                    if counted_there
-                        && detail != u64::from(said)
-                        && (said == 0 || !claim.fenced) =>
-                {
-                    attach = RawAttach::new(&claim, payload_max);
-                    attach.after = U32::new(detail as u32);
+            let attach = RawAttach::new(&asked, payload_max);
+            let answered = exchange.call(Operation::Attach, attach.as_bytes()).await;
+            let last = match &answered {
+                Err(MdsError::Refused { refusal: Refusal::StaleIncarnation, detail, .. }) => {
+                    Some(Incarnation(*detail as u32))
                 }
-                answered => break answered?,
+                _ => None,
+            };
+            match last.and_then(|last| ownership::ask_again(&claim, &asked, last)) {
+                Some(next) => asked = next,
+                None => break answered?,
             }
         };
         let pool = parsed(Operation::Attach, raw::one::<RawPool>(&reply))?;
         let incarnation = Incarnation(pool.incarnation.get());
         let lease = Duration::from_millis(pool.lease_ms.get().into());
         Ok(Client { exchange, pool: pool.into(), incarnation, lease })
+    }
+
+    /// Says that this start has begun: from now on its flags are what a later one must have found.
+    pub async fn begin(&self) -> Result<(), MdsError> {
+        self.transact(&[]).await.map(drop)
     }
 
     /// Ends the session. Further calls are refused.

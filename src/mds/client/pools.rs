@@ -14,7 +14,7 @@ use super::{groups, parsed};
 use crate::env::{Env, Link};
 use crate::format::ids::PoolId;
 use crate::mds::catalog::PoolSpec;
-use crate::mds::error::MdsError;
+use crate::mds::error::{MdsError, Refusal};
 use crate::mds::overview::{self, Overview, RawPoolSeen, RawSessionSeen, Section};
 use crate::mds::raw::{self, RawForget};
 use crate::mds::records::ServerStatus;
@@ -34,6 +34,9 @@ pub async fn register<E: Env>(
 
 /// Has the server forget a pool and all that it knows of it; with `force` also one that somebody is
 /// attached to, whose session ends. Again, it does nothing.
+///
+/// The first question is which registration that is, so that whoever has recorded this cannot have
+/// a later one forgotten.
 pub async fn forget<E: Env>(
     env: &E,
     link: E::Link,
@@ -41,8 +44,16 @@ pub async fn forget<E: Env>(
     force: bool,
 ) -> Result<(), MdsError> {
     let exchange = Exchange::start(env, link);
-    let body = RawForget::new(pool, force);
-    exchange.call(Operation::ForgetPool, body.as_bytes()).await.map(drop)
+    let ask = async |number| {
+        let body = RawForget::new(pool, number, force);
+        exchange.call(Operation::ForgetPool, body.as_bytes()).await.map(drop)
+    };
+    match ask(raw::NO_NUMBER).await {
+        Err(MdsError::Refused { refusal: Refusal::RegisteredAnew, detail, .. }) => {
+            ask(detail as u32).await
+        }
+        answered => answered,
+    }
 }
 
 /// All that the server tells of itself. What changes meanwhile may be in it or not.

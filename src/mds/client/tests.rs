@@ -355,11 +355,15 @@ fn a_server_that_goes_away() {
 fn a_newer_start() {
     let (_, env) = world(9, 5, 1472);
     drop(run(&env, attach(env.clone())));
+    // It has not begun, and so it is counted past; this one has.
+    let client = run(&env, attach(env.clone()));
+    assert_eq!(client.incarnation(), Incarnation(2));
+    run(&env, async move { client.begin().await.unwrap() });
     let link = TestLink(Rc::clone(&env.0));
-    let stale = run(&env, Client::attach(env.clone(), link, claim()));
+    let old = run(&env, Client::attach(env.clone(), link, claim()));
     let expected =
-        MdsError::Refused { operation: "Attach", refusal: Refusal::StaleIncarnation, detail: 1 };
-    assert_eq!(stale.err(), Some(expected));
+        MdsError::Refused { operation: "Attach", refusal: Refusal::FlagsTooOld, detail: 2 };
+    assert_eq!(old.err(), Some(expected));
 }
 
 /// Goal: over a bad network groups of many datagrams are hardened whole, once and in order; the

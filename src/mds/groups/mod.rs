@@ -51,7 +51,7 @@ pub struct Groups {
     all: BTreeMap<GroupId, Coordinator>,
     /// What each unit was told last of each group, or nudged about.
     told: BTreeMap<(GroupId, PoolId), Told>,
-    /// Groups that heard anything in this turn.
+    /// Groups that heard anything in this turn, or of which a unit has not asked for the news.
     touched: BTreeSet<GroupId>,
     /// Rows of groups that were made or deleted in this turn.
     changes: Changes,
@@ -256,7 +256,7 @@ impl Groups {
 
     /// The units of groups of this turn that are to be told something new.
     pub fn to_nudge(&mut self, now: Moment) -> BTreeSet<PoolId> {
-        let mut nudged = BTreeSet::new();
+        let (mut nudged, mut untold) = (BTreeSet::new(), BTreeSet::new());
         for id in std::mem::take(&mut self.touched) {
             let Some(of) = self.all.get(&id) else { continue };
             let attached = of.group().members.keys().filter(|pool| of.is_attached(**pool));
@@ -269,8 +269,13 @@ impl Groups {
                     told.nudged = Some(now);
                     nudged.insert(*pool);
                 }
+                if news {
+                    untold.insert(id);
+                }
             }
         }
+        // Whoever is the next to say anything has the others nudged again.
+        self.touched = untold;
         nudged
     }
 

@@ -1,4 +1,8 @@
 //! Applying a half's changes to the store below, here or on a thread beside.
+//!
+//! # Contract
+//!
+//! **Ownership**: when the outcome is told nobody here holds the changes any more.
 
 use std::io;
 use std::sync::Arc;
@@ -18,16 +22,9 @@ pub enum Checkpointer<S> {
     Thread(Worker),
 }
 
-/// What the thread is asked for.
-enum Work {
-    Apply(Arc<Changes>),
-    /// Changes that nobody needs any more: letting go of so many takes its time, too.
-    LetGo(Arc<Changes>),
-}
-
 /// The thread's other end. Dropped, it waits for the commit that is on its way.
 pub struct Worker {
-    work: Option<Sender<Work>>,
+    work: Option<Sender<Arc<Changes>>>,
     done: Receiver<Result<(), StoreError>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,17 +32,14 @@ pub struct Worker {
 impl<S: Store + 'static> Checkpointer<S> {
     /// One with a thread.
     pub fn on_thread(mut store: S) -> io::Result<Self> {
-        let (work, waiting) = channel();
+        let (work, waiting) = channel::<Arc<Changes>>();
         let (ended, done) = channel();
         let run = move || {
-            while let Ok(work) = waiting.recv() {
-                match work {
-                    Work::Apply(changes) => {
-                        if ended.send(store.commit(&changes)).is_err() {
-                            return;
-                        }
-                    }
-                    Work::LetGo(changes) => drop(changes),
+            while let Ok(changes) = waiting.recv() {
+                let outcome = store.commit(&changes);
+                drop(changes);
+                if ended.send(outcome).is_err() {
+                    return;
                 }
             }
         };
@@ -57,18 +51,7 @@ impl<S: Store + 'static> Checkpointer<S> {
     pub fn begin(&mut self, changes: &Arc<Changes>) -> Option<Result<(), StoreError>> {
         match self {
             Checkpointer::Inline(store) => Some(store.commit(changes)),
-            Checkpointer::Thread(worker) => {
-                let asked = worker.ask(Work::Apply(Arc::clone(changes)));
-                asked.err().map(Err)
-            }
-        }
-    }
-
-    /// Lets go of changes that were applied.
-    pub fn let_go(&mut self, changes: Arc<Changes>) {
-        if let Checkpointer::Thread(worker) = self {
-            // A thread that has ended is told of by the next outcome.
-            let _ = worker.ask(Work::LetGo(changes));
+            Checkpointer::Thread(worker) => worker.ask(Arc::clone(changes)).err().map(Err),
         }
     }
 
@@ -88,9 +71,9 @@ impl<S: Store + 'static> Checkpointer<S> {
 }
 
 impl Worker {
-    fn ask(&self, work: Work) -> Result<(), StoreError> {
+    fn ask(&self, changes: Arc<Changes>) -> Result<(), StoreError> {
         let channel = self.work.as_ref().expect("it has work until it is dropped");
-        channel.send(work).map_err(|_| ended_early())
+        channel.send(changes).map_err(|_| ended_early())
     }
 }
 

@@ -4,15 +4,20 @@
 //!   commit ──▶ append to the log ──▶ recent ──▶ acknowledged
 //!                 │ half full
 //!                 ▼
-//!              applying ──▶ one commit of the store below ──▶ half free
+//!               older ──▶ one commit of the store below ──▶ half free
 //!
-//!   get, range:  recent, else applying, else the store below
+//!   get, range:  recent, else older, else the store below
 //! ```
 //!
 //! A transactional store writes pages and their parents for a row; a log writes the row. What is in
 //! the log and not yet below is in memory too: `recent` are the net changes of the half that is
-//! written now, `applying` those of the other half while they go below. A row that changes often is
+//! written now, `older` those of the other half while they go below. A row that changes often is
 //! written below once a half, and the log's space bounds the memory.
+//!
+//! `older` stays when it is below, until the next change of halves: what changes often is read
+//! often, and a map is quicker to look into than a database. Then it is let go of, a few rows with
+//! each commit: all at once would hold a commit up, and so would another thread that frees what
+//! this one has allocated, as they would wait for each other at the allocator.
 //!
 //! | part | what it is |
 //! | --- | --- |
@@ -43,12 +48,16 @@ pub mod recent;
 #[cfg(test)]
 mod tests;
 
+use std::collections::btree_map;
 use std::sync::Arc;
 
 use self::checkpoint::Checkpointer;
 use self::format::{Applied, BLOCK, COUNT_MAX, Identity, LogHeader, RecordBuffer};
 use self::place::LogPlace;
 use super::store::{Changes, Row, Store, StoreError, Table};
+
+/// How many rows that are not needed any more are let go of with each that is changed.
+const LEAVING_PER_CHANGE: usize = 2;
 
 /// Where the next record goes.
 #[derive(Clone, Copy, Debug)]
@@ -70,8 +79,12 @@ pub struct LoggedStore<S, L> {
     tail: Tail,
     record: RecordBuffer,
     recent: Changes,
-    /// Empty where nothing is on its way to the store below.
-    applying: Arc<Changes>,
+    /// Those of the other half.
+    older: Arc<Changes>,
+    /// Whether those are on their way to the store below.
+    applying: bool,
+    /// What was `older` before.
+    leaving: btree_map::IntoIter<(Table, Vec<u8>), Option<Vec<u8>>>,
     appended: u64,
     failed: Option<StoreError>,
 }
@@ -129,7 +142,9 @@ impl<S: Store, L: LogPlace> LoggedStore<S, L> {
             tail: Tail { epoch: applied.epoch + 1, used: 0, sequence },
             record: RecordBuffer::default(),
             recent: Changes::new(),
-            applying: Arc::default(),
+            older: Arc::default(),
+            applying: false,
+            leaving: btree_map::IntoIter::default(),
             appended: 0,
             failed: None,
         })
@@ -156,6 +171,7 @@ impl<S: Store + 'static, L: LogPlace> LoggedStore<S, L> {
         self.tail.sequence = sequence;
         self.appended += length;
         self.remember(changes);
+        self.leaving.by_ref().take(LEAVING_PER_CHANGE * changes.len()).for_each(drop);
         Ok(())
     }
 
@@ -164,18 +180,14 @@ impl<S: Store + 'static, L: LogPlace> LoggedStore<S, L> {
         self.recent.extend(rows);
     }
 
-    /// Lets go of what is below by now; `wait`s for what is on its way there.
+    /// Looks whether what is on its way below has come there; `wait`s for that.
     fn settle(&mut self, wait: bool) -> Result<(), StoreError> {
-        if self.applying.is_empty() {
+        if !self.applying {
             return Ok(());
         }
-        match self.checkpointer.outcome(wait) {
-            None => Ok(()),
-            Some(outcome) => {
-                self.checkpointer.let_go(std::mem::take(&mut self.applying));
-                outcome
-            }
-        }
+        let Some(outcome) = self.checkpointer.outcome(wait) else { return Ok(()) };
+        self.applying = false;
+        outcome
     }
 
     /// Begins to apply the half that is full, and goes on in the other, which is free when what was
@@ -185,27 +197,29 @@ impl<S: Store + 'static, L: LogPlace> LoggedStore<S, L> {
         let Tail { epoch, sequence, .. } = self.tail;
         let applied = Applied { identity: self.header.identity, epoch, sequence };
         self.recent.extend([applied.row()]);
-        self.applying = Arc::new(std::mem::take(&mut self.recent));
+        let older = Arc::new(std::mem::take(&mut self.recent));
+        let left = Arc::into_inner(std::mem::replace(&mut self.older, older));
+        self.leaving = left.expect("whoever applied it has let go of it").into_iter();
         self.tail = Tail { epoch: epoch + 1, used: 0, sequence };
-        if let Some(outcome) = self.checkpointer.begin(&self.applying) {
-            self.applying = Arc::default();
-            outcome?;
-        }
-        Ok(())
+        let outcome = self.checkpointer.begin(&self.older);
+        self.applying = outcome.is_none();
+        outcome.unwrap_or(Ok(()))
     }
 
     /// A commit that is too large for the log goes below with all before it.
     fn apply_beside_the_log(&mut self, changes: &Changes) -> Result<(), StoreError> {
         self.remember(changes);
         self.change_halves()?;
-        self.settle(true)
+        self.settle(true)?;
+        self.older = Arc::default();
+        Ok(())
     }
 }
 
 impl<S: Store + 'static, L: LogPlace> Store for LoggedStore<S, L> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let row = (table, key.to_vec());
-        match self.recent.get(&row).or_else(|| self.applying.get(&row)) {
+        match self.recent.get(&row).or_else(|| self.older.get(&row)) {
             Some(value) => Ok(value.clone()),
             None => self.below.get(table, key),
         }
@@ -217,7 +231,7 @@ impl<S: Store + 'static, L: LogPlace> Store for LoggedStore<S, L> {
         loop {
             let page = self.below.range(table, &from, limit)?;
             let last = page.last().filter(|_| page.len() == limit).map(|(key, _)| key.clone());
-            let newer = [&self.recent, &*self.applying];
+            let newer = [&self.recent, &*self.older];
             let left = limit - rows.len();
             rows.extend(recent::after(newer, table, &from, last.as_deref(), &page, left));
             match last {

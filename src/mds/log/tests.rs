@@ -153,6 +153,24 @@ fn rows_are_those_of_all_commits() {
     assert!(store.tail.epoch > 20);
 }
 
+/// Goal: under commits of one size, what was applied and is not read any more has all been let go
+/// of, a little with each commit, when the halves change again.
+#[test]
+fn what_is_applied_is_let_go_of() {
+    let media = Media::new();
+    let mut store = media.open().unwrap();
+    let mut epochs = 0;
+    for number in 1..=200 {
+        let (epoch, left) = (store.tail.epoch, store.leaving.len());
+        store.commit(&changes_of(number * 11)).unwrap();
+        if store.tail.epoch != epoch {
+            assert_eq!(left, 0, "at commit {number}");
+            epochs += 1;
+        }
+    }
+    assert!(epochs > 40 && !store.older.is_empty());
+}
+
 /// Goal: crashed at any write or flush of log or store, and again during the recovery and after
 /// it, all that was acknowledged is there in order, what was not is whole or absent, and nothing
 /// else is.

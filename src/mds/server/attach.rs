@@ -3,10 +3,12 @@
 //! All of these are asked for without a session that the server knows, and are executed at once, in
 //! the turn's transaction.
 
+use std::collections::BTreeMap;
+
 use zerocopy::IntoBytes;
 
 use super::{Server, Turn, well_formed};
-use crate::format::ids::{Incarnation, PoolId};
+use crate::format::ids::PoolId;
 use crate::mds::catalog::{Catalog, Fault};
 use crate::mds::error::Refusal;
 use crate::mds::overview::{PoolSeen, SessionSeen};
@@ -70,11 +72,8 @@ impl<P: Clone + PartialEq> Server<P> {
             return refuse((Refusal::OutOfRange, u64::from(payload_max)));
         }
         let claim = Claim { lease_ms: ownership::lease_ms(&claim), ..claim };
-        let granted = if claim.reads {
-            self.attach_reader(claim)?
-        } else {
-            self.attach_writer(id, claim, Incarnation(attach.after.get()))?
-        };
+        let granted =
+            if claim.reads { self.attach_reader(claim)? } else { self.attach_writer(id, claim)? };
         // What it will know is no older than this.
         let view = self.pools.catalog(granted.pool).map_or(0, Catalog::view);
         let mut session = Session::new(granted, payload_max, sequence);
@@ -85,24 +84,35 @@ impl<P: Clone + PartialEq> Server<P> {
         self.pool_told(&granted)
     }
 
+    /// A pool that can be attached to.
+    fn known_pool(&self, pool: PoolId) -> Result<&Catalog, Fault> {
+        let refusal =
+            if self.pools.is_damaged(pool) { Refusal::PoolDamaged } else { Refusal::UnknownPool };
+        self.pools.catalog(pool).ok_or(Fault::Refused(refusal, 0))
+    }
+
     fn attach_reader(&mut self, claim: Claim) -> Result<Claim, Fault> {
-        let catalog = self.pools.catalog(claim.pool);
-        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        let catalog = self.known_pool(claim.pool)?;
         ownership::may_read(catalog.flags_here(), &claim).or_else(refuse)?;
+        let last = Some(catalog.readers(claim.unit));
+        let number = ownership::start(last, Start::After(claim.after)).or_else(refuse)?;
         self.check_room()?;
+        if let Some(catalog) = self.pools.catalog_mut(claim.pool) {
+            catalog.attach_reader(claim.unit, number);
+        }
         Ok(Claim { incarnation: None, ..claim })
     }
 
-    fn attach_writer(&mut self, id: u64, claim: Claim, after: Incarnation) -> Result<Claim, Fault> {
-        let catalog = self.pools.catalog(claim.pool);
-        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+    fn attach_writer(&mut self, id: u64, claim: Claim) -> Result<Claim, Fault> {
+        let catalog = self.known_pool(claim.pool)?;
         let attached = catalog.attached(claim.unit);
         let owner = attached.and_then(|session| self.sessions.get(&session)).map(|session| Owner {
             host: session.claim().host,
             left_ms: session.left_ms(self.now),
         });
-        let asked = claim.incarnation.map_or(Start::After(after), Start::Is);
+        let asked = claim.incarnation.map_or(Start::After(claim.after), Start::Is);
         let last = catalog.last_start(claim.unit);
+        ownership::may_go_on(catalog.last_begun(claim.unit), &claim).or_else(refuse)?;
         ownership::may_attach(owner, last, asked, &claim).or_else(refuse)?;
         if owner.is_none() {
             self.check_room()?;
@@ -161,7 +171,14 @@ impl<P: Clone + PartialEq> Server<P> {
     }
 
     fn forget(&mut self, body: &[u8]) -> Result<Vec<u8>, Fault> {
-        let (pool, force) = well_formed(raw::one::<RawForget>(body).and_then(|raw| raw.parts()))?;
+        let (pool, number, force) =
+            well_formed(raw::one::<RawForget>(body).and_then(|raw| raw.parts()))?;
+        match self.pools.number(pool) {
+            Some(known) if known != number => {
+                return refuse((Refusal::RegisteredAnew, u64::from(known)));
+            }
+            _ => {}
+        }
         let attached = self.sessions.values().any(|session| session.claim().pool == pool);
         if attached && !force {
             return refuse((Refusal::PoolAttached, 0));
@@ -176,8 +193,11 @@ impl<P: Clone + PartialEq> Server<P> {
 
     /// Up to `limit` pools from a name on, as they are shown.
     pub(super) fn pools_seen(&self, from: PoolId, limit: usize) -> Vec<PoolSeen> {
-        let pools = self.pools.iter().skip_while(|(pool, _)| *pool < from).take(limit);
-        pools.map(|(pool, catalog)| catalog.seen(pool)).collect()
+        let sound = self.pools.iter().map(|(pool, catalog)| catalog.seen(pool));
+        let damaged = self.pools.damaged().map(|(pool, _)| PoolSeen::damaged(pool));
+        let by_name = sound.chain(damaged).map(|seen| (seen.pool, seen));
+        let by_name: BTreeMap<PoolId, PoolSeen> = by_name.collect();
+        by_name.into_values().skip_while(|seen| seen.pool < from).take(limit).collect()
     }
 
     /// Up to `limit` sessions after the first `skip`, as they are shown.

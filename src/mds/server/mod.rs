@@ -12,6 +12,8 @@
 //! - **Leases** are counted from the last request of a session that was executed; by a server that
 //!   starts again, from its first turn. A reader is forgotten at the end of its lease. A writer
 //!   stays attached: what is its own is not given to others before its journal was replayed.
+//! - **Damage** of one pool stops that pool alone: a claim to it is refused with that reason, and a
+//!   target that was attached hears nothing, as of a server that is away.
 //! - **Fail stop**: once the store has failed, everything is refused with that reason.
 //! - **Garbage**: dropped and counted. A refusal is a header without a body, and so never larger
 //!   than what it refuses.
@@ -28,7 +30,7 @@ mod stranger_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
@@ -71,6 +73,8 @@ pub struct Server<P> {
     pools: Pools,
     groups: Groups,
     sessions: BTreeMap<u64, Session<P>>,
+    /// Of pools that are set aside: not answered, as their targets can go on without.
+    silent: BTreeSet<u64>,
     /// When the turn under way began; none before the first.
     now: Moment,
     started: bool,
@@ -106,27 +110,37 @@ struct Turn<P> {
 
 impl<P: Clone + PartialEq> Server<P> {
     /// A server of those pools, with the sessions that they have kept.
-    pub fn new(pools: Pools) -> Result<Self, StoreError> {
+    pub fn new(mut pools: Pools) -> Result<Self, StoreError> {
         let mut sessions = BTreeMap::new();
+        let mut damaged = Vec::new();
         for (pool, catalog) in pools.iter() {
-            let mut writers = 0;
-            for (id, row) in catalog.sessions()? {
-                let session = Session::from_row(&row)?;
-                let claim = session.claim();
-                let of_pool = pools.is_single() || claim.pool == pool;
-                let attached = claim.reads || catalog.attached(claim.unit) == Some(id);
-                writers += usize::from(!claim.reads);
-                if !of_pool || !attached || sessions.insert(id, session).is_some() {
-                    return Err(StoreError::Damaged("a session of no unit".to_owned()));
+            match kept_sessions(pool, catalog, pools.is_single(), &sessions) {
+                Ok(kept) => sessions.extend(kept),
+                Err(StoreError::Damaged(reason)) if !pools.is_single() => {
+                    damaged.push((pool, reason));
                 }
-            }
-            if writers != catalog.attached_count() {
-                return Err(StoreError::Damaged("a unit's session is lost".to_owned()));
+                Err(error) => return Err(error),
             }
         }
-        let (now, counters) = (Moment::default(), ServerStatus::default());
+        damaged.into_iter().for_each(|(pool, reason)| pools.set_aside(pool, reason));
+        let silent = pools.sessions_set_aside()?;
         let groups = Groups::load(&pools)?;
-        Ok(Server { pools, groups, sessions, now, started: false, counters, failure: None })
+        let counters = ServerStatus::default();
+        Ok(Server {
+            pools,
+            groups,
+            sessions,
+            silent,
+            now: Moment::default(),
+            started: false,
+            counters,
+            failure: None,
+        })
+    }
+
+    /// The pools, to be looked at.
+    pub fn pools(&self) -> &Pools {
+        &self.pools
     }
 
     /// Takes all that has arrived by `now`, and gives all answers: one turn, one store transaction.
@@ -230,6 +244,9 @@ impl<P: Clone + PartialEq> Server<P> {
         if header.operation.is_sessionless() {
             return self.take_sessionless(turn, peer, datagram);
         }
+        if self.silent.contains(&header.session) {
+            return false;
+        }
         self.harden_for_anyone(datagram);
         let Some(session) = self.sessions.get_mut(&header.session) else {
             // A session that is detached already is what a repeated detach wants.
@@ -329,6 +346,11 @@ impl<P: Clone + PartialEq> Server<P> {
                     return;
                 }
             };
+            if outcome.is_ok()
+                && let Some(catalog) = self.pools.catalog_mut(claim.pool)
+            {
+                catalog.begin(claim.unit, id);
+            }
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.executed(Answer { operation: header.operation, outcome: outcome.clone() });
                 let row = session.row();
@@ -568,6 +590,32 @@ impl<P: Clone> Reply<P> {
         let datagrams = wire::encode(&header, &body, self.payload_max);
         datagrams.into_iter().map(move |datagram| (self.peer.clone(), datagram))
     }
+}
+
+/// The sessions that a pool's catalog has kept: of its units, and readers.
+fn kept_sessions<P: Clone + PartialEq>(
+    pool: PoolId,
+    catalog: &Catalog,
+    single: bool,
+    others: &BTreeMap<u64, Session<P>>,
+) -> Result<Vec<(u64, Session<P>)>, StoreError> {
+    let mut sessions = Vec::new();
+    let mut writers = 0;
+    for (id, row) in catalog.sessions()? {
+        let session = Session::from_row(&row)?;
+        let claim = session.claim();
+        let of_pool = single || claim.pool == pool;
+        let attached = claim.reads || catalog.attached(claim.unit) == Some(id);
+        writers += usize::from(!claim.reads);
+        if !of_pool || !attached || others.contains_key(&id) {
+            return Err(StoreError::Damaged("a session of no unit".to_owned()));
+        }
+        sessions.push((id, session));
+    }
+    if writers != catalog.attached_count() {
+        return Err(StoreError::Damaged("a unit's session is lost".to_owned()));
+    }
+    Ok(sessions)
 }
 
 fn refusal_of(error: &StoreError) -> Refusal {

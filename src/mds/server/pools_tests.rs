@@ -111,8 +111,8 @@ impl Rig {
 }
 
 fn attach(session: u64, claim: &Claim, after: u32) -> Asked {
-    let mut body = RawAttach::new(claim, PAYLOAD_MIN as u32);
-    body.after = U32::new(after);
+    let claim = Claim { after: Incarnation(after), ..*claim };
+    let body = RawAttach::new(&claim, PAYLOAD_MIN as u32);
     (Operation::Attach, session, 0, body.as_bytes().to_vec())
 }
 
@@ -122,8 +122,8 @@ fn register(pool: PoolId, extents: u32) -> Asked {
     (Operation::RegisterPool, 77, 0, raw::pool_spec_body(pool, &spec))
 }
 
-fn forget(pool: PoolId, force: bool) -> Asked {
-    (Operation::ForgetPool, 78, 0, RawForget::new(pool, force).as_bytes().to_vec())
+fn forget(pool: PoolId, number: u32, force: bool) -> Asked {
+    (Operation::ForgetPool, 78, 0, RawForget::new(pool, number, force).as_bytes().to_vec())
 }
 
 /// A claim with a lease, of who keeps its flags at the server.
@@ -187,16 +187,23 @@ fn registration() {
     assert_eq!(rig.ask(register(ONE, 101)), Err((Refusal::PoolExists, 0)));
     assert_eq!(rig.attach(1, &claim(TWO, A), 0), Err((Refusal::UnknownPool, 0)));
     assert_eq!(rig.attach(1, &claim(ONE, A), 0), Ok(1));
-    assert_eq!(rig.ask(forget(ONE, false)), Err((Refusal::PoolAttached, 0)));
+    assert_eq!(rig.ask(forget(ONE, 0, false)), Err((Refusal::PoolAttached, 0)));
     rig.restart();
-    assert_eq!(rig.ask(forget(ONE, false)), Err((Refusal::PoolAttached, 0)));
+    assert_eq!(rig.ask(forget(ONE, 0, false)), Err((Refusal::PoolAttached, 0)));
+    assert_eq!(rig.ask(forget(ONE, raw::NO_NUMBER, true)), Err((Refusal::RegisteredAnew, 0)));
     for _ in 0..2 {
-        assert_eq!(rig.ask(forget(ONE, true)), Ok(Vec::new()));
+        assert_eq!(rig.ask(forget(ONE, 0, true)), Ok(Vec::new()));
     }
     assert_eq!(rig.ask(allocate(1, 1)), Err((Refusal::UnknownSession, 0)));
     rig.restart();
     assert_eq!(seen(&rig), (vec![], vec![]));
     assert_eq!(rig.attach(1, &claim(ONE, A), 0), Err((Refusal::UnknownPool, 0)));
+    // What was recorded then does nothing to a pool that was registered since.
+    assert_eq!(rig.ask(register(ONE, 100)), Ok(Vec::new()));
+    for _ in 0..2 {
+        assert_eq!(rig.ask(forget(ONE, 0, true)), Err((Refusal::RegisteredAnew, 1)));
+        rig.restart();
+    }
     let mut garbage = register(ONE, 100);
     garbage.3[16..20].fill(0);
     assert_eq!(rig.ask(garbage), Err((Refusal::Malformed, 0)), "extents of no bytes");
@@ -248,8 +255,37 @@ fn replayed_claims() {
     assert!(rig.ask(allocate(2, 1)).is_ok());
     // The flags move away from the server: the unit counts on.
     let own = Claim { incarnation: Some(Incarnation(9)), ..claim(ONE, B) };
-    assert_eq!(rig.attach(3, &own, 0), Ok(9));
+    assert_eq!(rig.attach(3, &own, 2), Ok(9));
     assert_eq!(rig.attach(1, &fenced, 0).unwrap_err().0, Refusal::StaleIncarnation);
+}
+
+/// Goal: of units that keep their flags themselves: a start that never began is no reason to refuse
+/// the next one, however many there were; flags from before one that has begun are refused, also by
+/// a server that starts again.
+#[test]
+fn starts_that_never_began() {
+    let mut rig = Rig::registered(&[ONE]);
+    let own = |start, after| Claim {
+        incarnation: Some(Incarnation(start)),
+        after: Incarnation(after),
+        ..claim(ONE, A)
+    };
+    let attach = |rig: &mut Rig, id, start, after| rig.attach(id, &own(start, after), after);
+    assert_eq!(attach(&mut rig, 1, 1, 0), Ok(1));
+    assert!(rig.ask(allocate(1, 1)).is_ok());
+    for start in 2..5 {
+        rig.restart();
+        let id = u64::from(start);
+        assert_eq!(attach(&mut rig, id, start - 1, 1), Err((Refusal::StaleIncarnation, id - 1)));
+        assert_eq!(attach(&mut rig, id, start, 1), Ok(start));
+    }
+    assert_eq!(attach(&mut rig, 9, 5, 0), Err((Refusal::FlagsTooOld, 1)));
+    assert!(rig.ask(allocate(4, 1)).is_ok());
+    rig.restart();
+    for found in 0..4 {
+        assert_eq!(attach(&mut rig, 9, 5, found), Err((Refusal::FlagsTooOld, 4)));
+    }
+    assert_eq!(attach(&mut rig, 9, 5, 4), Ok(5));
 }
 
 /// Goal: readers are let in beside the writer where the flags are at the server, may only read, and
@@ -280,11 +316,58 @@ fn readers() {
     assert!(rig.ask(renew(1)).is_ok(), "its lease has ended, its session has not");
     rig.restart();
     assert_eq!(seen(&rig).1.len(), 1, "the reader is durably forgotten");
-    assert_eq!(rig.attach(10, &reader(ONE), 0), Ok(0));
+    // What is recorded of it and sent again lets nobody in.
+    for _ in 0..2 {
+        let again = Err((Refusal::StaleIncarnation, 1));
+        assert_eq!(rig.attach(9, &reader(ONE), 0), again);
+        rig.restart();
+    }
+    assert_eq!(seen(&rig).1.len(), 1);
+    assert_eq!(rig.attach(10, &reader(ONE), 1), Ok(0));
     let own = Claim { incarnation: Some(Incarnation(9)), ..claim(ONE, A) };
-    assert_eq!(rig.attach(3, &own, 0), Ok(9));
+    assert_eq!(rig.attach(3, &own, 8), Ok(9));
     assert_eq!(rig.ask(renew(10)), Err((Refusal::UnknownSession, 0)), "the flags went elsewhere");
     assert_eq!(rig.attach(10, &reader(ONE), 0), Err((Refusal::FlagsElsewhere, 0)));
+}
+
+/// Goal: whichever row of a pool is cut off, the other pool is served; the damaged one is refused
+/// with that reason, shown, and its target hears nothing; it can be forgotten and registered anew.
+#[test]
+fn damage_of_one_pool() {
+    let mut good = Rig::registered(&[ONE, TWO]);
+    for (id, pool) in [(1, ONE), (2, TWO)] {
+        assert_eq!(good.attach(id, &claim(pool, A), 0), Ok(1));
+        assert!(good.ask(allocate(id, 1)).is_ok());
+        assert_eq!(good.attach(10 + id, &reader(pool), 0), Ok(0));
+    }
+    let store = RedbStore::open(good.memory.snapshot()).unwrap();
+    let number = good.server.pools().number(ONE).unwrap().to_be_bytes();
+    let tables = Table::ALL.into_iter().map(|table| (table, store.range(table, &[], 100).unwrap()));
+    let rows = tables.flat_map(|(table, rows)| rows.into_iter().map(move |row| (table, row)));
+    let own = |key: &[u8]| key == ONE.0 || key.starts_with(&number);
+    let rows: Vec<_> = rows.filter(|(_, (key, _))| own(key)).collect();
+    assert!(rows.len() > 6, "{rows:?}");
+    for (table, (key, mut value)) in rows {
+        let mut rig = Rig { memory: good.memory.snapshot(), ..Rig::new() };
+        value.pop();
+        let mut store = RedbStore::open(rig.memory.clone()).unwrap();
+        store.commit(&Changes::from([((table, key.clone()), Some(value))])).unwrap();
+        drop(store);
+        rig.restart();
+        assert!(rig.ask(allocate(2, 2)).is_ok(), "{table:?} {key:?}");
+        assert_eq!(rig.turn(&[allocate(1, 2), renew(11)]), [], "{table:?} {key:?}");
+        assert_eq!(rig.attach(3, &claim(ONE, A), 1), Err((Refusal::PoolDamaged, 0)));
+        assert_eq!(rig.ask(register(ONE, 100)), Err((Refusal::PoolDamaged, 0)));
+        let (pools, sessions) = seen(&rig);
+        assert_eq!(pools.iter().map(|of| of.damaged).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(sessions.len(), 2);
+        assert!(rig.server.pools().check_whole().is_err());
+        assert_eq!(rig.ask(forget(ONE, 0, false)), Ok(Vec::new()));
+        assert_eq!(rig.ask(register(ONE, 50)), Ok(Vec::new()));
+        rig.restart();
+        rig.server.pools().check_whole().unwrap();
+        assert_eq!(rig.attach(3, &claim(ONE, A), 0), Ok(1));
+    }
 }
 
 /// Goal: what is told without a session is never more than was asked with, at any length.

@@ -139,6 +139,10 @@ fn open(region: &Memory) -> Result<Opened<Memory>, JournalError> {
     let shape = Shape { disks: vec![disk], nvram: None, parts, storage_max: 0, buffers_max };
     let env = Machine::new(0, &shape).boot(Faults::none());
     let (handle, region) = (env.clone(), region.clone());
-    let opening = async move { Journal::open(&handle, region, POOL, UNIT, PAIRS).await };
+    let opening = async move {
+        let last = Journal::last_start(&handle, &region, POOL).await?;
+        let start = (UNIT, Incarnation(last.0 + 1));
+        Journal::open(&handle, region, POOL, start, PAIRS).await
+    };
     env.run(LIMIT, opening).expect("opening comes to an end")
 }

@@ -1,0 +1,411 @@
+//! A unit in a consistency group with another one, whose part and whose coordinator are played
+//! here: the real state machine of the coordinator, and a member that does what the test says.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/simulated.rs"]
+mod simulated;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use flipside::env::Env;
+use flipside::env::sim::{Crash, Limit, Machine, SimEnv};
+use flipside::format::group::TransactionId;
+use flipside::format::ids::{Incarnation, PoolId, VolumeId};
+use flipside::format::layout::Geometry;
+use flipside::mds::error::MdsError;
+use flipside::sim::engine::{Running as _, Volume as _};
+use flipside::sim::flipside::{Flipside, Served, Serving};
+use flipside::txn::coordinator::{Coordinator as Machinery, Group};
+use flipside::txn::participant::{Action, Progress, Standing};
+use flipside::txn::{COORDINATOR, GroupId, Order, Phase, Report, Stage};
+use flipside::unit::{Config, Coordinator};
+use simulated::{formatted, started};
+use tokio::sync::Notify;
+
+const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 5_000_000 };
+const BLOCK: u64 = 512;
+const EXTENT: u64 = 32 * BLOCK;
+const GROUP: GroupId = GroupId(7);
+const OURS: PoolId = PoolId([1; 16]);
+const PEER: PoolId = PoolId([2; 16]);
+
+fn engine() -> Flipside {
+    let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
+    let config = Config {
+        commit_interval: None,
+        doubt_timeout: Duration::from_secs(5),
+        mds_timeout: Some(Duration::from_secs(60)),
+        ..Config::default()
+    };
+    Flipside::plain(geometry, 32, 8, 4 * EXTENT, config)
+}
+
+/// The coordinator and the other member; goes on over crashes of the unit.
+struct World {
+    engine: Flipside,
+    machinery: RefCell<Machinery>,
+    next: Cell<u64>,
+    peer: RefCell<Standing>,
+    /// The peer does not go beyond this.
+    peer_stops_at: Cell<Option<Progress>>,
+    /// No answer reaches the unit while this is so of what it says.
+    deaf_to: Cell<fn(&Report) -> bool>,
+    heard: RefCell<Vec<Report>>,
+    nudge: Notify,
+}
+
+impl World {
+    fn new() -> Rc<Self> {
+        let volumes: BTreeSet<VolumeId> = [VolumeId(0), VolumeId(1)].into();
+        let members = BTreeMap::from([(OURS, volumes), (PEER, [VolumeId(0)].into())]);
+        let group = Group { id: GROUP, name: "pair".to_owned(), version: 1, life: 1, members };
+        let now = flipside::env::Moment::default();
+        let mut machinery = Machinery::new(group, None, |_| false, now);
+        machinery.attached(PEER, false, false, now);
+        Rc::new(World {
+            engine: engine(),
+            machinery: RefCell::new(machinery),
+            next: Cell::new(1),
+            peer: RefCell::new(Standing { version: 1, life: 1, transaction: None }),
+            peer_stops_at: Cell::new(None),
+            deaf_to: Cell::new(|_| false),
+            heard: RefCell::default(),
+            nudge: Notify::new(),
+        })
+    }
+
+    fn transaction(&self) -> TransactionId {
+        let number = self.next.replace(self.next.get() + 1);
+        TransactionId { coordinator: COORDINATOR, incarnation: Incarnation(1), number }
+    }
+
+    /// The machinery goes on, and the peer does what it is told, as far as it shall.
+    fn go_on(&self, now: flipside::env::Moment) {
+        let mut machinery = self.machinery.borrow_mut();
+        let mut peer = self.peer.borrow_mut();
+        for _ in 0..10 {
+            let reports = peer.reports(GROUP, false, None);
+            reports.iter().for_each(|report| machinery.hear(PEER, report, now));
+            machinery.step(now, || self.transaction());
+            let reports: Vec<&Report> = reports.iter().collect();
+            let orders = machinery.orders(PEER, &reports, now);
+            let Some(action) = orders.iter().find_map(|order| peer.next(order)) else { continue };
+            let own = peer.transaction.map(|(own, _)| own);
+            let (to, progress) = match action {
+                Action::Seal(to) => (to, Progress::Sealed),
+                Action::Prepare => (own.unwrap(), Progress::Prepared),
+                Action::Commit | Action::Abort => (own.unwrap(), Progress::Done),
+                Action::Acknowledge(to) => (to, Progress::Done),
+                Action::GoBack(life) => {
+                    peer.life = life;
+                    continue;
+                }
+                Action::Regroup => unreachable!("the membership does not change"),
+            };
+            if self.peer_stops_at.get().is_none_or(|stop| progress <= stop) {
+                peer.transaction = Some((to, progress));
+            }
+        }
+    }
+
+    /// Lets the peer go on, and the unit ask.
+    fn release(&self, stop: Option<Progress>) {
+        self.peer_stops_at.set(stop);
+        self.nudge.notify_one();
+    }
+
+    /// Whether the unit has said that it is that far with a transaction.
+    fn has_heard(&self, phase: &Phase) -> bool {
+        self.heard.borrow().iter().any(|report| report.phase == *phase)
+    }
+}
+
+/// The way from the unit to the world.
+struct Way {
+    env: SimEnv,
+    world: Rc<World>,
+}
+
+impl Coordinator for Way {
+    async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
+        loop {
+            self.env.sleep(Duration::from_micros(200)).await;
+            self.world.heard.borrow_mut().extend(reports.iter().cloned());
+            if !reports.iter().any(self.world.deaf_to.get()) {
+                break;
+            }
+            self.env.sleep(Duration::from_millis(5)).await;
+        }
+        let now = self.env.now();
+        let mut machinery = self.world.machinery.borrow_mut();
+        reports.iter().for_each(|report| machinery.hear(OURS, report, now));
+        drop(machinery);
+        self.world.go_on(now);
+        let reports: Vec<&Report> = reports.iter().collect();
+        Ok(self.world.machinery.borrow().orders(OURS, &reports, now))
+    }
+
+    async fn nudged(&self) {
+        self.world.nudge.notified().await;
+    }
+}
+
+async fn write(volume: &Served, block: u64, byte: u8) {
+    volume.write(block * BLOCK, vec![byte; BLOCK as usize], false).await.unwrap();
+}
+
+async fn byte_at(volume: &Served, block: u64) -> u8 {
+    volume.read(block * BLOCK, BLOCK as usize).await.unwrap()[0]
+}
+
+async fn until(env: &SimEnv, mut so: impl FnMut() -> bool) {
+    while !so() {
+        env.sleep(Duration::from_micros(100)).await;
+    }
+}
+
+/// Three volumes, the first two of them in the group.
+async fn joined(env: &SimEnv, serving: &Serving, world: &Rc<World>, cold: bool) -> [Served; 3] {
+    for name in ["second", "third"].into_iter().skip(serving.volumes().len() - 1) {
+        serving.unit().create_volume(name, 4 * EXTENT).await.unwrap();
+    }
+    let now = env.now();
+    world.machinery.borrow_mut().attached(OURS, cold, false, now);
+    let way = Way { env: env.clone(), world: Rc::clone(world) };
+    serving.unit().follow(way).await.unwrap();
+    serving.volumes().try_into().ok().expect("three volumes")
+}
+
+/// Starts a new pool, does something in the group, and loses the power.
+fn before_power_loss<F: Future<Output = ()> + 'static>(
+    seed: u64,
+    world: &Rc<World>,
+    work: impl FnOnce(SimEnv, Serving, [Served; 3], Rc<World>) -> F + 'static,
+) -> Machine {
+    let mut machine = formatted(&world.engine, seed, LIMIT);
+    let (env, serving) = started(&mut machine, &world.engine, LIMIT);
+    let (of, world) = (env.clone(), Rc::clone(world));
+    let worked = env.run(LIMIT, async move {
+        let volumes = joined(&of, &serving, &world, false).await;
+        work(of, serving, volumes, world).await;
+    });
+    worked.unwrap();
+    machine.halt(&env, Crash::Power);
+    machine
+}
+
+/// The first block of the first two volumes, after a start that joins the group again.
+fn found_after(machine: &mut Machine, world: &Rc<World>) -> [u8; 2] {
+    let (env, serving) = started(machine, &world.engine, LIMIT);
+    let (of, world) = (env.clone(), Rc::clone(world));
+    let read = env.run(LIMIT, async move {
+        let [first, second, _] = joined(&of, &serving, &world, true).await;
+        let found = [byte_at(&first, 0).await, byte_at(&second, 0).await];
+        serving.check().unwrap();
+        found
+    });
+    read.unwrap()
+}
+
+/// Goal: a flush of one member commits the group everywhere, in one transaction, whose name the
+/// unit can tell; what it covers survives.
+#[test]
+fn a_flush_is_a_global_transaction() {
+    for seed in 0..4 {
+        let world = World::new();
+        let mut machine = before_power_loss(
+            seed,
+            &world,
+            |_, serving, [first, second, third], world| async move {
+                for round in 1..=3 {
+                    write(&first, 0, round).await;
+                    write(&second, 0, round).await;
+                    first.flush().await.unwrap();
+                    let cut = serving.unit().last_cut(GROUP).unwrap();
+                    assert_eq!(cut.number, u64::from(round));
+                    assert!(world.peer.borrow().transaction.unwrap().0 == cut);
+                }
+                write(&third, 0, 1).await;
+                third.flush().await.unwrap();
+                assert_eq!(world.next.get(), 4, "a volume by itself needs nobody");
+                serving.check().unwrap();
+            },
+        );
+        assert_eq!(found_after(&mut machine, &world), [3, 3]);
+    }
+}
+
+/// Goal: what is written after the seal is not acknowledged before the other member has sealed ‡,
+/// and what was written before it waits for nobody.
+#[test]
+fn acknowledgements_wait_for_the_last_seal() {
+    let world = World::new();
+    before_power_loss(5, &world, |env, _, [first, second, _], world| async move {
+        // The peer begins nothing.
+        world.peer_stops_at.set(Some(Progress::Sealed));
+        *world.peer.borrow_mut() = Standing { version: 1, life: 1, transaction: None };
+        let stopped = Rc::new(Cell::new(false));
+        write(&first, 0, 1).await;
+        world.deaf_to.set(|report| report.phase == Phase::Sealed);
+        let flush = {
+            let first = first.clone();
+            async move { first.flush().await.unwrap() }
+        };
+        env.spawn(flush);
+        until(&env, || world.has_heard(&Phase::Sealed)).await;
+        let acknowledged = Rc::clone(&stopped);
+        let write_more = async move {
+            write(&second, 0, 2).await;
+            acknowledged.set(true);
+        };
+        env.spawn(write_more);
+        env.sleep(Duration::from_secs(1)).await;
+        assert!(!stopped.get(), "acknowledged though nobody has said that all are sealed");
+        world.deaf_to.set(|_| false);
+        until(&env, || stopped.get()).await;
+        assert!(!world.has_heard(&Phase::Done), "it does not wait for the commit");
+        world.release(None);
+        until(&env, || world.has_heard(&Phase::Done)).await;
+    });
+}
+
+/// Goal: an epoch whose transaction is aborted stays pending, whatever was written meanwhile, and
+/// the flush is served by the next transaction.
+#[test]
+fn an_aborted_epoch_is_not_lost() {
+    for (seed, stop) in [(6, Progress::Sealed), (7, Progress::Prepared)] {
+        let world = World::new();
+        let mut machine =
+            before_power_loss(seed, &world, move |env, serving, [first, second, _], world| {
+                async move {
+                    world.peer_stops_at.set(Some(Progress::Sealed));
+                    write(&first, 0, 1).await;
+                    let flushed = Rc::new(Cell::new(false));
+                    let ends = Rc::clone(&flushed);
+                    let of = first.clone();
+                    env.spawn(async move {
+                        of.flush().await.unwrap();
+                        ends.set(true);
+                    });
+                    let phase =
+                        if stop == Progress::Sealed { Phase::Sealed } else { Phase::Prepared };
+                    until(&env, || world.has_heard(&phase)).await;
+                    write(&second, 0, 2).await;
+                    write(&first, 1, 3).await;
+                    assert!(!flushed.get());
+                    // The peer goes well and comes back.
+                    let now = env.now();
+                    world.machinery.borrow_mut().detached(PEER);
+                    world.peer.borrow_mut().transaction = None;
+                    world.machinery.borrow_mut().attached(PEER, false, false, now);
+                    world.release(None);
+                    until(&env, || flushed.get()).await;
+                    assert_eq!([byte_at(&first, 0).await, byte_at(&first, 1).await], [1, 3]);
+                    second.flush().await.unwrap();
+                    serving.check().unwrap();
+                }
+            });
+        assert_eq!(found_after(&mut machine, &world), [1, 2]);
+    }
+}
+
+/// A unit that loses its power with a transaction prepared, first committed contents being 1.
+fn in_doubt(seed: u64, world: &Rc<World>) -> Machine {
+    before_power_loss(seed, world, |env, _, [first, second, third], world| async move {
+        for volume in [&first, &second, &third] {
+            write(volume, 0, 1).await;
+            volume.flush().await.unwrap();
+        }
+        world.heard.borrow_mut().clear();
+        world.deaf_to.set(|report| report.phase == Phase::Prepared);
+        write(&first, 0, 2).await;
+        // A pair that is bound in the transaction.
+        write(&second, 33, 2).await;
+        write(&second, 0, 2).await;
+        env.spawn(async move { drop(first.flush().await) });
+        until(&env, || world.has_heard(&Phase::Prepared)).await;
+    })
+}
+
+/// Goal: what is in doubt is neither read nor written until the coordinator has answered, all else
+/// is served; then it is there or it is not, whole, and stays so.
+#[test]
+fn doubt_is_held_and_resolved() {
+    for (seed, took_place) in [(8, true), (9, false), (10, true), (11, false)] {
+        let world = World::new();
+        let mut machine = in_doubt(seed, &world);
+        world.deaf_to.set(|_| false);
+        let (env, serving) = started(&mut machine, &world.engine, LIMIT);
+        let (of, there) = (env.clone(), Rc::clone(&world));
+        env.run(LIMIT, async move {
+            serving.check().unwrap();
+            let [first, second, third]: [Served; 3] =
+                serving.volumes().try_into().ok().expect("three volumes");
+            // What is not in doubt is served.
+            assert_eq!([byte_at(&third, 0).await, byte_at(&first, 1).await], [1, 0]);
+            write(&third, 0, 1).await;
+            third.flush().await.unwrap();
+            let since = of.now();
+            assert!(first.read(0, BLOCK as usize).await.is_err());
+            assert_eq!(of.now().since(since).as_secs(), 5, "it waits as long as was said");
+            assert!(second.write(34 * BLOCK, vec![9; BLOCK as usize], false).await.is_err());
+            if took_place {
+                // Of the member's vote the coordinator has heard before.
+                let transaction = there.peer.borrow().transaction.unwrap().0;
+                let (group, version, life) = (GROUP, 1, 1);
+                let (wants, transaction) = (false, Some(transaction));
+                let phase = Phase::Prepared;
+                let vote = Report { group, version, life, wants, transaction, phase };
+                there.machinery.borrow_mut().hear(OURS, &vote, of.now());
+                there.go_on(of.now());
+                assert_eq!(there.machinery.borrow().progress().1, Stage::Committed);
+            }
+            let [first, second, _] = joined(&of, &serving, &there, true).await;
+            let now = if took_place { 2 } else { 1 };
+            assert_eq!([byte_at(&first, 0).await, byte_at(&second, 0).await], [now, now]);
+            let bound = byte_at(&second, 33).await;
+            assert_eq!(bound, if took_place { 2 } else { 0 });
+            write(&second, 34, 7).await;
+            second.flush().await.unwrap();
+            serving.check().unwrap();
+        })
+        .unwrap();
+        machine.halt(&env, Crash::Power);
+        let now = if took_place { 2 } else { 1 };
+        assert_eq!(found_after(&mut machine, &world), [now, now]);
+    }
+}
+
+/// Goal: when another member has lost what was not committed, what is pending here is lost, too;
+/// who was there before is told so, whatever it does, and who comes finds the last cut and goes on.
+#[test]
+fn the_group_goes_back_together() {
+    let world = World::new();
+    let mut machine = before_power_loss(12, &world, |env, serving, volumes, world| async move {
+        let [first, second, third] = volumes;
+        write(&first, 0, 1).await;
+        first.flush().await.unwrap();
+        write(&first, 0, 2).await;
+        write(&second, 40, 2).await;
+        write(&third, 0, 2).await;
+        world.machinery.borrow_mut().attached(PEER, true, false, env.now());
+        *world.peer.borrow_mut() = Standing { version: 1, life: 2, transaction: None };
+        world.nudge.notify_one();
+        until(&env, || world.machinery.borrow().is_whole()).await;
+        env.sleep(Duration::from_secs(1)).await;
+        assert!(first.read(0, BLOCK as usize).await.is_err());
+        assert!(first.flush().await.is_err());
+        assert!(second.write(0, vec![9; BLOCK as usize], false).await.is_err());
+        assert_eq!(byte_at(&third, 0).await, 2, "a volume by itself has lost nothing");
+        let [first, second, _]: [Served; 3] = serving.volumes().try_into().ok().unwrap();
+        assert_eq!([byte_at(&first, 0).await, byte_at(&second, 40).await], [1, 0]);
+        write(&second, 0, 5).await;
+        second.flush().await.unwrap();
+        serving.check().unwrap();
+    });
+    assert_eq!(found_after(&mut machine, &world), [1, 5]);
+}
