@@ -409,6 +409,9 @@ fn change_payload<'a>(
 ) {
     let pair = part.pair.expect("an admitted part has a pair");
     let overlay = &mut state.pairs.work_mut(pair).payload;
+    if mutated(Mutant::PayloadDroppedForPending) {
+        state.payload.supersede(overlay, part.blocks());
+    }
     let mut dropped = part.blocks();
     for (block, bytes) in part.write.iter().zip(kept) {
         state.payload.keep(overlay, open, block, bytes.into());
