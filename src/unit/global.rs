@@ -102,7 +102,8 @@ impl<E: Env> Unit<E> {
         loop {
             let orders = coordinator.coordinate(inner.reports()).await?;
             let groupings: Vec<Grouping> = orders.iter().map(Grouping::from).collect();
-            for grouping in groupings {
+            // A group that is over is left when what is in doubt of it is resolved.
+            for grouping in groupings.into_iter().filter(|of| !of.volumes.is_empty()) {
                 // What cannot be served is said to the coordinator, and in the status.
                 let _ = inner.regroup(&grouping).await;
             }
@@ -169,8 +170,12 @@ impl<E: Env> Inner<E> {
             shared.map(|domain| if domain.is_hasty() { BUSY } else { IDLE }).min()
         };
         match pace {
-            None => drop(woken.await),
-            Some(pace) => drop(select(woken, pin!(self.env.sleep(pace))).await),
+            None => {
+                woken.await;
+            }
+            Some(pace) => {
+                select(woken, pin!(self.env.sleep(pace))).await;
+            }
         }
     }
 
@@ -178,7 +183,7 @@ impl<E: Env> Inner<E> {
     fn reports(&self) -> Vec<Report> {
         let state = self.state.borrow();
         let at_server = self.journal.is_at_server();
-        let reports = state.domains.iter().flat_map(|domain| {
+        let reports = state.domains.iter().filter_map(|domain| {
             let membership = domain.group.as_ref()?;
             let unable = (membership.shared && at_server).then_some(
                 "its flags are at the metadata server, and its volumes commit only by themselves",
@@ -465,14 +470,15 @@ impl<E: Env> Inner<E> {
         since: crate::env::Moment,
     ) -> Result<(), IoError> {
         let waited = self.env.now().since(since);
+        let shared = self.state.borrow().domains[domain].is_shared();
+        if !shared {
+            decided.notified().await;
+            return Ok(());
+        }
         let why = {
             let state = self.state.borrow();
-            let Some(membership) = state.domains[domain].group.as_ref().filter(|of| of.shared)
-            else {
-                drop(state);
-                decided.notified().await;
-                return Ok(());
-            };
+            let membership = state.domains[domain].group.as_ref();
+            let membership = membership.expect("a shared domain is of a group");
             let patience = self.config.mds_timeout;
             let over = patience.is_some_and(|patience| waited >= patience);
             let name = &membership.name;
