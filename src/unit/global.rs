@@ -377,9 +377,12 @@ impl<E: Env> Inner<E> {
         }
         let started = self.state.borrow().domains[domain].commit.map(|(_, started)| started);
         self.publish(domain, prepared);
-        self.resolve(domain);
+        if self.resolve(domain) {
+            self.counters.doubts_committed.increment();
+        }
         self.conclude(domain, transaction, true);
         self.counters.commits.increment();
+        self.counters.global_commits.increment();
         if let Some(started) = started {
             self.latencies.record(Operation::Commit, self.env.now().since(started));
         }
@@ -401,7 +404,9 @@ impl<E: Env> Inner<E> {
         if doubt {
             self.drop_sealed(domain).await;
             self.resolve(domain);
+            self.counters.doubts_aborted.increment();
         } else {
+            self.counters.global_aborts.increment();
             self.merge_back(domain);
             // The group goes at once: what it has of the room for payload is wanted again.
             if let Err(error) = self.checkpoint().await {

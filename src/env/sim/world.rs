@@ -271,6 +271,11 @@ impl World {
         self.server = None;
     }
 
+    /// A turn of the server for which nothing has arrived.
+    pub fn hear_server(&mut self) {
+        self.schedule(1, Event::ServerTurn);
+    }
+
     fn server_turn(&mut self) {
         let arrived = std::mem::take(&mut self.waiting);
         self.note("server", 0, arrived.len() as u64);
