@@ -113,7 +113,9 @@ impl Run {
     }
 
     pub(super) fn forget_handles(&mut self, number: usize) {
-        self.volumes_of(number).into_iter().for_each(|volume| self.handles[volume] = None);
+        let volumes = self.volumes_of(number);
+        self.shared.images.borrow_mut().retain(|(_, volume), _| !volumes.contains(volume));
+        volumes.into_iter().for_each(|volume| self.handles[volume] = None);
     }
 
     /// A unit serves: clients come, where nothing is lost.

@@ -80,7 +80,9 @@ pub(super) struct Shared {
 /// How long an operation takes at most once nothing fails any more.
 const OPERATION_TIME: Duration = Duration::from_secs(120);
 /// What requests fail with while other units, or the server, are away; then they are sent again.
-const WAITED: [&str; 3] = ["was being committed when", "has to wait", "is shutting down"];
+const WAITED: [&str; 3] = ["was being committed when", "has to wait", STOPPING];
+/// What they fail with when the unit was told to stop.
+const STOPPING: &str = "is shutting down";
 /// What they fail with when the group has lost what was pending.
 const LOST: &str = "went back to its last cut";
 
@@ -261,10 +263,16 @@ impl Shared {
     ) {
         loop {
             let served = open();
-            if let Ok(image) = self.image(&served, volume).await {
-                self.images.borrow_mut().insert((check, volume), (served, image));
-                return;
+            match self.image(&served, volume).await {
+                Ok(image) => {
+                    self.images.borrow_mut().insert((check, volume), (served, image));
+                    return;
+                }
+                // It holds nothing of the unit any more.
+                Err(Refusal::Failed(why)) if why.contains(STOPPING) => return,
+                Err(_) => {}
             }
+            drop(served);
             env.sleep(Duration::from_millis(50)).await;
         }
     }

@@ -348,6 +348,12 @@ impl Run {
         self.shared.plan(self.now + away, Event::Boot(number));
     }
 
+    /// Tells a unit to stop as it should.
+    fn stop(&mut self, number: usize) {
+        self.units[number].stop();
+        self.forget_handles(number);
+    }
+
     fn crash(&mut self, number: usize) {
         self.crashes += 1;
         self.off(number);
@@ -379,7 +385,7 @@ impl Run {
                     }
                 }
             }
-            3 | 4 => self.units[number].stop(),
+            3 | 4 => self.stop(number),
             5 => self.regroup(),
             6 | 7 => {
                 let calls = self.rng.log_between(1, 2_000);
@@ -440,7 +446,7 @@ impl Run {
             serving.check().map_err(|why| format!("unit {}: {why}", unit.number))?;
         }
         let stops = self.seen.stops + self.units.len() as u64;
-        self.units.iter_mut().for_each(Unit::stop);
+        (0..self.units.len()).for_each(|number| self.stop(number));
         let limit = self.now + MENDED_NS;
         self.go("stopping", limit, |run| run.seen.stops == stops)
     }
