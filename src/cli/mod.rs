@@ -83,7 +83,7 @@ enum Command {
     /// Make a pool of volumes on one or more devices; what they hold is lost
     Format(format::Args),
     /// Serve the volumes of a pool until told to stop
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Show what a running target does
     Status(status::Args),
     /// Look for damages in a pool that is not served, and repair what can be
@@ -119,7 +119,7 @@ pub fn main() -> ExitCode {
     log::start(cli.log);
     let done = match cli.command {
         Command::Format(args) => format::run(args),
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(&args),
         Command::Check(args) => return check::run(args),
         Command::Metadata(args) => metadata::run(args),

@@ -233,8 +233,8 @@ impl<E: Env> Inner<E> {
             needs.record_bytes <= limits.epoch_record_bytes,
             "a request fits a group by itself"
         );
-        // Groups that are prepared stay in the journal until others have voted, who may have no room
-        // for their own: all of them together fit what one epoch may take.
+        // Groups that are prepared stay in the journal until others have voted, who may have no
+        // room for their own: all of them together fit what one epoch may take.
         let shared = state.domain_of(volume).is_shared();
         let count = |domains: &[Domain]| domains.iter().filter(|of| of.is_shared()).count();
         let sharers = if shared { count(&state.domains) as u64 } else { 1 };
@@ -409,6 +409,9 @@ fn change_payload<'a>(
 ) {
     let pair = part.pair.expect("an admitted part has a pair");
     let overlay = &mut state.pairs.work_mut(pair).payload;
+    if mutated(Mutant::PayloadDroppedForPending) {
+        state.payload.supersede(overlay, part.blocks());
+    }
     let mut dropped = part.blocks();
     for (block, bytes) in part.write.iter().zip(kept) {
         state.payload.keep(overlay, open, block, bytes.into());

@@ -32,6 +32,7 @@ use tokio::sync::Notify;
 use super::domain::{Domain, Point};
 use super::error::IoError;
 use super::regroup::Grouping;
+use super::state::VolumeState;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::group::{GroupState, TransactionId};
@@ -102,7 +103,8 @@ impl<E: Env> Unit<E> {
         loop {
             let orders = coordinator.coordinate(inner.reports()).await?;
             let groupings: Vec<Grouping> = orders.iter().map(Grouping::from).collect();
-            for grouping in groupings {
+            // A group that is over is left when what is in doubt of it is resolved.
+            for grouping in groupings.into_iter().filter(|of| !of.volumes.is_empty()) {
                 // What cannot be served is said to the coordinator, and in the status.
                 let _ = inner.regroup(&grouping).await;
             }
@@ -169,8 +171,12 @@ impl<E: Env> Inner<E> {
             shared.map(|domain| if domain.is_hasty() { BUSY } else { IDLE }).min()
         };
         match pace {
-            None => drop(woken.await),
-            Some(pace) => drop(select(woken, pin!(self.env.sleep(pace))).await),
+            None => {
+                woken.await;
+            }
+            Some(pace) => {
+                select(woken, pin!(self.env.sleep(pace))).await;
+            }
         }
     }
 
@@ -178,7 +184,7 @@ impl<E: Env> Inner<E> {
     fn reports(&self) -> Vec<Report> {
         let state = self.state.borrow();
         let at_server = self.journal.is_at_server();
-        let reports = state.domains.iter().flat_map(|domain| {
+        let reports = state.domains.iter().filter_map(|domain| {
             let membership = domain.group.as_ref()?;
             let unable = (membership.shared && at_server).then_some(
                 "its flags are at the metadata server, and its volumes commit only by themselves",
@@ -196,11 +202,18 @@ impl<E: Env> Inner<E> {
         for order in orders {
             let wanted = {
                 let state = self.state.borrow();
-                let known = state.group_domain(order.group).map(|at| &state.domains[at]);
-                match known.and_then(|domain| domain.group.as_ref()) {
+                let at = state.group_domain(order.group);
+                let known = at.map(|at| &state.domains[at]);
+                let changed = match known.and_then(|domain| domain.group.as_ref()) {
                     Some(of) => of.standing.next(order) == Some(Action::Regroup),
                     None => !order.volumes.is_empty(),
-                }
+                };
+                // Those that are in another group still leave that first: it is over, and until
+                // this unit has taken that in, others would have to commit what is pending there
+                // (found by the simulator).
+                let mut members = state.volumes.iter().filter(|of| order.volumes.contains(&of.id));
+                let free = |of: &VolumeState| of.domain == of.alone || Some(of.domain) == at;
+                changed && members.all(free)
             };
             if wanted && self.talk.forming.borrow_mut().insert(order.group) {
                 let (inner, grouping) = (Rc::clone(self), Grouping::from(order));
@@ -470,14 +483,15 @@ impl<E: Env> Inner<E> {
         since: crate::env::Moment,
     ) -> Result<(), IoError> {
         let waited = self.env.now().since(since);
+        let shared = self.state.borrow().domains[domain].is_shared();
+        if !shared {
+            decided.notified().await;
+            return Ok(());
+        }
         let why = {
             let state = self.state.borrow();
-            let Some(membership) = state.domains[domain].group.as_ref().filter(|of| of.shared)
-            else {
-                drop(state);
-                decided.notified().await;
-                return Ok(());
-            };
+            let membership = state.domains[domain].group.as_ref();
+            let membership = membership.expect("a shared domain is of a group");
             let patience = self.config.mds_timeout;
             let over = patience.is_some_and(|patience| waited >= patience);
             let name = &membership.name;

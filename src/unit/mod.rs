@@ -355,6 +355,12 @@ impl<E: Env> Unit<E> {
         result
     }
 
+    /// Puts all data that is committed, and in the journal alone, in its place on the devices, as
+    /// far as those work.
+    pub async fn destage(&self) {
+        self.0.destage_all().await;
+    }
+
     /// Ends the journaling of all areas, or of one volume's, after a commit; areas that are in use
     /// meanwhile are passed over.
     pub async fn settle(&self, volume: Option<VolumeId>) -> Result<SettleReport, IoError> {

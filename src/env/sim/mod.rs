@@ -208,9 +208,10 @@ impl SimEnv {
         }
     }
 
-    /// The server has a turn soon, for what it has to say by itself.
-    pub fn hear_server(&self) {
-        self.0.world.borrow_mut().hear_server();
+    /// The server has a turn at that moment, for what it has to say by itself.
+    pub fn hear_server(&self, moment: u64) {
+        let until = moment.saturating_sub(self.lived());
+        self.0.world.borrow_mut().hear_server(until);
     }
 
     /// When the next thing happens, as [`SimEnv::lived`] counts.

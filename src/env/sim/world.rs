@@ -272,8 +272,8 @@ impl World {
     }
 
     /// A turn of the server for which nothing has arrived.
-    pub fn hear_server(&mut self) {
-        self.schedule(1, Event::ServerTurn);
+    pub fn hear_server(&mut self, delay_ns: u64) {
+        self.schedule(delay_ns, Event::ServerTurn);
     }
 
     fn server_turn(&mut self) {

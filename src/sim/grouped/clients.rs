@@ -247,9 +247,8 @@ impl Shared {
             }
             Refusal::Failed(why)
                 if WAITED.iter().any(|waited| why.contains(waited)) && !self.bounded.get() => {}
-            other => self.fail(format!(
-                "{what:?} on volume {volume} failed, and no device had: {other:?}"
-            )),
+            other => self
+                .fail(format!("{what:?} on volume {volume} failed, and no device had: {other:?}")),
         }
     }
 
@@ -333,10 +332,10 @@ impl Habits {
         rng.log_between(1, self.think_ns)
     }
 
-    /// A request to a volume of so many granules.
-    pub fn what(&self, rng: &mut Rng, granules: u32) -> What {
+    /// A request of at most so many granules to a volume of so many.
+    pub fn what(&self, rng: &mut Rng, granules: u32, most: u64) -> What {
         let total = u64::from(granules);
-        let len = rng.log_between(1, self.longest.min(total));
+        let len = rng.log_between(1, self.longest.min(total).min(most));
         let from = rng.below(total.min(self.hot));
         let range = from as u32..(from + len).min(total) as u32;
         let mut drawn = rng.below(self.weights.iter().sum());

@@ -136,11 +136,7 @@ impl Ledger {
     }
 
     /// The volumes of a class were read after a recovery: checks all, and gives who wrote what.
-    pub fn recovered(
-        &mut self,
-        class: usize,
-        images: &[Vec<u8>],
-    ) -> Result<Vec<Stamp>, Violation> {
+    pub fn recovered(&mut self, class: usize, images: &[Vec<u8>]) -> Result<Vec<Stamp>, Violation> {
         let mut all = Vec::new();
         for (member, image) in self.classes[class].members.iter().zip(images) {
             all.push(self.volumes[*member].stamps(image)?);

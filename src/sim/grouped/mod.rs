@@ -34,12 +34,12 @@ use std::rc::Rc;
 use super::flipside::{Flipside, Served};
 use super::host::Host;
 use super::run::{Failure, Report, guarded};
-use crate::env::sim::rng::{Rng, mix};
 use crate::env::Env as _;
 use crate::env::sim::Aim;
+use crate::env::sim::rng::{Rng, mix};
 use crate::format::ids::PoolId;
 use crate::observe::Counters;
-use crate::sim::engine::Running as _;
+use crate::sim::engine::{Running as _, Volume as _};
 use check::Check;
 use clients::{Event, Habits, Request, Shared};
 use ledger::{Class, Ledger, Place};
@@ -141,9 +141,8 @@ impl Run {
         let host = Host::draw(&mut rng);
         let granule = rng.pick(&[512, 512, 128]);
         let count = rng.pick(&[2, 2, 3]);
-        let mut units: Vec<Unit> = (0..count)
-            .map(|number| unit(&host, number, granule, &mut rng, loud))
-            .collect();
+        let mut units: Vec<Unit> =
+            (0..count).map(|number| unit(&host, number, granule, &mut rng, loud)).collect();
         units.iter_mut().try_for_each(Unit::format)?;
         let now = units.iter().map(Unit::reached).max().unwrap_or(0) + 1;
         let ledger = draw_groups(&units, granule, &mut rng);
@@ -232,7 +231,8 @@ impl Run {
         mut until: impl FnMut(&Self) -> bool,
     ) -> Result<(), String> {
         while !until(self) {
-            let unit = self.units.iter().filter_map(|unit| Some((unit.next_moment()?, unit.number)));
+            let unit =
+                self.units.iter().filter_map(|unit| Some((unit.next_moment()?, unit.number)));
             let unit = unit.min();
             let event = self.shared.next_event();
             match (unit, event) {
@@ -275,7 +275,7 @@ impl Run {
             if self.host.has_mail(other.number)
                 && let Some(env) = other.env().filter(|_| other.number != number)
             {
-                env.hear_server();
+                env.hear_server(self.now);
             }
         }
         match ended {
@@ -417,8 +417,11 @@ impl Run {
         };
         self.begun += 1;
         self.last[client] = volume;
-        let granules = self.shared.ledger.borrow().places[volume].granules;
-        let what = self.habits.what(&mut self.rng, granules);
+        let (granules, granule) = {
+            let ledger = self.shared.ledger.borrow();
+            (ledger.places[volume].granules, ledger.granule as u64)
+        };
+        let what = self.habits.what(&mut self.rng, granules, served.request_max() / granule);
         let at = self.now + self.rng.log_between(1_000, 200_000);
         let think = self.habits.think(&mut self.rng);
         self.shared.busy.borrow_mut()[client] = Some(volume);

@@ -20,6 +20,8 @@ use super::Seen;
 const LIMIT: Limit = Limit { time_ns: 400 * 3600 * 1_000_000_000, steps: 20_000_000 };
 /// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
+/// How often that time is waited for.
+const SHUTDOWN_TRIES: u32 = 10;
 /// How often a unit with nothing to do has something to do all the same.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -200,6 +202,7 @@ impl Unit {
         self.plan_crash(None, None);
         if let Some(on) = &self.on {
             on.env.set_faults(self.faults.ceased());
+            on.env.cut_network(false);
         }
     }
 }
@@ -226,6 +229,12 @@ async fn live(
     let result = serving.shutdown().await;
     drop(slot.take());
     drop(serving);
-    env.sleep(SHUTDOWN_TIME).await;
+    // The tasks that were told to stop do so, some of them once the server has answered.
+    for _ in 0..SHUTDOWN_TRIES {
+        env.sleep(SHUTDOWN_TIME).await;
+        if env.buffers().available() == env.buffers().capacity() {
+            break;
+        }
+    }
     result.map_err(|why| format!("{why:?}"))
 }
