@@ -148,6 +148,11 @@ impl Target {
         }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
