@@ -8,6 +8,7 @@ mod machine;
 mod pmem;
 #[path = "../support/mod.rs"]
 mod support;
+mod ublk;
 
 use std::path::Path;
 
