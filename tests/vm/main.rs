@@ -11,6 +11,7 @@ mod support;
 mod ublk;
 
 use std::path::Path;
+use std::process::Command;
 
 use machine::{NO_STATUS, TIMED_OUT, available, run, sparse, text};
 use support::programs::directory;
@@ -75,6 +76,25 @@ fn persistent_memory_survives() {
     let size = format!("{load}; cat /sys/block/pmem0/size");
     let output = run(&["--scratch-pmem", "128"], &["sh", "-c", &size]);
     assert_eq!(text(&output.stdout), "262144\n", "{}", text(&output.stderr));
+}
+
+/// Goal: the kernel has what tests in it need: ublk, NBD, dm-log-writes and its like, persistent
+/// memory, file systems, bad networks.
+#[test]
+fn the_kernel_has_what_tests_need() {
+    if !available() {
+        return;
+    }
+    let modules = "ublk_drv nbd dm-log-writes dm-flakey nd_pmem nfit nd_e820 sch_netem brd \
+                   null_blk scsi_debug loop ext4 xfs btrfs";
+    let script = format!(
+        "for module in {modules}; do modprobe $module || echo \"$module\"; done
+         grep -c 'CONFIG_FS_DAX=y' /host$0/config"
+    );
+    let setup = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/vm/setup")).output();
+    let kernel = text(&setup.unwrap().stdout);
+    let output = run(&[], &["bash", "-c", &script, kernel.trim_end()]);
+    assert_eq!(text(&output.stdout), "1\n", "{}", text(&output.stderr));
 }
 
 /// Goal: a machine that is not done in time is killed, and says so; what it printed is not lost.

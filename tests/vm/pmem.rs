@@ -13,6 +13,8 @@ use crate::support::target::{Service, Target, format};
 const PMEM: u64 = 512 << 20;
 const DEVICE: u64 = 64 << 20;
 const BLOCK: usize = 4096;
+/// File systems that map persistent memory directly: their blocks must be pages.
+const MAKES: [(&str, &str); 2] = [("mkfs.ext4", "-qFb4096"), ("mkfs.xfs", "-qf")];
 const MOUNT: &str = "/mnt/pmem";
 
 /// Makes `/dev/pmem0` one that file systems can map directly, if it is not so yet.
@@ -81,8 +83,8 @@ fn dax_files_and_the_device() {
 #[ignore = "runs in the virtual machine"]
 fn inner_dax_files_and_the_device() {
     prepare();
-    for make in [["mkfs.ext4", "-qF"], ["mkfs.xfs", "-qf"]] {
-        run(make[0], arguments![make[1], "/dev/pmem0"]);
+    for (make, options) in MAKES {
+        run(make, arguments![options, "/dev/pmem0"]);
         mount();
         let directory = directory();
         let device = Device::create(directory.path(), "device", DEVICE);
@@ -90,7 +92,7 @@ fn inner_dax_files_and_the_device() {
         let nvram = format!("{MOUNT}/flags");
         lives(&service(directory.path(), device.path(), &nvram), |target| {
             assert!(target.log().contains("persistent memory, mapped"), "{}", target.log());
-            assert!(is_mapped_synchronously(target, &nvram), "{}: no MAP_SYNC", make[0]);
+            assert!(is_mapped_synchronously(target, &nvram), "{make}: no MAP_SYNC");
         });
         run("umount", arguments![MOUNT]);
     }
@@ -126,7 +128,7 @@ fn a_machine_is_cut_off() {
 #[ignore = "runs in the virtual machine"]
 fn inner_first_machine() {
     prepare();
-    run("mkfs.ext4", arguments!["-qF", "/dev/pmem0"]);
+    run(MAKES[0].0, arguments![MAKES[0].1, "/dev/pmem0"]);
     mount();
     let directory = directory();
     let disk = Path::new("/dev/vda");

@@ -1,9 +1,9 @@
 //! Volumes as block devices of the kernel, in the machine.
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use flipside::env::sim::rng::Rng;
 
@@ -16,6 +16,12 @@ use crate::support::target::{BINARY, Service, Target, format};
 const VOLUME: u64 = 96 << 20;
 const MOUNT: &str = "/mnt/ublk";
 const BLOCK_DEVICE: &str = "/dev/ublkb0";
+
+/// How file systems are made and checked. What mkfs.xfs supports is larger than our volume.
+const FILE_SYSTEMS: [(&str, &[&str], [&str; 2]); 2] = [
+    ("mkfs.ext4", &["-qF"], ["e2fsck", "-fn"]),
+    ("mkfs.xfs", &["--unsupported", "-qf"], ["xfs_repair", "-n"]),
+];
 
 fn pool(directory: &Path) -> (Device, Service) {
     run("modprobe", arguments!["ublk_drv"]);
@@ -76,9 +82,7 @@ fn inner_file_systems() {
     let directory = directory();
     let original = directory.path().join("tree");
     write_tree(&original, 7);
-    let check: [(&str, &[&str], &str); 2] =
-        [("mkfs.ext4", &["-qF"], "e2fsck -fn"), ("mkfs.xfs", &["-qf"], "xfs_repair -n")];
-    for (make, options, check) in check {
+    for (make, options, check) in FILE_SYSTEMS {
         let pool_directory = directory.path().join(make);
         fs::create_dir_all(&pool_directory).unwrap();
         let (_device, service) = pool(&pool_directory);
@@ -88,14 +92,8 @@ fn inner_file_systems() {
         let told = ["discard_granularity", "max_sectors_kb", "rotational"].map(limit);
         assert_eq!(told, ["4096", "512", "0"]);
         assert_eq!(fs::read_to_string("/sys/block/ublkb0/size").unwrap().trim(), "196608");
-        let mut all: Vec<&str> = options.to_vec();
-        all.push(BLOCK_DEVICE);
-        if make == "mkfs.xfs" {
-            // The smallest file system that xfs makes otherwise is larger than our volume.
-            all.insert(0, "--unsupported");
-        }
-        let made = Command::new(make).args(&all).envs(TESTING).output().unwrap();
-        assert!(made.status.success(), "{make}: {made:?}");
+        let make_words = options.iter().copied().chain([BLOCK_DEVICE]).map(OsStr::new);
+        run(make, &make_words.collect::<Vec<_>>());
         mount();
         let copy = PathBuf::from(MOUNT).join("tree");
         run("cp", arguments!["-r", original, copy]);
@@ -105,17 +103,13 @@ fn inner_file_systems() {
         assert!(target.stop().success());
         assert!(!Path::new(BLOCK_DEVICE).exists() && !Path::new("/dev/ublkc0").exists());
         let target = serve(&service);
-        let words: Vec<&str> = check.split(' ').collect();
-        run(words[0], arguments![words[1], BLOCK_DEVICE]);
+        run(check[0], arguments![check[1], BLOCK_DEVICE]);
         mount();
         same(&original, &copy);
         run("umount", arguments![MOUNT]);
         assert!(target.stop().success());
     }
 }
-
-/// What mkfs.xfs wants to see before it makes a small file system.
-const TESTING: [(&str, &str); 3] = [("TEST_DIR", "1"), ("TEST_DEV", "1"), ("QA_CHECK_FS", "1")];
 
 /// Goal: what was flushed outlives the death of the target; the device it leaves behind is shown,
 /// refuses nobody a new one, and is removed; a served one is not taken away without force.

@@ -141,7 +141,8 @@ impl Device {
             export,
             shape,
             descriptors: Descriptors::map(&file, QUEUE, depth).map_err(opened)?,
-            fd: self.shared.0.ring.register_file(file.try_clone().map_err(opened)?),
+            // The device goes when its file is closed, and must not wait for others' operations.
+            fd: self.shared.0.ring.plain_file(file.try_clone().map_err(opened)?),
             file,
         };
         let control = self.shared.0.control.clone();

@@ -308,6 +308,32 @@ mod tests {
         assert!(parse(0, 0, 8, &read_only).is_ok() && parse(2, 0, 0, &read_only).is_ok());
     }
 
+    proptest::proptest! {
+        /// Goal: whatever the descriptor, a request that comes through lies in the device and is
+        /// no longer than was agreed.
+        #[test]
+        fn what_is_read_is_inside(bytes: [u8; 24], small: bool) {
+            let mut descriptor: Descriptor = zerocopy::transmute!(bytes);
+            if small {
+                // Near the end of the device, where most of what is random never is.
+                descriptor.start = (descriptor.start.get() % 2100).into();
+                descriptor.sectors = (descriptor.sectors.get() % 200).into();
+                descriptor.operation = (descriptor.operation.get() & !0xf8).into();
+            }
+            let (offset, length) = match Request::parse(&descriptor, &SHAPE) {
+                Err(_) | Ok(Request::Flush) => return Ok(()),
+                Ok(Request::Read { offset, length } | Request::Write { offset, length, .. }) => {
+                    assert!(length <= SHAPE.request_max);
+                    (offset, length.into())
+                }
+                Ok(
+                    Request::Trim { offset, length } | Request::WriteZeroes { offset, length, .. },
+                ) => (offset, length),
+            };
+            assert!(length > 0 && offset.checked_add(length).is_some_and(|end| end <= SHAPE.size));
+        }
+    }
+
     /// Goal: requests' data lie apart, each with room for the longest there is.
     #[test]
     fn data_lie_apart() {
