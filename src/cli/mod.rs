@@ -37,6 +37,7 @@ mod ready;
 mod serve;
 mod settle;
 mod status;
+mod ublk;
 pub mod values;
 mod volume;
 mod volumes;
@@ -102,6 +103,8 @@ enum Command {
     Group(group::Args),
     /// Show or change where a pool's flags and journal are kept
     Flags(flags::Args),
+    /// Show block devices of the kernel that are served from here, and remove what is left behind
+    Ublk(ublk::Args),
     /// Serve the metadata of pools to their targets until told to stop
     Mds(mds::Args),
     /// Show the metadata protocol in a network capture
@@ -129,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Volume(args) => volume::run(args),
         Command::Group(args) => group::run(&args),
         Command::Flags(args) => flags::run(args),
+        Command::Ublk(args) => ublk::run(&args),
         Command::Mds(args) => mds::run(&args),
         Command::WireDump(args) => wire_dump::run(&args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),
