@@ -48,6 +48,19 @@ pub const REASON_MAX: usize = 120;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u32);
 
+/// The name of an atomic request: 128 bits that its client draws at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AtomicId(pub u128);
+
+/// A client's writes to several volumes that take place together, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Atomic {
+    /// Its name.
+    pub id: AtomicId,
+    /// How many units have a part in it.
+    pub members: u32,
+}
+
 /// What a participant says of one transaction of one group.
 ///
 /// A unit says one of these for each group that it serves, and one more for each transaction that
