@@ -157,7 +157,11 @@ fn all_or_nothing_at_every_call() {
         let seen = seen.unwrap();
         assert!(seen == [1; 5] || seen == [2; 5], "call {call}: {seen:?}");
         assert!(!applied || seen == [2; 5], "call {call}: it was applied");
-        if seen == [2; 5] { all += 1 } else { nothing += 1 }
+        if seen == [2; 5] {
+            all += 1
+        } else {
+            nothing += 1
+        }
         if !crashed {
             break;
         }

@@ -359,7 +359,8 @@ fn doubt_is_held_and_resolved() {
                 let (group, version, life) = (GROUP, 1, 1);
                 let (wants, transaction) = (false, Some(transaction));
                 let phase = Phase::Prepared;
-                let vote = Report { group, version, life, wants, transaction, phase };
+                let atomic = None;
+                let vote = Report { group, version, life, wants, atomic, transaction, phase };
                 there.machinery.borrow_mut().hear(OURS, &vote, of.now());
                 there.go_on(of.now());
                 assert_eq!(there.machinery.borrow().progress().1, Stage::Committed);

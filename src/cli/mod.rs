@@ -8,6 +8,7 @@
 //! | 1 | failed; the reason is on the standard error; of `check`: the pool is damaged |
 //! | 2 | the command line or the configuration file is wrong; of `check`: it could not be done |
 
+mod atomic;
 mod check;
 mod commit;
 pub mod config;
@@ -36,7 +37,8 @@ mod ready;
 mod serve;
 mod settle;
 mod status;
-pub mod values;
+pub mod txn;
+mod values;
 mod volume;
 mod volumes;
 mod wire_dump;
@@ -97,6 +99,8 @@ enum Command {
     Volume(volume::Args),
     /// Make, list and delete consistency groups, whose volumes commit together
     Group(group::Args),
+    /// Write to several volumes, of one target or of several, all of it or nothing
+    Txn(txn::Args),
     /// Show or change where a pool's flags and journal are kept
     Flags(flags::Args),
     /// Serve the metadata of pools to their targets until told to stop
@@ -124,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
         Command::Group(args) => group::run(&args),
+        Command::Txn(args) => txn::run(&args),
         Command::Flags(args) => flags::run(args),
         Command::Mds(args) => mds::run(&args),
         Command::WireDump(args) => wire_dump::run(&args),

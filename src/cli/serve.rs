@@ -27,7 +27,7 @@ use super::operator::{Target, Uris};
 use super::owner::{OwnerArgs, Reservations};
 use super::ready::say_ready;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
-use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull};
+use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -118,6 +118,9 @@ pub struct Args {
     /// with --mds a sixteenth of the pool, and 1024 at least]
     #[arg(long, value_name = "EXTENTS|all")]
     grant: Option<Grant>,
+    /// The most data that one atomic request (flipside txn apply) may have on this target
+    #[arg(long, value_name = "SIZE", default_value = "16M")]
+    txn_max: Size,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -258,6 +261,7 @@ fn config(args: &Args, first: &Superblock, ownership: Ownership) -> Config {
         mds_timeout: args.mds_timeout.0,
         ownership,
         grant: grant(args, first.pool_extents()),
+        txn_max: args.txn_max.0,
         ..Config::default()
     }
 }

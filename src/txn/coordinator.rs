@@ -25,7 +25,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{GroupId, Order, Phase, Report, Stage, Trouble};
+use super::{Atomic, GroupId, Order, Phase, Report, Stage, Trouble};
 use crate::env::Moment;
 use crate::format::group::TransactionId;
 use crate::format::ids::{PoolId, VolumeId};
@@ -76,6 +76,8 @@ struct Unit {
     version: u32,
     life: u32,
     wants: bool,
+    /// The atomic request that it wants.
+    atomic: Option<Atomic>,
     refuses: Option<String>,
     heard: Moment,
 }
@@ -94,6 +96,9 @@ struct UnderWay {
     votes: BTreeMap<PoolId, Vote>,
     /// It was announced that all are sealed.
     all_sealed: bool,
+    /// The atomic request that it carries, and who has it.
+    atomic: Option<Atomic>,
+    joined: BTreeSet<PoolId>,
 }
 
 /// What a unit is told of the present, besides troubles: it is nudged where it was told another.
@@ -205,6 +210,8 @@ impl Coordinator {
             unit.life = unit.life.max(report.life);
         }
         unit.wants = report.wants;
+        let sealed = matches!(report.phase, Phase::Sealed | Phase::Prepared);
+        unit.atomic = report.atomic.filter(|_| !sealed);
         if let Phase::Refused(reason) = &report.phase {
             unit.refuses = Some(reason.clone());
         }
@@ -219,8 +226,12 @@ impl Coordinator {
             Phase::Idle | Phase::Refused(_) | Phase::Done => return,
         };
         let under_way = self.under_way.as_mut().filter(|of| of.transaction == transaction);
-        if let Some(known) = under_way.and_then(|of| of.votes.get_mut(&pool)) {
+        let Some(of) = under_way else { return };
+        if let Some(known) = of.votes.get_mut(&pool) {
             *known = vote.max(*known);
+            if sealed && report.atomic.is_some() && report.atomic == of.atomic {
+                of.joined.insert(pool);
+            }
         }
     }
 
@@ -233,9 +244,11 @@ impl Coordinator {
                 let owes = *vote < if under_way.all_sealed { Vote::Prepared } else { Vote::Sealed };
                 unit.refuses.is_some() || owes && unit.is_silent(now)
             };
-            if under_way.votes.iter().any(missing) {
+            let sealed = under_way.votes.values().all(|vote| *vote >= Vote::Sealed);
+            let incomplete = sealed && !under_way.all_sealed && !under_way.has_all_parts();
+            if under_way.votes.iter().any(missing) || incomplete {
                 self.under_way = None;
-            } else if under_way.votes.values().all(|vote| *vote >= Vote::Sealed) {
+            } else if sealed {
                 under_way.all_sealed = true;
                 if under_way.votes.values().all(|vote| *vote == Vote::Prepared) {
                     self.decide();
@@ -269,10 +282,17 @@ impl Coordinator {
             life: self.group.life,
             whole: present.whole,
             transaction,
+            atomic: self.carried_by(transaction),
             stage,
             trouble: self.trouble(now),
         })
         .collect()
+    }
+
+    /// The atomic request of the transaction under way, where it is that one.
+    fn carried_by(&self, transaction: Option<TransactionId>) -> Option<Atomic> {
+        let under_way = self.under_way.as_ref();
+        under_way.filter(|of| Some(of.transaction) == transaction)?.atomic
     }
 
     /// How the group stands for a unit.
@@ -358,8 +378,12 @@ impl Coordinator {
         let left_out = |unit: &Unit| !unit.wants && mutated(Mutant::IdleMemberLeftOut);
         let units = self.units.iter().filter(|(_, unit)| unit.attached && !left_out(unit));
         let votes = units.map(|(pool, _)| (*pool, Vote::Missing)).collect();
-        self.under_way = Some(UnderWay { transaction, votes, all_sealed: false });
-        self.units.values_mut().for_each(|unit| unit.wants = false);
+        let atomic = self.units.values().find_map(|unit| unit.atomic);
+        let (all_sealed, joined) = (false, BTreeSet::new());
+        self.under_way = Some(UnderWay { transaction, votes, all_sealed, atomic, joined });
+        for unit in self.units.values_mut() {
+            (unit.wants, unit.atomic) = (false, None);
+        }
     }
 
     fn decide(&mut self) {
@@ -376,6 +400,14 @@ impl Coordinator {
                 self.decision = None;
             }
         }
+    }
+}
+
+impl UnderWay {
+    /// Whether all parts of the atomic request, where there is one, are in it.
+    fn has_all_parts(&self) -> bool {
+        let missing = |atomic: Atomic| atomic.members as usize != self.joined.len();
+        !self.atomic.is_some_and(missing) || mutated(Mutant::PartsNotCounted)
     }
 }
 

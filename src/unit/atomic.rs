@@ -61,8 +61,10 @@ pub enum AtomicError {
     )]
     Apart,
     /// It is larger than may be.
-    #[error("nothing was written: {bytes} bytes are more than {max}, the most that a request may \
-             have (serve --txn-max)")]
+    #[error(
+        "nothing was written: {bytes} bytes are more than {max}, the most that a request may \
+             have (serve --txn-max)"
+    )]
     TooLarge {
         /// Its bytes.
         bytes: u64,
@@ -212,10 +214,8 @@ impl<E: Env> Inner<E> {
     fn runs(&self, writes: &[AtomicWrite], seats: &[Seat]) -> Vec<Run> {
         let block = u64::from(self.geometry.block_size());
         let max = (RUN_MAX.min(self.limits.request_bytes) / block).max(1);
-        let span_of = |write: &AtomicWrite| Span {
-            offset: write.offset,
-            len: write.bytes.len() as u64,
-        };
+        let span_of =
+            |write: &AtomicWrite| Span { offset: write.offset, len: write.bytes.len() as u64 };
         let mut touched: Vec<_> = (0..writes.len())
             .map(|at| (seats[at].volume, covering(span_of(&writes[at]), self.geometry), at))
             .collect();

@@ -138,6 +138,9 @@ impl State {
             let waiting = matches!(of.progress, Progress::Ready | Progress::Asked);
             of.atomic.id == id && of.domain == domain && waiting
         })?;
+        if staged.progress == Progress::Ready && mutated(Mutant::JoinedNotRecorded) {
+            return Some(staged.atomic);
+        }
         staged.progress = Progress::Joined;
         let open = &mut self.domains[domain].open;
         open.record_bytes += staged.record_bytes;
@@ -149,6 +152,22 @@ impl State {
             }
         }
         Some(staged.atomic)
+    }
+
+    /// The unit has voted for the sealed epoch of a domain: from here on nobody reads what joined
+    /// it, until it is known which contents are the true ones.
+    pub fn note_vote(&mut self, domain: usize) {
+        let staged = self.staged.as_mut().filter(|of| of.domain == domain && of.is_joined());
+        if let Some(staged) = staged {
+            staged.progress = Progress::Voted;
+        }
+    }
+
+    /// Whether an atomic request was voted for that wants some blocks of a pair.
+    pub fn is_voted(&self, pair: PairId, blocks: BlockSet) -> bool {
+        let voted = self.staged.as_ref().filter(|of| of.progress == Progress::Voted);
+        let pending = voted.and_then(|staged| staged.pending.get(&pair));
+        pending.is_some_and(|pending| pending.blocks().meets(blocks)) && !mutated(Mutant::VotedRead)
     }
 
     /// The sealed epoch of a domain is not committed: what joined it is dropped, and counts for
