@@ -477,15 +477,13 @@ fn atomic_requests_of_two_units() {
                 }
             });
         let now = if part.is_some() { 2 } else { 1 };
-        assert_eq!(found_after(&mut machine, &world), [now, now]);
         let (env, serving) = started(&mut machine, &world.engine, LIMIT);
-        let there = Rc::clone(&world);
-        let of = env.clone();
-        env.run(LIMIT, async move {
-            let [_, second, _] = joined(&of, &serving, &there, true).await;
-            assert_eq!(byte_at(&second, 1).await, 7, "it was acknowledged before");
-        })
-        .unwrap();
+        let (of, there) = (env.clone(), Rc::clone(&world));
+        let found = env.run(LIMIT, async move {
+            let [first, second, _] = joined(&of, &serving, &there, true).await;
+            [byte_at(&first, 0).await, byte_at(&second, 0).await, byte_at(&second, 1).await]
+        });
+        assert_eq!(found.unwrap(), [now, now, 7], "what was acknowledged before is with it");
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use flipside::mutants::{Mutant, choose};
 use flipside::sim::cluster;
+use flipside::sim::destaging;
 use flipside::sim::flipside::Flipside;
 use flipside::sim::follower;
 use flipside::sim::plan::Plan;
@@ -51,6 +52,8 @@ const OF_READERS: [Mutant; 4] = [
     Mutant::ReadNotValidated,
     Mutant::StaleLineKept,
 ];
+/// Those of destaging that a world of its own finds sooner.
+const OF_DESTAGING: [Mutant; 2] = [Mutant::PayloadDroppedForPending, Mutant::DestageUnheld];
 /// The swaps of a world with a reader.
 const SWAPS: u64 = 60;
 /// Those that only show where several machines share a metadata server.
@@ -103,11 +106,16 @@ fn hunt_in_cluster(plan: Sweep) -> Option<(u64, String)> {
 
 /// The same with a reader beside the writer.
 fn hunt_with_reader(plan: Sweep) -> Option<(u64, String)> {
+    hunt_in(plan, |seed| follower::run(seed, SWAPS).err())
+}
+
+/// The same in worlds of another kind.
+fn hunt_in(plan: Sweep, run: impl Fn(u64) -> Option<String>) -> Option<(u64, String)> {
     let until = plan.time.map(|time| Instant::now() + time);
     let mut seeds = plan.base..plan.base + plan.count;
     seeds.find_map(|seed| {
         let late = until.is_some_and(|until| Instant::now() > until);
-        let failed = if late { None } else { follower::run(seed, SWAPS).err() };
+        let failed = if late { None } else { run(seed) };
         failed.map(|how| (seed, how))
     })
 }
@@ -168,15 +176,18 @@ fn every_mutant_is_found() {
         let started = Instant::now();
         let of_reader = OF_READERS.contains(&mutant);
         let of_cluster = OF_CLUSTERS.contains(&mutant);
-        let found = match (of_reader, of_cluster) {
-            (true, _) => hunt_with_reader(plan()),
-            (_, true) => hunt_in_cluster(plan()),
+        let of_destaging = OF_DESTAGING.contains(&mutant);
+        let found = match (of_reader, of_cluster, of_destaging) {
+            (true, _, _) => hunt_with_reader(plan()),
+            (_, true, _) => hunt_in_cluster(plan()),
+            (_, _, true) => hunt_in(plan(), |seed| destaging::run(seed).err()),
             _ => hunt(plan()),
         };
         let took = started.elapsed().as_secs_f64();
         if let Some((seed, _)) = &found
             && !of_reader
             && !of_cluster
+            && !of_destaging
         {
             show_small(mutant, *seed);
         }

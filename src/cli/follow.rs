@@ -71,7 +71,7 @@ pub async fn serve(env: OsEnv, args: Args, passed: Vec<OwnedFd>, signals: Signal
     let fixed = fixed_report(&members, FlagsReport::mds(), at);
     let reader = Reader::start(&env, follower, clients, slow, fixed)?;
     control::serve(env.ring(), operators, reader.clone())?;
-    say_ready(&reader.exports());
+    say_ready(reader.exports());
     let signal = signals.next().await?;
     info!(?signal, "stopping");
     reader.stop(&signals).await;

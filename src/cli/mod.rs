@@ -21,6 +21,7 @@ mod format;
 mod group;
 mod groups;
 mod inspect;
+mod journal;
 mod link;
 mod log;
 mod mds;
@@ -84,7 +85,7 @@ enum Command {
     /// Make a pool of volumes on one or more devices; what they hold is lost
     Format(format::Args),
     /// Serve the volumes of a pool until told to stop
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Show what a running target does
     Status(status::Args),
     /// Look for damages in a pool that is not served, and repair what can be
@@ -95,6 +96,8 @@ enum Command {
     Commit(commit::Args),
     /// Give back all journal space that can be
     Settle(settle::Args),
+    /// Show what a running target keeps in its journal
+    Journal(journal::Args),
     /// Make, list, resize, rename and delete volumes
     Volume(volume::Args),
     /// Make, list and delete consistency groups, whose volumes commit together
@@ -120,11 +123,12 @@ pub fn main() -> ExitCode {
     log::start(cli.log);
     let done = match cli.command {
         Command::Format(args) => format::run(args),
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(&args),
         Command::Check(args) => return check::run(args),
         Command::Metadata(args) => metadata::run(args),
         Command::Commit(args) => commit::run(&args),
+        Command::Journal(args) => journal::run(&args),
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
         Command::Group(args) => group::run(&args),

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::atomic::Draft;
 use super::groups;
+use super::journal::Entry;
 use super::status::Report;
 use super::volumes;
 use crate::env::os::OsEnv;
@@ -143,6 +144,10 @@ impl Target {
             }
             Request::Volume(request) => {
                 volumes::carry_out(&self.0.unit, Some(&self.0.server), request).await
+            }
+            Request::Journal => {
+                let groups = self.0.unit.linked_groups().into_iter().map(Entry::from);
+                serde_json::to_value(groups.collect::<Vec<_>>()).map_err(|error| error.to_string())
             }
             Request::Group(request) => groups::carry_out(&self.0.unit, request).await,
             Request::Commit { group: Some(group), .. } => {

@@ -27,7 +27,9 @@ use super::operator::{Target, Uris};
 use super::owner::{OwnerArgs, Reservations};
 use super::ready::say_ready;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
-use super::values::{CommitInterval, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull};
+use super::values::{
+    CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull,
+};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -114,6 +116,9 @@ pub struct Args {
     /// before the volumes take no more writes
     #[arg(long, value_name = "TIME|never", default_value = "10m")]
     mds_timeout: MdsTimeout,
+    /// How long a request waits for blocks of which it is not known whether they were committed
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    doubt_timeout: DoubtTimeout,
     /// How many free extents to keep in hand, for when the metadata server is away [default: all;
     /// with --mds a sixteenth of the pool, and 1024 at least]
     #[arg(long, value_name = "EXTENTS|all")]
@@ -261,6 +266,7 @@ fn config(args: &Args, first: &Superblock, ownership: Ownership) -> Config {
         mds_timeout: args.mds_timeout.0,
         ownership,
         grant: grant(args, first.pool_extents()),
+        doubt_timeout: args.doubt_timeout.0,
         txn_max: args.txn_max.0,
         ..Config::default()
     }

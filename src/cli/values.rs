@@ -126,6 +126,21 @@ impl FromStr for MdsTimeout {
     }
 }
 
+/// A doubt that nobody lives to see the end of.
+const DOUBT_FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// How long a request waits for what is in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoubtTimeout(pub Duration);
+
+impl FromStr for DoubtTimeout {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        Ok(Self(parse_time(text)?.unwrap_or(DOUBT_FOR_EVER)))
+    }
+}
+
 /// How many free extents a target keeps in hand; `None` is all of the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant(pub Option<u32>);

@@ -250,18 +250,8 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             let reports = txn::wire::reports(body).ok()?;
             Some(reports.iter().map(report).collect())
         }
-        Operation::CreateGroup => {
-            let NewGroup { number, name, volumes } = NewGroup::parse(body).ok()?;
-            let volumes = volumes.iter().map(|of| match of.pool {
-                Some(pool) => format!("volume '{}' of pool {pool}", of.name),
-                None => format!("volume '{}'", of.name),
-            });
-            Some(std::iter::once(format!("group {number} '{name}'")).chain(volumes).collect())
-        }
-        Operation::DeleteGroup => {
-            let number = raw::one::<U32>(body).ok()?;
-            Some(vec![format!("group {number}")])
-        }
+        Operation::CreateGroup => new_group(body),
+        Operation::DeleteGroup => Some(vec![format!("group {}", raw::one::<U32>(body).ok()?)]),
         Operation::CreateVolume
         | Operation::ResizeVolume
         | Operation::DeleteVolume
@@ -284,8 +274,8 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
         }
         Operation::ForgetPool => {
             let (pool, number, force) = raw::one::<RawForget>(body).ok()?.parts().ok()?;
-            let known = number != raw::NO_NUMBER;
-            let number = if known { number.to_string() } else { "any".to_owned() };
+            let number = Some(number).filter(|number| *number != raw::NO_NUMBER);
+            let number = number.map_or_else(|| "any".to_owned(), |number| number.to_string());
             let force = if force { " though it is attached" } else { "" };
             Some(vec![format!("pool {pool} registered as {number}{force}")])
         }
@@ -296,6 +286,15 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
         }
         Operation::Detach | Operation::Renew | Operation::Status => None,
     }
+}
+
+fn new_group(body: &[u8]) -> Option<Vec<String>> {
+    let NewGroup { number, name, volumes } = NewGroup::parse(body).ok()?;
+    let volumes = volumes.iter().map(|of| match of.pool {
+        Some(pool) => format!("volume '{}' of pool {pool}", of.name),
+        None => format!("volume '{}'", of.name),
+    });
+    Some(std::iter::once(format!("group {number} '{name}'")).chain(volumes).collect())
 }
 
 fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {

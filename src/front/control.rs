@@ -48,6 +48,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         group: Option<String>,
     },
+    /// What is linked in the journal.
+    Journal,
     /// Take back journal space, of one volume or of all.
     Settle {
         /// The volume's name.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::{Journal, JournalError, PageWork};
 use crate::env::Region;
-use crate::format::group::GroupState;
+use crate::format::group::{GroupState, TransactionId};
 use crate::format::ids::Sequence;
 use crate::format::status::StatusEntry;
 
@@ -20,10 +20,16 @@ use crate::format::status::StatusEntry;
 pub struct Shown {
     /// Its place in the order.
     pub sequence: Sequence,
+    /// Its transaction.
+    pub transaction: TransactionId,
+    /// The commit domain.
+    pub domain: u32,
     /// Its state.
     pub state: GroupState,
     /// How many slots it takes.
     pub slots: usize,
+    /// Bytes of its records.
+    pub bytes: usize,
     /// Its effect is in the unit's maps.
     pub published: bool,
     /// An older group of one of its pairs stays: that one goes first.

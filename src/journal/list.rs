@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::decide::Shown;
-use crate::format::group::{GroupState, Link};
+use crate::format::group::{GroupState, Link, TransactionId};
 use crate::format::ids::{PairId, Sequence};
 use crate::format::status::ROOT;
 use crate::mutants::{Mutant, mutated};
@@ -18,6 +18,12 @@ pub struct Linked {
     pub payload: Vec<u32>,
     /// Where the next group is.
     pub link: Link,
+    /// Its transaction.
+    pub transaction: TransactionId,
+    /// The commit domain.
+    pub domain: u32,
+    /// Bytes of its records.
+    pub bytes: usize,
     /// Its transaction's state.
     pub state: GroupState,
     /// The pairs that it names, in order, each once.
@@ -47,13 +53,16 @@ pub struct List {
     root: Link,
     /// Where the next group will be.
     tail: Link,
+    /// Slots that hold payload.
+    payload_slots: usize,
 }
 
 impl List {
     /// A list whose root says `root`, with the groups that were found from there on.
     pub fn found(root: Link, groups: BTreeMap<Sequence, Linked>) -> Self {
         let tail = groups.last_key_value().map_or(root, |(_, last)| last.link);
-        Self { groups, root, tail }
+        let payload_slots = groups.values().map(|linked| linked.payload.len()).sum();
+        Self { groups, root, tail, payload_slots }
     }
 
     /// Where the next group goes.
@@ -96,14 +105,14 @@ impl List {
         let mut kept: BTreeMap<PairId, Sequence> = BTreeMap::new();
         let show = |(sequence, linked): (Sequence, &Linked)| {
             let follows = linked.pairs.iter().find_map(|pair| kept.get(pair)).copied();
-            let Linked { state, published, .. } = *linked;
+            let Linked { transaction, domain, bytes, state, published, .. } = *linked;
             if linked.has_effect() {
                 for pair in &linked.pairs {
                     kept.entry(*pair).or_insert(sequence);
                 }
             }
             let slots = linked.slots.len() + linked.payload.len();
-            Shown { sequence, state, slots, published, follows }
+            Shown { sequence, transaction, domain, state, slots, bytes, published, follows }
         };
         self.iter().map(show).collect()
     }
@@ -114,6 +123,7 @@ impl List {
         assert_eq!(linked.slots[0], self.tail.slot, "a group goes where the tail says");
         assert!(linked.link.sequence > sequence, "sequences ascend");
         self.tail = linked.link;
+        self.payload_slots += linked.payload.len();
         self.groups.insert(sequence, linked);
         sequence
     }
@@ -126,7 +136,7 @@ impl List {
 
     /// The slots that hold payload.
     pub fn payload_slots(&self) -> usize {
-        self.groups.values().map(|linked| linked.payload.len()).sum()
+        self.payload_slots
     }
 
     /// The groups, ascending, that may go once their effect is durable in the home: all that are
@@ -199,7 +209,12 @@ impl List {
             }
         }
         let gone = chosen.iter().filter_map(|sequence| self.groups.remove(sequence));
-        gone.flat_map(|linked| linked.slots.into_iter().chain(linked.payload)).collect()
+        let mut free = Vec::new();
+        for linked in gone {
+            self.payload_slots -= linked.payload.len();
+            free.extend(linked.slots.into_iter().chain(linked.payload));
+        }
+        free
     }
 }
 
@@ -210,6 +225,7 @@ fn names_any(linked: &Linked, pairs: &BTreeSet<PairId>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::ids::Incarnation;
     use proptest::prelude::*;
 
     fn link(n: u64) -> Link {
@@ -218,11 +234,16 @@ mod tests {
 
     fn list(groups: u64, pairs: impl Fn(u64) -> Vec<PairId>) -> List {
         let mut list = List::found(link(1), BTreeMap::new());
+        let (coordinator, incarnation) = (0, Incarnation(1));
+        let transaction = TransactionId { coordinator, incarnation, number: 1 };
         for n in 1..=groups {
             list.append(Linked {
                 slots: vec![n as u32 * 10],
                 payload: Vec::new(),
                 link: link(n + 1),
+                transaction,
+                domain: 0,
+                bytes: 0,
                 state: GroupState::Committed,
                 pairs: pairs(n),
                 published: true,

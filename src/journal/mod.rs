@@ -155,6 +155,13 @@ impl<R: Region> Journal<R> {
                 return Err(format!("two groups are in journal slot {slot}"));
             }
         }
+        let payload: usize = inner.list.iter().map(|(_, linked)| linked.payload.len()).sum();
+        if payload != inner.list.payload_slots() {
+            return Err(format!(
+                "{payload} slots with data, {} counted",
+                inner.list.payload_slots()
+            ));
+        }
         let (free, all) = (inner.slots.available(), inner.slots.total());
         if inner.failed.is_none() && taken.len() + free != all {
             return Err(format!("{} journal slots taken and {free} free, of {all}", taken.len()));
@@ -242,7 +249,10 @@ impl<R: Region> Journal<R> {
         pieces.extend(payload_pieces);
         self.persist(pieces).await?;
         let mut inner = self.inner.borrow_mut();
-        let linked = Linked { slots, payload: held, link, state, pairs, published: false };
+        let payload = held;
+        let published = false;
+        let linked =
+            Linked { slots, payload, link, transaction, domain, bytes, state, pairs, published };
         let at = inner.list.append(linked);
         assert_eq!(at, sequence, "nothing else was appended meanwhile");
         Ok(sequence)

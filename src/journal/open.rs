@@ -452,9 +452,22 @@ impl Scan {
                 return damaged(format!("group {} links backward", group.sequence));
             }
             let payload = group.payload().map(|payload| payload.slot).collect();
-            let found = Linked { slots, payload, link, state, pairs, published: false };
-            linked.insert(group.sequence, found);
+            let number = group.sequence;
             let Group { transaction, domain, records, .. } = group;
+            let bytes = records.iter().map(Record::stored_len).sum();
+            let published = false;
+            let found = Linked {
+                slots,
+                payload,
+                link,
+                transaction,
+                domain,
+                bytes,
+                state,
+                pairs,
+                published,
+            };
+            linked.insert(number, found);
             let sequence = at.sequence;
             groups.push(RecoveredGroup { sequence, transaction, domain, state, records });
             at = link;

@@ -91,7 +91,7 @@ refusals! {
     VolumeAmbiguous = 30: "several pools have a volume of that name: say POOL:NAME",
     /// The pool has volumes in groups.
     PoolInGroup = 31: "volumes of the pool are in a consistency group: delete the group first",
-    /// The unit's flags are of an earlier start than one that has served; the detail holds that one.
+    /// The unit's flags are of an earlier start than one that has begun; the detail holds that.
     FlagsTooOld = 32: "the pool was served since the flags found here were written: they were \
         brought back from an old copy",
     /// The pool was registered by another number, which the detail holds: perhaps anew.

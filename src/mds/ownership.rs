@@ -20,8 +20,8 @@
 //!
 //! **Once**: no claim is granted twice, however late or often its datagram arrives. A start that
 //! the server counts is therefore told by the one before it ([`Start::After`]): a claim that is
-//! repeated after it was granted names one that is not the last any more. Claims to read are counted
-//! by themselves, in the same way.
+//! repeated after it was granted names one that is not the last any more. Claims to read are
+//! counted by themselves, in the same way.
 //!
 //! **Attached first**: a unit that keeps its flags itself claims its next start before it writes
 //! the number to them. So a crash between leaves a start that the server knows and the flags do
@@ -264,9 +264,12 @@ mod tests {
                 [(false, false), (false, true), (true, false), (true, true)]
             {
                 let wanted = claim(HOSTS[0], fenced, 0);
-                let of = |number| match counted_there {
-                    true => Claim { incarnation: None, after: number, ..wanted },
-                    false => Claim { incarnation: Some(number), ..wanted },
+                let of = |number| {
+                    if counted_there {
+                        Claim { incarnation: None, after: number, ..wanted }
+                    } else {
+                        Claim { incarnation: Some(number), ..wanted }
+                    }
                 };
                 let again = ask_again(&of(Incarnation(0)), &of(asked), last);
                 let last_of_all = last.0 == u32::MAX - 1;

@@ -26,6 +26,7 @@ use crate::format::layout::{DeviceLayout, Geometry, REGION_ALIGN};
 use crate::journal::relocate::Moved;
 use crate::journal::{Journal, RegionLayout};
 use crate::mds::catalog::{PoolSpec, UnitFacts};
+use crate::mds::client::pools::overview;
 use crate::mds::records::Grants;
 use crate::unit::limits::EPOCH_DATA_MAX;
 use crate::unit::{self, Config, IoError, Member, Ownership, SettlePolicy, Unit, UnitParts};
@@ -333,7 +334,7 @@ impl Flipside {
             .map_err(|error| error.to_string())
     }
 
-    async fn start(self, env: SimEnv) -> Result<Serving, String> {
+    async fn start(mut self, env: SimEnv) -> Result<Serving, String> {
         env.claim().await;
         self.metadata.serve(&env)?;
         if env.random() % 1_000_000 < u64::from(self.moves_ppm) {
@@ -348,6 +349,13 @@ impl Flipside {
         let devices = devices.collect();
         let lease = self.config.ownership.lease;
         let watch = lease.and_then(|lease| self.metadata.watch(&env, lease));
+        if self.config.ownership.fenced {
+            // From whom is asked first, as the command does.
+            let seen = overview(&env, env.link(1)).await.map_err(|error| error.to_string())?;
+            let pool = self.places.pool();
+            let owner = seen.sessions.iter().find(|of| of.pool == pool && !of.reads);
+            self.config.ownership.former_start = owner.map(|of| of.incarnation).unwrap_or_default();
+        }
         let link = env.link(0);
         let parts = UnitParts {
             env: env.clone(),

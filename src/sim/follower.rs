@@ -305,7 +305,9 @@ impl World {
                 let lead = offset as usize % BLOCK;
                 self.check(&buf.as_slice()[lead..lead + len], granules, &floors)
             }
-            Either::Left((Err(ReadError::LeaseOver { .. }), _)) if self.faulty => {
+            Either::Left((Err(ReadError::LeaseOver { .. } | ReadError::TooSlow { .. }), _))
+                if self.faulty =>
+            {
                 self.over.set(self.over.get() + 1);
                 self.env.sleep(LEASE / 10).await;
                 Ok(())

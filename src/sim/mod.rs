@@ -72,6 +72,7 @@ pub mod action;
 mod churn;
 pub mod cluster;
 mod cut;
+pub mod destaging;
 pub mod engine;
 pub mod exhaustive;
 pub mod flipside;

@@ -3,7 +3,8 @@
 //!
 //! | happens | by | makes |
 //! | --- | --- | --- |
-//! | a unit attaches or detaches | [`Coordinator::attached`], [`Coordinator::detached`] | a new life, an abort |
+//! | a unit attaches | [`Coordinator::attached`] | a new life, an abort |
+//! | a unit detaches | [`Coordinator::detached`] | an abort |
 //! | a unit reports | [`Coordinator::hear`] | votes, what is done |
 //! | then, always | [`Coordinator::step`] | the next stage |
 //! | a unit is answered | [`Coordinator::orders`] | nothing |
@@ -266,7 +267,7 @@ impl Coordinator {
     pub fn orders(&self, pool: PoolId, reports: &[&Report], now: Moment) -> Vec<Order> {
         let present = self.present(pool);
         let asked = reports.iter().filter_map(|report| {
-            let transaction = report.transaction.filter(|_| self.asks(report, &present))?;
+            let transaction = report.transaction.filter(|_| asks(report, &present))?;
             let decided = self.decision.as_ref().is_some_and(|of| of.transaction == transaction);
             let took_place = decided || mutated(Mutant::CommitPresumed);
             let stage = if took_place { Stage::Committed } else { Stage::Aborted };
@@ -321,9 +322,10 @@ impl Coordinator {
     pub fn progress(&self) -> (Option<TransactionId>, Stage, Vec<PoolId>) {
         match (&self.under_way, &self.decision) {
             (Some(of), _) => {
-                let (stage, wanted) = match of.all_sealed {
-                    true => (Stage::AllSealed, Vote::Prepared),
-                    false => (Stage::Seal, Vote::Sealed),
+                let (stage, wanted) = if of.all_sealed {
+                    (Stage::AllSealed, Vote::Prepared)
+                } else {
+                    (Stage::Seal, Vote::Sealed)
                 };
                 let owing = of.votes.iter().filter(|(_, vote)| **vote < wanted);
                 (Some(of.transaction), stage, owing.map(|(pool, _)| *pool).collect())
@@ -354,12 +356,6 @@ impl Coordinator {
             return Some(Trouble::Silent(name(pool)));
         }
         (!self.is_whole()).then_some(Trouble::Forming)
-    }
-
-    /// Whether a report asks about another transaction than the present one.
-    fn asks(&self, report: &Report, present: &Present) -> bool {
-        let open = !matches!(report.phase, Phase::Idle | Phase::Done);
-        open && report.transaction.is_some() && report.transaction != present.transaction
     }
 
     fn volumes(&self, pool: PoolId) -> Vec<VolumeId> {
@@ -401,6 +397,12 @@ impl Coordinator {
             }
         }
     }
+}
+
+/// Whether a report asks about another transaction than the present one.
+fn asks(report: &Report, present: &Present) -> bool {
+    let open = !matches!(report.phase, Phase::Idle | Phase::Done);
+    open && report.transaction.is_some() && report.transaction != present.transaction
 }
 
 impl UnderWay {

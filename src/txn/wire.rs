@@ -5,8 +5,7 @@
 //! | record | after it |
 //! | --- | --- |
 //! | [`RawReport`] | the reason of a refusal; an atomic request |
-//! | [`RawOrder`] | the group's name; of a trouble, the unit and the reason; the volumes, 4 bytes each; |
-//! | | an atomic request |
+//! | [`RawOrder`] | the group's name; a trouble's unit and reason; volumes, 4 bytes each; an atomic request |
 //!
 //! # Contract
 //!
@@ -145,8 +144,10 @@ fn option(bit: u8, set: bool) -> u8 {
 }
 
 /// As much of a text as a field of `max` bytes takes.
-fn cut(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
+pub(crate) fn cut(text: &str, max: usize) -> &str {
+    let mut ends = (0..=max.min(text.len())).rev();
+    let end = ends.find(|&end| text.is_char_boundary(end));
+    &text[..end.expect("a text may be cut off at its start")]
 }
 
 fn text(bytes: &[u8], len: usize) -> Result<(String, &[u8]), Malformed> {

@@ -251,6 +251,15 @@ impl<E: Env> Inner<E> {
         if held { Err(Blocked::Held) } else { Ok(()) }
     }
 
+    /// The most bytes of records that an epoch of a domain may have.
+    pub(super) fn records_max(&self, state: &State, domain: usize) -> u64 {
+        // Groups that are prepared stay in the journal until others have voted, who may have no
+        // room for their own: all of them together fit what one epoch may take.
+        let shared = state.domains.iter().filter(|of| of.is_shared()).count() as u64;
+        let sharers = if state.domains[domain].is_shared() { shared } else { 1 };
+        self.limits.epoch_record_bytes as u64 / sharers
+    }
+
     fn check_room(
         &self,
         state: &mut State,
@@ -263,6 +272,7 @@ impl<E: Env> Inner<E> {
             needs.record_bytes <= limits.epoch_record_bytes,
             "a request fits a group by itself"
         );
+        let most = self.records_max(state, state.volumes[volume].domain);
         let set_aside = state.set_aside(state.volumes[volume].domain);
         let domain = state.domain_of_mut(volume);
         let open = &domain.open;
@@ -270,8 +280,7 @@ impl<E: Env> Inner<E> {
         let sealed = domain.sealed.as_ref().filter(|_| domain.is_shared());
         let [records, data] = sealed.map_or([0; 2], |of| [of.record_bytes as u64, of.data_bytes]);
         let [records, data] = [records + set_aside[0], data + set_aside[1]];
-        let full = open.record_bytes as u64 + records + needs.record_bytes as u64
-            > limits.epoch_record_bytes as u64
+        let full = open.record_bytes as u64 + records + needs.record_bytes as u64 > most
             || open.data_bytes + data + bytes > limits.epoch_data_bytes;
         if !full || open.is_clean() && records == 0 && data == 0 {
             return Ok(());
@@ -452,6 +461,9 @@ fn change_payload<'a>(
 ) {
     let pair = part.pair.expect("an admitted part has a pair");
     let overlay = &mut state.pairs.work_mut(pair).payload;
+    if mutated(Mutant::PayloadDroppedForPending) {
+        state.payload.supersede(overlay, part.blocks());
+    }
     let mut dropped = part.blocks();
     for (block, bytes) in part.write.iter().zip(kept) {
         state.payload.keep(overlay, open, block, bytes.into());

@@ -283,11 +283,12 @@ impl<E: Env> Inner<E> {
         admitted.finish(Outcome::Staged(ready.id));
         ready.check()?;
         let mut state = self.state.borrow_mut();
+        let records_max = self.records_max(&state, ready.domain) / 2;
         let staged = state.staged_mut(ready.id).expect("it has not ended");
         staged.record_bytes += record_bytes;
         staged.data_bytes += len;
         pieces.iter().for_each(|piece| staged.devices |= 1 << piece.device);
-        let scattered = staged.record_bytes > self.limits.epoch_record_bytes / 2
+        let scattered = staged.record_bytes as u64 > records_max
             || staged.data_bytes > self.limits.epoch_data_bytes / 2;
         if scattered { Err(AtomicError::Scattered) } else { Ok(()) }
     }

@@ -174,7 +174,10 @@ impl<E: Env> Inner<E> {
         if !records.is_empty() {
             let number = self.state.borrow().domains[domain].number;
             match self.journal.append(number, records, blocks).await {
-                Ok(appended) => sequence = Some(appended),
+                Ok(appended) => {
+                    self.ages.note(appended, self.env.now());
+                    sequence = Some(appended);
+                }
                 Err(error) => {
                     self.fail_all(&error.to_string());
                     return Err(error.to_string());

@@ -7,8 +7,8 @@
 //! # Contracts
 //!
 //! - **Held**: blocks that the group names are neither read nor written; its extents and pairs are
-//!   nobody else's; its pairs are not settled, and not bound anew: a later binding that were durable
-//!   first would make the group impossible to apply.
+//!   nobody else's; its pairs are not settled, and not bound anew: a later binding that were
+//!   durable first would make the group impossible to apply.
 //! - **Waiting**: a request that touches them waits as long as the configuration says, and then
 //!   fails with the reason.
 

@@ -104,10 +104,12 @@ impl<E: Env> Unit<E> {
         loop {
             let orders = coordinator.coordinate(inner.reports()).await?;
             let groupings: Vec<Grouping> = orders.iter().map(Grouping::from).collect();
-            for grouping in groupings {
+            // A group that is over is left when what is in doubt of it is resolved.
+            for grouping in groupings.into_iter().filter(|of| !of.volumes.is_empty()) {
                 // What cannot be served is said to the coordinator, and in the status.
                 let _ = inner.regroup(&grouping).await;
             }
+            inner.await_whole();
             inner.take_orders(&orders);
             let joining = inner.state.borrow().domains.iter().any(|domain| domain.returning);
             if !joining || inner.env.now().since(started) >= JOIN {
@@ -135,6 +137,13 @@ impl From<&Order> for Grouping {
 }
 
 impl<E: Env> Inner<E> {
+    /// Nothing is admitted to shared domains that were joined just now, before all members know.
+    fn await_whole(&self) {
+        let mut state = self.state.borrow_mut();
+        let joined = state.domains.iter_mut().filter(|domain| domain.is_shared());
+        joined.for_each(|domain| domain.returning = true);
+    }
+
     /// The task that speaks with the coordinator.
     async fn keep_groups(self: Rc<Self>, coordinator: impl Coordinator) {
         loop {
@@ -163,8 +172,12 @@ impl<E: Env> Inner<E> {
             shared.map(|domain| if domain.is_hasty() { BUSY } else { IDLE }).min()
         };
         match pace {
-            None => drop(woken.await),
-            Some(pace) => drop(select(woken, pin!(self.env.sleep(pace))).await),
+            None => {
+                woken.await;
+            }
+            Some(pace) => {
+                select(woken, pin!(self.env.sleep(pace))).await;
+            }
         }
     }
 
@@ -172,7 +185,7 @@ impl<E: Env> Inner<E> {
     fn reports(&self) -> Vec<Report> {
         let state = self.state.borrow();
         let at_server = self.journal.is_at_server();
-        let reports = state.domains.iter().enumerate().flat_map(|(index, domain)| {
+        let reports = state.domains.iter().enumerate().filter_map(|(index, domain)| {
             let membership = domain.group.as_ref()?;
             let unable = (membership.shared && at_server).then_some(
                 "its flags are at the metadata server, and its volumes commit only by themselves",
@@ -349,10 +362,12 @@ impl<E: Env> Inner<E> {
         let mut prepared = None;
         if !records.is_empty() {
             let appended = self.journal.prepare(number, transaction, records, blocks).await;
-            prepared = Some(appended.map_err(|error| {
+            let appended = appended.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()
-            })?);
+            })?;
+            self.ages.note(appended, self.env.now());
+            prepared = Some(appended);
         }
         let mut state = self.state.borrow_mut();
         state.note_vote(domain);
@@ -475,14 +490,15 @@ impl<E: Env> Inner<E> {
         since: crate::env::Moment,
     ) -> Result<(), IoError> {
         let waited = self.env.now().since(since);
+        let shared = self.state.borrow().domains[domain].is_shared();
+        if !shared {
+            decided.notified().await;
+            return Ok(());
+        }
         let why = {
             let state = self.state.borrow();
-            let Some(membership) = state.domains[domain].group.as_ref().filter(|of| of.shared)
-            else {
-                drop(state);
-                decided.notified().await;
-                return Ok(());
-            };
+            let membership = state.domains[domain].group.as_ref();
+            let membership = membership.expect("a shared domain is of a group");
             let patience = self.config.mds_timeout;
             let over = patience.is_some_and(|patience| waited >= patience);
             let name = &membership.name;

@@ -37,9 +37,9 @@ const MARGIN_MIN: Duration = Duration::from_secs(1);
 /// The shortest lease of which enough is left.
 pub const LEASE_MIN: Duration = Duration::from_secs(3);
 
-/// How soon a unit without a lease hears that another host has its pool, from a server that answers.
+/// How soon a unit without a lease hears that another host has its pool.
 const REPLACED_WITHIN: Duration = Duration::from_secs(1);
-/// The most questions under way: one that is sent when the lease begins is not in vain until it ends.
+/// The most questions under way: as many as are sent in a lease.
 const ASKED_MAX: usize = 4;
 
 /// How a unit claims its pool.

@@ -19,6 +19,7 @@
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
+//! | [`linked`] | what is in the journal, and why |
 //! | [`gauges`] | what status shows of all this |
 //!
 //! # Contracts
@@ -50,6 +51,7 @@ pub mod grant;
 mod invariants;
 pub mod lease;
 pub mod limits;
+mod linked;
 mod manage;
 mod payload;
 pub mod policy;
@@ -78,6 +80,7 @@ pub use atomic::{AtomicError, AtomicWrite, HOLD_MAX, Ready, TXN_MAX_DEFAULT};
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
 pub use lease::Ownership;
+pub use linked::LinkedGroup;
 pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use regroup::Grouping;
@@ -219,6 +222,10 @@ struct Inner<E: Env> {
     grant_wanted: Notify,
     /// Volumes being changed.
     management: Management,
+    /// When it was started.
+    started: crate::env::Moment,
+    /// When groups were linked in the journal.
+    ages: linked::Ages,
     /// What is said to the coordinator of groups.
     talk: global::Talk,
     /// The background tasks end when this is set and they are woken.
@@ -353,6 +360,12 @@ impl<E: Env> Unit<E> {
             }
         }
         result
+    }
+
+    /// Puts all data that is committed, and in the journal alone, in its place on the devices, as
+    /// far as those work.
+    pub async fn destage(&self) {
+        self.0.destage_all().await;
     }
 
     /// Ends the journaling of all areas, or of one volume's, after a commit; areas that are in use

@@ -8,7 +8,9 @@
 //! 4. The linked groups are applied to the lines again, oldest first.
 //! 5. What the metadata server has granted and no pair names is free, and it is asked for more
 //!    where that is less than the grant; then it is told what it missed.
-//! 6. Requests are served.
+//! 6. Groups are joined, and the coordinator is asked for what is in doubt ([`Unit::join_groups`]:
+//!    the caller's part).
+//! 7. Requests are served.
 //!
 //! Nothing depends on the size of a volume but loading the lines.
 
@@ -30,6 +32,7 @@ use super::global::Talk;
 use super::grant::Grant;
 use super::lease::Hold;
 use super::limits::Limits;
+use super::linked::Ages;
 use super::manage::Management;
 use super::payload::{Committed, Ledger};
 use super::policy::Watermarks;
@@ -431,6 +434,17 @@ fn keep_payload(
     Ok(())
 }
 
+/// The volumes without anything behind them, each in a domain of its own.
+fn volume_states(geometry: Geometry, volumes: &[VolumeInfo]) -> Vec<VolumeState> {
+    let state = |(alone, info): (usize, &VolumeInfo)| {
+        let extents = geometry.extents_for(info.size) as u32;
+        let stage = if info.deleting { Stage::Deleting } else { Stage::Live };
+        let state = VolumeState::new(info.id, &info.name, info.size, extents, alone);
+        VolumeState { stage, ..state }
+    };
+    volumes.iter().enumerate().map(state).collect()
+}
+
 fn build_state(
     geometry: Geometry,
     (lines, seen): (Vec<Line>, &[Line]),
@@ -438,16 +452,7 @@ fn build_state(
     (pool, grant, data_extents): (ExtentPool, Grant, u32),
     stale_pages: BTreeSet<u32>,
 ) -> Result<State, RecoverError> {
-    let mut states: Vec<VolumeState> = volumes
-        .iter()
-        .enumerate()
-        .map(|(alone, info)| {
-            let extents = geometry.extents_for(info.size) as u32;
-            let stage = if info.deleting { Stage::Deleting } else { Stage::Live };
-            let state = VolumeState::new(info.id, &info.name, info.size, extents, alone);
-            VolumeState { stage, ..state }
-        })
-        .collect();
+    let mut states = volume_states(geometry, volumes);
     let mut free_pairs = Numbers::none(lines.len() as u32);
     let mut bound = Vec::new();
     // Where a pair belongs is what it is if all that is in doubt took place.
@@ -540,6 +545,7 @@ async fn assemble<E: Env>(
             discard_failed: Cell::new(false),
         })
         .collect();
+    let started = parts.env.now();
     Ok(Unit(Rc::new(Inner {
         env: parts.env,
         geometry,
@@ -565,6 +571,8 @@ async fn assemble<E: Env>(
         news: Notify::new(),
         grant_wanted: Notify::new(),
         management: Management::default(),
+        started,
+        ages: Ages::default(),
         talk: Talk::default(),
         stopped: Cell::new(false),
     })))

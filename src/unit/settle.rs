@@ -16,6 +16,7 @@
 //!   answered, the readers from before have ended, and the device was told where that is wanted.
 //! - **Cancellation**: a pair that a write wants leaves the batch while nothing of it has changed.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -215,8 +216,14 @@ impl<E: Env> Inner<E> {
         };
         for &point in &dirty {
             self.counters.early_commits.increment();
-            // A domain that fails meanwhile says so to its own clients.
-            let _ = self.committed(point).await;
+            // A domain that fails meanwhile says so to its own clients; one that other units have a
+            // part in may wait for them, and nobody else does.
+            let committed = pin!(self.committed(point));
+            if self.state.borrow().domains[point.domain].is_shared() {
+                select(committed, pin!(self.env.sleep(SHUN_FOR))).await;
+            } else {
+                let _ = committed.await;
+            }
         }
         !dirty.is_empty()
     }
@@ -401,6 +408,7 @@ impl<E: Env> Inner<E> {
                 self.fail_all(&error.to_string());
                 error.to_string()
             })?;
+            self.ages.note(sequence, self.env.now());
             let mut state = self.state.borrow_mut();
             for item in items {
                 leave(&mut state, item);

@@ -54,7 +54,9 @@ impl<E: Env> Inner<E> {
         if !mutated(Mutant::HomeNotWritten) {
             self.journal.write_home(&pages, line).await?;
         }
-        self.journal.unlink(&groups).await
+        self.journal.unlink(&groups).await?;
+        self.ages.forget(&groups);
+        Ok(())
     }
 
     /// The task that tells the metadata server of new bindings, a batch at a time. No group and no

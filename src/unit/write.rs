@@ -51,9 +51,9 @@ pub(super) fn push_piece(pieces: &mut Pieces, piece: Piece) {
 }
 
 impl<E: Env> Inner<E> {
-    /// Writes `len` bytes that lie in `buf` from `span.offset % block` on, to the devices or for the
-    /// journal ([`super::payload`]). The buffer holds all blocks that the span touches, and two more
-    /// where it does not begin and end at blocks.
+    /// Writes `len` bytes that lie in `buf` from `span.offset % block` on, to the devices or for
+    /// the journal ([`super::payload`]). The buffer holds all blocks that the span touches, and two
+    /// more where it does not begin and end at blocks.
     pub(super) async fn write(
         &self,
         seat: Seat,

@@ -219,6 +219,7 @@ impl Session for Control {
                     this.stop.notify_one();
                     Ok(Value::Null)
                 }
+                Request::Journal => Err("there is no journal in memory".into()),
                 Request::Settle { .. } => Err("nothing settles in memory".into()),
                 Request::Volume(_) | Request::Group(_) | Request::Txn(_) => {
                     Err("the volumes in memory do not change".into())

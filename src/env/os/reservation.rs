@@ -7,10 +7,10 @@
 //!
 //! # Contract
 //!
-//! **Lifetime**: a reservation outlives its process. It is given back by [`Reservable::release`], or taken by
-//! another host's [`Reservable::preempt`]; a device's power may end it. Where reserving or preempting ends in
-//! anything but [`Reserved::Held`], this host may be in the device's list: releasing takes
-//! it out.
+//! **Lifetime**: a reservation outlives its process. It is given back by [`Reservable::release`],
+//! or taken by another host's [`Reservable::preempt`]; a device's power may end it. Where reserving
+//! or preempting ends in anything but [`Reserved::Held`], this host may be in the device's list:
+//! releasing takes it out.
 
 use std::fs::File;
 use std::io;
