@@ -22,8 +22,8 @@ use flipside::sim::engine::{Running as _, Volume as _};
 use flipside::sim::flipside::{Flipside, Served, Serving};
 use flipside::txn::coordinator::{Coordinator as Machinery, Group};
 use flipside::txn::participant::{Action, Progress, Standing};
-use flipside::txn::{COORDINATOR, GroupId, Order, Phase, Report, Stage};
-use flipside::unit::{Config, Coordinator, LinkedGroup};
+use flipside::txn::{Atomic, AtomicId, COORDINATOR, GroupId, Order, Phase, Report, Stage};
+use flipside::unit::{AtomicError, AtomicWrite, Config, Coordinator, LinkedGroup, Ready};
 use simulated::{formatted, started};
 use tokio::sync::Notify;
 
@@ -57,6 +57,8 @@ struct World {
     deaf_to: Cell<fn(&Report) -> bool>,
     heard: RefCell<Vec<Report>>,
     nudge: Notify,
+    /// The part that the peer has of an atomic request, and whether it is the one that wants it.
+    peer_part: Cell<(Option<Atomic>, bool)>,
 }
 
 impl World {
@@ -80,6 +82,7 @@ impl World {
             deaf_to: Cell::new(|_| false),
             heard: RefCell::default(),
             nudge: Notify::new(),
+            peer_part: Cell::default(),
         })
     }
 
@@ -93,7 +96,12 @@ impl World {
         let mut machinery = self.machinery.borrow_mut();
         let mut peer = self.peer.borrow_mut();
         for _ in 0..10 {
-            let reports = peer.reports(GROUP, false, None);
+            let (part, wants) = self.peer_part.get();
+            let mut reports = peer.reports(GROUP, wants, None);
+            for report in &mut reports {
+                let said = report.phase == Phase::Sealed || wants;
+                report.atomic = part.filter(|_| said);
+            }
             reports.iter().for_each(|report| machinery.hear(PEER, report, now));
             machinery.step(now, || self.transaction());
             let reports: Vec<&Report> = reports.iter().collect();
@@ -113,6 +121,9 @@ impl World {
             };
             if self.peer_stops_at.get().is_none_or(|stop| progress <= stop) {
                 peer.transaction = Some((to, progress));
+                if progress == Progress::Done {
+                    self.peer_part.take();
+                }
             }
         }
     }
@@ -129,7 +140,8 @@ impl World {
         let (group, version, life) = (GROUP, 1, 1);
         let (wants, transaction) = (false, Some(transaction));
         let phase = Phase::Prepared;
-        let vote = Report { group, version, life, wants, transaction, phase };
+        let atomic = None;
+        let vote = Report { group, version, life, wants, atomic, transaction, phase };
         self.machinery.borrow_mut().hear(OURS, &vote, now);
         self.go_on(now);
         assert_eq!(self.machinery.borrow().progress().1, Stage::Committed);
@@ -593,4 +605,118 @@ fn one_in_doubt_and_many_pass() {
     let count = std::env::var("FLIPSIDE_GROUPS").map_or(20_000, |count| count.parse().unwrap());
     past_the_doubt(20, true, count);
     past_the_doubt(21, false, count);
+}
+
+const BOTH: Atomic = Atomic { id: AtomicId(9), members: 2 };
+
+/// Stages byte 2 for the first block of the first two volumes, and for a place that was never
+/// written.
+async fn staged(serving: &Serving) -> Ready<SimEnv> {
+    let volumes = serving.unit().volumes();
+    let write = |index: usize, block: u64| AtomicWrite {
+        volume: volumes[index].name().to_string(),
+        offset: block * BLOCK,
+        bytes: vec![2; BLOCK as usize],
+    };
+    serving.unit().stage(BOTH, &[write(0, 0), write(1, 0), write(1, 40)]).await.unwrap()
+}
+
+/// Goal: an atomic request of two units takes place where both have their part, whichever of them
+/// was asked; one whose other part is missing does not, and harms nobody.
+#[test]
+fn atomic_requests_of_two_units() {
+    for (seed, asked_here, part) in
+        [(20, true, Some(BOTH)), (21, false, Some(BOTH)), (22, true, None)]
+    {
+        let world = World::new();
+        let mut machine =
+            before_power_loss(seed, &world, move |env, serving, [first, second, _], world| {
+                async move {
+                    write(&first, 0, 1).await;
+                    write(&second, 0, 1).await;
+                    first.flush().await.unwrap();
+                    let ready = staged(&serving).await;
+                    // Acknowledged before it.
+                    write(&second, 1, 7).await;
+                    assert_eq!([byte_at(&first, 0).await, byte_at(&second, 40).await], [1, 0]);
+                    world.peer_part.set((part, !asked_here));
+                    world.nudge.notify_one();
+                    if asked_here {
+                        let applied = ready.apply().await;
+                        assert_eq!(applied.is_ok(), part.is_some(), "{applied:?}");
+                        assert!(part.is_some() || matches!(applied, Err(AtomicError::Aborted(_))));
+                    } else {
+                        until(&env, || world.has_heard(&Phase::Done)).await;
+                        while byte_at(&first, 0).await == 1 {
+                            env.sleep(Duration::from_millis(1)).await;
+                        }
+                    }
+                    let now = if part.is_some() { 2 } else { 1 };
+                    assert_eq!([byte_at(&first, 0).await, byte_at(&second, 0).await], [now, now]);
+                    if part.is_none() {
+                        first.flush().await.unwrap();
+                    }
+                    assert_eq!(byte_at(&second, 40).await, if part.is_some() { 2 } else { 0 });
+                    write(&first, 9, 1).await;
+                    serving.check().unwrap();
+                }
+            });
+        let now = if part.is_some() { 2 } else { 1 };
+        let (env, serving) = started(&mut machine, &world.engine, LIMIT);
+        let (of, there) = (env.clone(), Rc::clone(&world));
+        let found = env.run(LIMIT, async move {
+            let [first, second, _] = joined(&of, &serving, &there, true).await;
+            [byte_at(&first, 0).await, byte_at(&second, 0).await, byte_at(&second, 1).await]
+        });
+        assert_eq!(found.unwrap(), [now, now, 7], "what was acknowledged before is with it");
+    }
+}
+
+/// Goal: a unit that has voted for an atomic request lets nobody read its blocks before the
+/// decision, as another may show the new contents already; and nobody sees half of it after a loss
+/// of power at that point, however it was decided.
+#[test]
+fn nobody_reads_between_vote_and_decision() {
+    for (seed, lost, took_place) in [(23, false, true), (24, true, true), (25, true, false)] {
+        let world = World::new();
+        let mut machine = before_power_loss(
+            seed,
+            &world,
+            move |env, serving, [first, second, _], world| async move {
+                write(&first, 0, 1).await;
+                write(&second, 0, 1).await;
+                first.flush().await.unwrap();
+                world.heard.borrow_mut().clear();
+                world.deaf_to.set(|report| report.phase == Phase::Prepared);
+                let ready = staged(&serving).await;
+                world.peer_part.set((Some(BOTH), false));
+                env.spawn(async move { drop(ready.apply().await) });
+                until(&env, || world.has_heard(&Phase::Prepared)).await;
+                let seen = Rc::new(Cell::new(0));
+                let (of, to) = (first.clone(), Rc::clone(&seen));
+                env.spawn(async move { to.set(byte_at(&of, 0).await) });
+                env.sleep(Duration::from_millis(500)).await;
+                assert_eq!((seen.get(), byte_at(&first, 1).await), (0, 0));
+                if lost {
+                    return;
+                }
+                world.deaf_to.set(|_| false);
+                world.release(None);
+                until(&env, || seen.get() != 0).await;
+                assert_eq!([seen.get(), byte_at(&second, 0).await], [2, 2]);
+                serving.check().unwrap();
+            },
+        );
+        world.deaf_to.set(|_| false);
+        if lost && took_place {
+            // The vote of the unit has reached the coordinator.
+            let heard = world.heard.borrow().clone();
+            let now = flipside::env::Moment::default();
+            let votes = heard.iter().filter(|report| report.phase == Phase::Prepared);
+            votes.for_each(|vote| world.machinery.borrow_mut().hear(OURS, vote, now));
+            world.go_on(now);
+        }
+        let now = if took_place { 2 } else { 1 };
+        assert_eq!(found_after(&mut machine, &world), [now, now]);
+    }
 }

@@ -25,7 +25,7 @@ use crate::mds::raw::{
 use crate::mds::records::{Claim, PairRecord, Primitive, ServerStatus, VolumeInfo};
 use crate::mds::wire::{self, Claimed, Datagram, HEADER_BYTES, Kind, Operation};
 use crate::observe::pcap::{Capture, Captured};
-use crate::txn::{self, Order, Report};
+use crate::txn::{self, Atomic, Order, Report};
 
 use super::network::KeyArgs;
 use crate::env::os::Seal as _;
@@ -372,12 +372,20 @@ fn transaction(id: Option<TransactionId>) -> String {
     id.map_or_else(|| "no transaction".to_owned(), |id| id.to_string())
 }
 
+fn atomic(atomic: Option<Atomic>) -> String {
+    atomic.map_or_else(String::new, |Atomic { id, members }| {
+        format!(" atomic request {:032x} of {members}", id.0)
+    })
+}
+
 fn report(report: &Report) -> String {
     let Report { group, version, life, wants, .. } = report;
     let wants = if *wants { " wants a commit" } else { "" };
     let transaction = transaction(report.transaction);
     let phase = format!("{:?}", report.phase);
-    format!("group {} membership {version} life {life} {transaction} {phase}{wants}", group.0)
+    let carried = atomic(report.atomic);
+    let id = group.0;
+    format!("group {id} membership {version} life {life} {transaction} {phase}{wants}{carried}")
 }
 
 fn order(order: &Order) -> String {
@@ -385,7 +393,8 @@ fn order(order: &Order) -> String {
     let (transaction, volumes) = (transaction(order.transaction), order.volumes.len());
     let whole = if order.whole { " whole" } else { "" };
     let mut text = format!("group {} '{name}' membership {version} life {life}{whole}", group.0);
-    let _ = write!(text, " {volumes} volumes here {transaction} {stage:?}");
+    let carried = atomic(order.atomic);
+    let _ = write!(text, " {volumes} volumes here {transaction} {stage:?}{carried}");
     if let Some(trouble) = &order.trouble {
         let _ = write!(text, " {trouble:?}");
     }

@@ -102,10 +102,11 @@ impl State {
     fn is_in_doubt(&self, volume: usize, blocks: &Range<u64>, geometry: Geometry) -> bool {
         extents(blocks.clone(), geometry).any(|(logical, local, _)| {
             let pair = self.volumes[volume].pair(logical);
-            let work = pair.and_then(|pair| self.pairs.work(pair));
-            work.is_some_and(|work| {
-                work.doubt && work.sealed.blocks().meets(BlockSet::range(local))
-            })
+            let Some(pair) = pair else { return false };
+            let blocks = BlockSet::range(local);
+            let work = self.pairs.work(pair);
+            work.is_some_and(|work| work.doubt && work.sealed.blocks().meets(blocks))
+                || self.is_voted(pair, blocks)
         })
     }
 
@@ -127,7 +128,8 @@ impl<E: Env> Inner<E> {
         loop {
             let decided = {
                 let state = self.state.borrow();
-                if state.doubts == 0 || !state.is_in_doubt(volume, blocks, self.geometry) {
+                let nothing = state.doubts == 0 && state.staged.is_none();
+                if nothing || !state.is_in_doubt(volume, blocks, self.geometry) {
                     return Ok(());
                 }
                 Rc::clone(&state.domain_of(volume).decided)

@@ -504,6 +504,8 @@ fn build_state(
         leaving: 0,
         next_ticket: 0,
         commit_clock: 0,
+        staged: None,
+        staged_ended: Rc::default(),
         stopping: false,
     };
     bound.into_iter().for_each(|pair| state.line_changed(pair));

@@ -16,6 +16,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::atomic::AtomicError;
 use super::domain::{Domain, Membership, Point};
 use super::{Inner, Unit};
 use crate::env::Env;
@@ -141,6 +142,8 @@ impl<E: Env> Inner<E> {
         loop {
             let point = {
                 let mut state = self.state.borrow_mut();
+                let changed = "a consistency group is changed".into();
+                state.drop_waiting(from, AtomicError::Aborted(changed));
                 let domain = &state.domains[from];
                 if let Some(reason) = &domain.failed {
                     return Err(Arc::clone(reason));

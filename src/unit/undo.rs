@@ -12,6 +12,7 @@
 use std::rc::Rc;
 
 use super::Inner;
+use super::atomic::AtomicError;
 use super::domain::Epoch;
 use super::state::State;
 use crate::env::Env;
@@ -77,6 +78,8 @@ impl<E: Env> Inner<E> {
         self.all_ended(domain).await;
         let epoch = {
             let mut state = self.state.borrow_mut();
+            let lost = state.domains[domain].went_back();
+            state.drop_waiting(domain, AtomicError::Io(lost));
             let of = &mut state.domains[domain];
             assert!(of.sealed.is_none(), "no transaction is under way");
             let next = Epoch { number: of.open.number + 1, ..Epoch::default() };
