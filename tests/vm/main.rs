@@ -62,7 +62,8 @@ fn persistent_memory_survives() {
     }
     let directory = directory();
     let file = sparse(&directory.path().join("pmem"), 128 << 20);
-    let load = "for module in nfit nd_e820 nd_pmem; do modprobe $module || exit 3; done";
+    let load = "for module in nfit nd_e820 nd_pmem; do modprobe $module || exit 3; done
+                until [ -b /dev/pmem0 ]; do sleep 0.1; done";
     let write = format!(
         "{load}; echo remember me | dd of=/dev/pmem0 bs=4096 conv=sync oflag=direct 2>/dev/null
          echo written; sleep 1; echo b >/proc/sysrq-trigger; sleep 100"

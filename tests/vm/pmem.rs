@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::arguments;
 use crate::machine::{NO_STATUS, available, passes, run_inner, sparse, text};
 use crate::support::device::Device;
-use crate::support::programs::{directory, run};
+use crate::support::programs::{PATIENCE, directory, run, wait_for};
 use crate::support::target::{Service, Target, format};
 
 const PMEM: u64 = 512 << 20;
@@ -22,7 +22,9 @@ fn prepare() {
     for module in ["nfit", "nd_pmem"] {
         run("modprobe", arguments![module]);
     }
-    if fs::read_to_string("/sys/block/pmem0/queue/dax").unwrap().trim() == "1" {
+    // The kernel finds it in its own time.
+    let dax = || fs::read_to_string("/sys/block/pmem0/queue/dax").ok();
+    if wait_for("/dev/pmem0", PATIENCE, dax).trim() == "1" {
         return;
     }
     let arguments = ["create-namespace", "-f", "-e", "namespace0.0", "-m", "fsdax", "--map=mem"];
