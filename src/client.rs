@@ -117,7 +117,7 @@ impl Transaction {
             let opened = Connection::open(target).map_err(|error| failed(target, error))?;
             let mut part = Part { target, writes, pool: String::new(), connection: opened };
             let begun = part.ask(TxnRequest::Begin { id: id.clone(), members })?;
-            part.pool = begun["pool"].as_str().unwrap_or_default().to_owned();
+            begun["pool"].as_str().unwrap_or_default().clone_into(&mut part.pool);
             parts.push(part);
         }
         parts.sort_by(|a, b| a.pool.cmp(&b.pool));

@@ -70,7 +70,8 @@ Examples:
     flipside serve --listen ublk:0 /dev/sdx
 
 The target prints 'ready nbd+unix:///vol0?socket=PATH' or 'ready nbd://HOST:PORT/vol0' for each
-volume once it can be used, and 'ready /dev/ublkbID' for each block device. SIGTERM or SIGINT commits everything and ends it.
+volume once it can be used, and 'ready /dev/ublkbID' for each block device. SIGTERM or SIGINT
+commits everything and ends it.
 
 Exit codes:
   0  stopped as it was told to, with everything committed

@@ -17,13 +17,16 @@ const EXAMPLES: &str = "\
 Examples:
   Two volumes of the only target that runs here, which are in one consistency group:
     flipside group create database data log
-    echo '{\"writes\": [{\"volume\": \"data\", \"offset\": 0, \"text\": \"hello\"},
-                      {\"volume\": \"log\", \"offset\": 4096, \"hex\": \"00ff\"}]}' | flipside txn apply -
+    flipside txn apply - <<END
+    {\"writes\": [{\"volume\": \"data\", \"offset\": 0, \"text\": \"hello\"},
+                {\"volume\": \"log\", \"offset\": 4096, \"hex\": \"00ff\"}]}
+    END
   Two targets, with the volumes' contents in files:
     flipside txn apply both.json --control /run/one.sock --control /run/two.sock
     where both.json is
     {\"writes\": [{\"volume\": \"one\", \"offset\": 0, \"file\": \"one.bin\"},
-                {\"target\": \"/run/two.sock\", \"volume\": \"two\", \"offset\": 0, \"file\": \"two.bin\"}]}
+                {\"target\": \"/run/two.sock\", \"volume\": \"two\", \"offset\": 0,
+                 \"file\": \"two.bin\"}]}
 
 Each write has a volume, an offset in bytes and one of text, hex and file, from which the whole file
 is taken. Its target is found by the volume's name, unless it is named. Of writes to the same bytes

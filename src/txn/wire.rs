@@ -5,7 +5,7 @@
 //! | record | after it |
 //! | --- | --- |
 //! | [`RawReport`] | the reason of a refusal; an atomic request |
-//! | [`RawOrder`] | the group's name; a trouble's unit and reason; volumes, 4 bytes each; an atomic request |
+//! | [`RawOrder`] | the name; a trouble's unit and reason; volumes, 4 bytes each; a request |
 //!
 //! # Contract
 //!

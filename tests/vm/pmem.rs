@@ -69,7 +69,7 @@ fn lives(service: &Service, look: impl Fn(&Target)) {
 }
 
 /// Goal: with the journal in a DAX file, of ext4 and of xfs, the mapping is synchronous and what
-/// was committed outlives the kill; `/dev/pmem0` itself is written with direct I/O, to the same end.
+/// was committed outlives the kill; `/dev/pmem0` itself is written with direct I/O, to that end.
 #[test]
 fn dax_files_and_the_device() {
     if !available() {

@@ -277,7 +277,6 @@ impl Run {
     fn go_on_with_group(&mut self, class: usize) {
         let done = |job| self.shared.done.borrow().contains(&job);
         match self.checks[class].stage {
-            Stage::Alone | Stage::Serving | Stage::Made => {}
             Stage::Deleting(job) if done(job) => self.checks[class].stage = Stage::Gone,
             Stage::Making(job) if done(job) => {
                 self.checks[class].stage = Stage::Made;
@@ -292,7 +291,7 @@ impl Run {
                 self.checks[class].stage = Stage::Making(job);
                 self.begin_job(class, job, true);
             }
-            Stage::Gone => {}
+            Stage::Alone | Stage::Serving | Stage::Made | Stage::Gone => {}
             stage @ (Stage::Deleting(_) | Stage::Making(_)) => {
                 if self.rng.chance(AGAIN_PPM) {
                     let (job, making) = (self.next_job(), matches!(stage, Stage::Making(_)));

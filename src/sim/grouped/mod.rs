@@ -279,7 +279,6 @@ impl Run {
             }
         }
         match ended {
-            Some(Ended::Crashed) => self.crash(number),
             Some(Ended::Stopped) => {
                 self.seen.stops += 1;
                 self.stopped(number);
@@ -288,7 +287,7 @@ impl Run {
             Some(Ended::StoppedBadly(why)) if self.calm => {
                 return Err(format!("unit {number} does not stop as it should: {why}"));
             }
-            Some(Ended::StoppedBadly(_)) => self.crash(number),
+            Some(Ended::Crashed | Ended::StoppedBadly(_)) => self.crash(number),
             None => {
                 if self.units[number].has_come_up() {
                     self.came_up(number);
