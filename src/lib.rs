@@ -6,6 +6,7 @@
 //! | room | what is in it |
 //! | --- | --- |
 //! | [`cli`] | one file a command |
+//! | [`client`] | what programs beside a target use: atomic requests |
 //! | [`front`] | what clients talk to: NBD, the control socket |
 //! | [`check`] | what is damaged in a pool that is not served, and repairs |
 //! | [`follow`] | volumes read beside the unit that writes them |
@@ -22,6 +23,7 @@
 
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod env;
 pub mod follow;
 pub mod format;

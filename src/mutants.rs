@@ -131,6 +131,12 @@ mutants! {
     DoneBeforePersisted: "a unit says that it is done before that is persistent",
     PreparedDroppedAtRecovery: "a recovery passes over what is prepared",
     LifeIgnored: "a unit keeps what is pending when another member lost its own",
+    // Atomic requests.
+    StagedVisible: "what is staged for an atomic request is seen before its commit",
+    StagedNotHeld: "the blocks of an atomic request are not held",
+    JoinedNotRecorded: "what joined an epoch is not in the group of a unit that was not asked",
+    VotedRead: "what an atomic request writes is read while its outcome is not known",
+    PartsNotCounted: "a transaction is decided where a part of its atomic request is missing",
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",
     ReaderLeaseBelievedTooLong: "a reader goes on by its lines when its lease is over",

@@ -104,6 +104,8 @@ fn help_shows_examples() {
         "commit",
         "settle",
         "volume",
+        "group",
+        "txn",
         "flags",
         "completions",
     ];

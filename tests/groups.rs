@@ -8,7 +8,10 @@ mod support;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use flipside::client::{ApplyError, Transaction};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::metadata_server::{ANY_PORT, Server};
@@ -60,8 +63,12 @@ fn write(client: &mut Client, byte: u8) {
     client.write(0, &[byte; BLOCK]).unwrap();
 }
 
+/// The volume's first byte. A client that connects while the group is on its way back is told so,
+/// and connects again.
 fn first(target: &Target, volume: &str) -> u8 {
-    target.connect(volume).read(0, 1).unwrap()[0]
+    wait_for("a client that may stay", PATIENCE, || {
+        target.connect(volume).read(0, 1).ok().map(|bytes| bytes[0])
+    })
 }
 
 /// Goal: a group of two targets: a flush of one makes durable what was written to both, killed
@@ -87,7 +94,7 @@ fn two_targets_commit_together() {
     write(&mut b, 1);
     b.flush().unwrap();
     let cut = commit(&one, "pair").unwrap();
-    assert!(cut.starts_with("mds-"), "{cut}");
+    assert!(cut.starts_with("mds."), "{cut}");
     write(&mut a, 2);
     write(&mut b, 2);
     second_target.kill();
@@ -129,11 +136,119 @@ fn a_group_of_one_target() {
     let mut client = target.connect("data");
     write(&mut client, 5);
     commit(&one, "g").unwrap();
-    refused(&["commit", "--group", "h", "--control", &control], "no volume of group h");
+    refused(&["commit", "--group", "h", "--control", &control], "no group h has a volume here");
     target.kill();
     let target = one.serve();
     assert_eq!(first(&target, "data"), 5);
     assert_eq!(listed(&at, "g")["volumes"][0]["pool"], Value::Null);
     flipside(&[["group", "delete", "g"].as_slice(), &at].concat()).unwrap();
     flipside(&["volume", "delete", "one", "--control", &control]).unwrap();
+}
+
+/// Puts writes into a file: each of a target's socket, a volume, an offset and a byte for a whole
+/// block.
+fn writes_file(directory: &Path, writes: &[(&Service, &str, u64, u8)]) -> String {
+    let write = |(service, volume, offset, byte): &(&Service, &str, u64, u8)| {
+        let hex = format!("{byte:02x}").repeat(BLOCK);
+        let target = control(service);
+        serde_json::json!({ "target": target, "volume": volume, "offset": offset, "hex": hex })
+    };
+    let writes: Vec<Value> = writes.iter().map(write).collect();
+    let path = directory.join("writes.json");
+    fs::write(&path, serde_json::json!({ "writes": writes }).to_string()).unwrap();
+    path.display().to_string()
+}
+
+/// The first byte of a volume, as soon as its group can be used.
+fn settled(target: &Target, volume: &str) -> u8 {
+    wait_for("the volume", PATIENCE, || {
+        let read = target.connect(volume).read(0, 1);
+        read.ok().map(|bytes| bytes[0])
+    })
+}
+
+/// Goal: writes to two volumes of one target take place together and are durable, by the command
+/// and by the library; what cannot be one request is refused, with what to do.
+#[test]
+fn atomic_requests_of_one_target() {
+    let directory = directory();
+    let mut one = pool(directory.path(), "one", &[]);
+    one.arguments.extend(["--txn-max", "64K"].map(str::to_owned));
+    let target = one.serve();
+    let at = control(&one);
+    let path = directory.path();
+    let file = writes_file(path, &[(&one, "data", 0, 1), (&one, "one", 8192, 1)]);
+    refused(&["txn", "apply", &file], "flipside group create");
+    flipside(&["group", "create", "g", "data", "one", "--control", &at]).unwrap();
+    write(&mut target.connect("data"), 9);
+    target.connect("one").write(4096, &[7; BLOCK]).unwrap();
+    flipside(&["txn", "apply", &file]).unwrap();
+    let large: Vec<_> = (0..17).map(|block| (&one, "data", block * 4096, 3)).collect();
+    refused(&["txn", "apply", &writes_file(path, &large)], "--txn-max");
+    let found = path.join("found.json");
+    let text = r#"{"writes": [{"volume": "data", "offset": 5000, "text": "hello"}]}"#;
+    fs::write(&found, text).unwrap();
+    let found = found.display().to_string();
+    flipside(&["txn", "apply", &found, "--control", &at]).unwrap();
+    let status = flipside(&["status", "--json", "--control", &at]).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&status).unwrap()["txn_max"], 64 << 10);
+    target.kill();
+    let target = one.serve();
+    let mut data = target.connect("data");
+    assert_eq!((data.read(0, 1).unwrap()[0], data.read(5000, 5).unwrap()), (1, b"hello".to_vec()));
+    let mut other = target.connect("one");
+    assert_eq!((other.read(8192, 1).unwrap()[0], other.read(4096, 1).unwrap()[0]), (1, 7));
+
+    let mut transaction = Transaction::new();
+    transaction.write(&at, "data", 0, vec![4; 10]).write(&at, "one", 0, vec![4; 10_000]);
+    transaction.apply().unwrap();
+    assert_eq!((settled(&target, "data"), settled(&target, "one")), (4, 4));
+    target.kill();
+    assert!(matches!(transaction.apply(), Err(ApplyError::Unreachable { .. })));
+}
+
+/// Goal: writes to volumes of two targets take place together; where one of them is killed in the
+/// middle, both have all of it or nothing of it afterwards, and all where it was told so.
+#[test]
+fn atomic_requests_of_two_targets() {
+    let directory = directory();
+    let path = directory.path();
+    let server = Server::start(path, &["--listen", ANY_PORT]);
+    let at = server.at.to_string();
+    let mds = ["--mds", at.as_str()];
+    let (one, two) = (pool(path, "one", &mds), pool(path, "two", &mds));
+    let (mut first_target, mut second_target) = (one.serve(), two.serve());
+    let writes = |byte| writes_file(path, &[(&one, "one", 0, byte), (&two, "two", 0, byte)]);
+    refused(&["txn", "apply", &writes(1)], "flipside group create");
+    flipside(&[["group", "create", "pair", "one", "two"].as_slice(), &mds].concat()).unwrap();
+    let applied = flipside(&["txn", "apply", &writes(1)]).unwrap();
+    assert!(applied.starts_with("mds-"), "{applied}");
+    assert_eq!((first(&first_target, "one"), first(&second_target, "two")), (1, 1));
+
+    let mut before = 1;
+    for round in 2..10_u8 {
+        let file = writes(round);
+        let mut command = Command::new(BINARY);
+        command.args(["txn", "apply", &file]).stdin(Stdio::null()).stderr(Stdio::null());
+        let mut applying = command.stdout(Stdio::null()).spawn().unwrap();
+        // Whatever it meets: what counts is what is found.
+        std::thread::sleep(Duration::from_millis(5 * u64::from(round)));
+        if round.is_multiple_of(2) {
+            first_target.kill();
+            first_target = one.serve();
+        } else {
+            second_target.kill();
+            second_target = two.serve();
+        }
+        let applied = applying.wait().unwrap().success();
+        wait_for("the group", PATIENCE, || commit(&one, "pair").ok());
+        let found = (settled(&first_target, "one"), settled(&second_target, "two"));
+        assert!(found == (before, before) || found == (round, round), "round {round}: {found:?}");
+        assert!(!applied || found.0 == round, "round {round}: it was applied");
+        before = found.0;
+    }
+    wait_for("a request", PATIENCE, || flipside(&["txn", "apply", &writes(99)]).ok());
+    assert_eq!((settled(&first_target, "one"), settled(&second_target, "two")), (99, 99));
+    assert!(first_target.stop().success());
+    assert!(second_target.stop().success());
 }

@@ -16,10 +16,12 @@ use std::time::{Duration, Instant};
 
 use flipside::mutants::{Mutant, choose};
 use flipside::sim::cluster;
+use flipside::sim::destaging;
 use flipside::sim::flipside::Flipside;
 use flipside::sim::follower;
+use flipside::sim::grouped;
 use flipside::sim::plan::Plan;
-use flipside::sim::run::{run_plan, run_seed};
+use flipside::sim::run::{Failure, Report, run_plan, run_seed};
 use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, sweep};
 
@@ -51,6 +53,8 @@ const OF_READERS: [Mutant; 4] = [
     Mutant::ReadNotValidated,
     Mutant::StaleLineKept,
 ];
+/// Those of destaging that a world of its own finds sooner.
+const OF_DESTAGING: [Mutant; 2] = [Mutant::PayloadDroppedForPending, Mutant::DestageUnheld];
 /// The swaps of a world with a reader.
 const SWAPS: u64 = 60;
 /// Those that only show where several machines share a metadata server.
@@ -60,6 +64,20 @@ const OF_CLUSTERS: [Mutant; 5] = [
     Mutant::RegisterOverwrites,
     Mutant::UnfencedGranted,
     Mutant::LeaseBelievedTooLong,
+];
+/// Those that only show where units have a consistency group together.
+const OF_GROUPS: [Mutant; 11] = [
+    Mutant::DecisionNotStored,
+    Mutant::CommitBeforeDecision,
+    Mutant::IdleMemberLeftOut,
+    Mutant::CommitPresumed,
+    Mutant::PreparedMemberForgotten,
+    Mutant::LifeNotCounted,
+    Mutant::AcknowledgedBeforeAllSealed,
+    Mutant::CommitsWithoutDecision,
+    Mutant::DoneBeforePersisted,
+    Mutant::PreparedDroppedAtRecovery,
+    Mutant::LifeIgnored,
 ];
 /// One mutant at a time, in the whole process.
 static CHOICE: Mutex<()> = Mutex::new(());
@@ -94,20 +112,28 @@ fn hunt(plan: Sweep) -> Option<(u64, String)> {
     Some((first.seed, first.to_string()))
 }
 
-/// The same with several machines and one metadata server.
-fn hunt_in_cluster(plan: Sweep) -> Option<(u64, String)> {
-    let failures = sweep(plan, cluster::run_seed, Duration::MAX, |_| {}).err()?;
+/// The same with several machines and one metadata server, or with groups over several units.
+fn hunt_beside(
+    plan: Sweep,
+    run_seed: fn(u64, bool) -> Result<Report, Failure>,
+) -> Option<(u64, String)> {
+    let failures = sweep(plan, run_seed, Duration::MAX, |_| {}).err()?;
     let first = failures.iter().min_by_key(|failure| failure.seed)?;
     Some((first.seed, first.to_string()))
 }
 
 /// The same with a reader beside the writer.
 fn hunt_with_reader(plan: Sweep) -> Option<(u64, String)> {
+    hunt_in(plan, |seed| follower::run(seed, SWAPS).err())
+}
+
+/// The same in worlds of another kind.
+fn hunt_in(plan: Sweep, run: impl Fn(u64) -> Option<String>) -> Option<(u64, String)> {
     let until = plan.time.map(|time| Instant::now() + time);
     let mut seeds = plan.base..plan.base + plan.count;
     seeds.find_map(|seed| {
         let late = until.is_some_and(|until| Instant::now() > until);
-        let failed = if late { None } else { follower::run(seed, SWAPS).err() };
+        let failed = if late { None } else { run(seed) };
         failed.map(|how| (seed, how))
     })
 }
@@ -168,15 +194,21 @@ fn every_mutant_is_found() {
         let started = Instant::now();
         let of_reader = OF_READERS.contains(&mutant);
         let of_cluster = OF_CLUSTERS.contains(&mutant);
-        let found = match (of_reader, of_cluster) {
-            (true, _) => hunt_with_reader(plan()),
-            (_, true) => hunt_in_cluster(plan()),
+        let of_groups = OF_GROUPS.contains(&mutant);
+        let of_destaging = OF_DESTAGING.contains(&mutant);
+        let found = match mutant {
+            _ if of_reader => hunt_with_reader(plan()),
+            _ if of_cluster => hunt_beside(plan(), cluster::run_seed),
+            _ if of_groups => hunt_beside(plan(), grouped::run_seed),
+            _ if of_destaging => hunt_in(plan(), |seed| destaging::run(seed).err()),
             _ => hunt(plan()),
         };
         let took = started.elapsed().as_secs_f64();
         if let Some((seed, _)) = &found
             && !of_reader
             && !of_cluster
+            && !of_groups
+            && !of_destaging
         {
             show_small(mutant, *seed);
         }

@@ -24,10 +24,15 @@ impl ControlArgs {
     pub fn ask(&self, request: &Request) -> Result<Value> {
         let path = match &self.control {
             Some(path) => path.clone(),
-            None => only_socket(&runtime_dir()?)?,
+            None => only_target()?,
         };
         Ok(call(&path, request)?)
     }
+}
+
+/// The control socket of the only target that runs here.
+pub fn only_target() -> Result<PathBuf> {
+    only_socket(&runtime_dir()?)
 }
 
 /// Where targets put their sockets unless they are told otherwise: `/run/flipside` for root, and

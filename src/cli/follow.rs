@@ -27,7 +27,7 @@ use crate::env::{Env as _, Moment};
 use crate::follow::{Follower, LEASE_DEFAULT, Parts, Volume};
 use crate::format::layout::DeviceExtents;
 use crate::format::superblock::FlagsPlace;
-use crate::front::control::{self, Operator, Request};
+use crate::front::control::{self, Operator, Request, Session};
 use crate::front::listen::Bound;
 use crate::front::nbd::{Limits, Server};
 use crate::observe::{Counters, Gauges, Latencies, SlowWatch, Snapshot};
@@ -177,6 +177,14 @@ impl Reader {
 }
 
 impl Operator for Reader {
+    type Session = Self;
+
+    fn session(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl Session for Reader {
     fn operate(&self, request: Request) -> impl Future<Output = Result<Value, String>> + 'static {
         let reader = self.clone();
         async move {

@@ -124,7 +124,7 @@ pub async fn carry_out(server: &impl Server, request: GroupRequest) -> Result<Va
             serde_json::to_value(listed).map_err(|error| error.to_string())
         }
         GroupRequest::Create { name, volumes } => {
-            let named = volumes.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
+            let named: Vec<_> = volumes.iter().map(|text| parse(text)).collect();
             let made = server.create(&name, &named).await;
             let made = made.map_err(|error| refused(&name, &volumes, &error))?;
             formed(server, made).await.map(Value::String)
@@ -140,12 +140,12 @@ pub async fn carry_out(server: &impl Server, request: GroupRequest) -> Result<Va
 }
 
 /// A volume as NAME or POOL:NAME.
-fn parse(text: &str) -> Result<(Option<PoolId>, String), String> {
-    let Some((pool, name)) = text.split_once(':') else { return Ok((None, text.to_owned())) };
+fn parse(text: &str) -> (Option<PoolId>, String) {
+    let Some((pool, name)) = text.split_once(':') else { return (None, text.to_owned()) };
     // A volume's name may have a colon, too.
     match Uuid::parse_str(pool) {
-        Ok(pool) => Ok((Some(PoolId(pool.into_bytes())), name.to_owned())),
-        Err(_) => Ok((None, text.to_owned())),
+        Ok(pool) => (Some(PoolId(pool.into_bytes())), name.to_owned()),
+        Err(_) => (None, text.to_owned()),
     }
 }
 
@@ -233,10 +233,10 @@ mod tests {
     #[test]
     fn volumes_of_pools() {
         let pool = "0f9c6a0e-5b0c-4d0e-9f8e-2f6d3c1b7a55";
-        let parsed = parse(&format!("{pool}:a:b")).unwrap();
+        let parsed = parse(&format!("{pool}:a:b"));
         assert_eq!(parsed.0.unwrap().to_string(), pool);
         assert_eq!(parsed.1, "a:b");
-        assert_eq!(parse("a:b").unwrap(), (None, "a:b".to_owned()));
+        assert_eq!(parse("a:b"), (None, "a:b".to_owned()));
     }
 
     /// Goal: a refusal names the volume that it is for.

@@ -8,6 +8,7 @@
 //! | 1 | failed; the reason is on the standard error; of `check`: the pool is damaged |
 //! | 2 | the command line or the configuration file is wrong; of `check`: it could not be done |
 
+mod atomic;
 mod check;
 mod commit;
 pub mod config;
@@ -37,6 +38,7 @@ mod ready;
 mod serve;
 mod settle;
 mod status;
+pub mod txn;
 mod ublk;
 pub mod values;
 mod volume;
@@ -84,7 +86,7 @@ enum Command {
     /// Make a pool of volumes on one or more devices; what they hold is lost
     Format(format::Args),
     /// Serve the volumes of a pool until told to stop
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Show what a running target does
     Status(status::Args),
     /// Look for damages in a pool that is not served, and repair what can be
@@ -101,6 +103,8 @@ enum Command {
     Volume(volume::Args),
     /// Make, list and delete consistency groups, whose volumes commit together
     Group(group::Args),
+    /// Write to several volumes, of one target or of several, all of it or nothing
+    Txn(txn::Args),
     /// Show or change where a pool's flags and journal are kept
     Flags(flags::Args),
     /// Show block devices of the kernel that are served from here, and remove what is left behind
@@ -122,7 +126,7 @@ pub fn main() -> ExitCode {
     log::start(cli.log);
     let done = match cli.command {
         Command::Format(args) => format::run(args),
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Status(args) => status::run(&args),
         Command::Check(args) => return check::run(args),
         Command::Metadata(args) => metadata::run(args),
@@ -131,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Settle(args) => settle::run(&args),
         Command::Volume(args) => volume::run(args),
         Command::Group(args) => group::run(&args),
+        Command::Txn(args) => txn::run(&args),
         Command::Flags(args) => flags::run(args),
         Command::Ublk(args) => ublk::run(&args),
         Command::Mds(args) => mds::run(&args),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use serde_json::Value;
 
+use super::atomic::Draft;
 use super::groups;
 use super::journal::Entry;
 use super::status::Report;
@@ -15,7 +16,7 @@ use super::volumes;
 use crate::env::os::OsEnv;
 use crate::env::{Env as _, Moment};
 use crate::format::ids::VolumeId;
-use crate::front::control::{Operator, Request};
+use crate::front::control::{Operator, Request, Session};
 use crate::front::nbd::Server;
 use crate::mds::records::ServerStatus;
 use crate::observe::{Latencies, RateWindow, SAMPLE_INTERVAL, Snapshot};
@@ -108,6 +109,7 @@ impl Target {
         Report {
             exports: self.exports(),
             uptime_s: uptime.as_secs(),
+            txn_max: unit.txn_max(),
             mds: fixed
                 .mds
                 .as_ref()
@@ -159,6 +161,7 @@ impl Target {
                 let done = self.0.unit.commit(volume).await;
                 done.map(|()| Value::Null).map_err(|error| error.to_string())
             }
+            Request::Txn(_) => unreachable!("a session's own"),
             Request::Settle { volume } => {
                 let volume = self.find(volume.as_deref())?;
                 let report = self.0.unit.settle(volume).await.map_err(|error| error.to_string())?;
@@ -173,9 +176,31 @@ impl Target {
     }
 }
 
+/// A running target as one client of its control socket sees it.
+pub struct TargetSession {
+    target: Target,
+    draft: Rc<Draft>,
+}
+
 impl Operator for Target {
+    type Session = TargetSession;
+
+    fn session(&self) -> TargetSession {
+        TargetSession { target: self.clone(), draft: Rc::default() }
+    }
+}
+
+impl Session for TargetSession {
     fn operate(&self, request: Request) -> impl Future<Output = Result<Value, String>> + 'static {
-        let target = self.clone();
-        async move { target.carry_out(request).await }
+        let (target, draft) = (self.target.clone(), Rc::clone(&self.draft));
+        async move {
+            match request {
+                Request::Txn(request) => {
+                    let Inner { unit, fixed, .. } = &*target.0;
+                    draft.carry_out(unit, &fixed.pool, request).await
+                }
+                request => target.carry_out(request).await,
+            }
+        }
     }
 }

@@ -29,7 +29,7 @@ use super::ready::say_ready;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
 use super::ublk::{Devices, Listen};
 use super::values::{
-    CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, SlowIo, WarnFull,
+    CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull,
 };
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
@@ -127,6 +127,9 @@ pub struct Args {
     /// with --mds a sixteenth of the pool, and 1024 at least]
     #[arg(long, value_name = "EXTENTS|all")]
     grant: Option<Grant>,
+    /// The most data that one atomic request (flipside txn apply) may have on this target
+    #[arg(long, value_name = "SIZE", default_value = "16M")]
+    txn_max: Size,
     /// A TOML file with any of these flags, by their names; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -277,6 +280,7 @@ fn config(args: &Args, first: &Superblock, ownership: Ownership) -> Config {
         ownership,
         grant: grant(args, first.pool_extents()),
         doubt_timeout: args.doubt_timeout.0,
+        txn_max: args.txn_max.0,
         ..Config::default()
     }
 }

@@ -268,6 +268,8 @@ pub struct Report {
     pub mds: Option<MdsReport>,
     /// Where its exports can be found.
     pub exports: Vec<String>,
+    /// The most data that an atomic request may have, in bytes.
+    pub txn_max: u64,
     /// How it follows the target that writes, where it only reads beside it.
     pub follow: Option<FollowReport>,
     /// What it found when it started.

@@ -25,7 +25,7 @@ use crate::mds::raw::{
 use crate::mds::records::{Claim, PairRecord, Primitive, ServerStatus, VolumeInfo};
 use crate::mds::wire::{self, Claimed, Datagram, HEADER_BYTES, Kind, Operation};
 use crate::observe::pcap::{Capture, Captured};
-use crate::txn::{self, Order, Report};
+use crate::txn::{self, Atomic, Order, Report};
 
 use super::network::KeyArgs;
 use crate::env::os::Seal as _;
@@ -250,18 +250,8 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             let reports = txn::wire::reports(body).ok()?;
             Some(reports.iter().map(report).collect())
         }
-        Operation::CreateGroup => {
-            let NewGroup { number, name, volumes } = NewGroup::parse(body).ok()?;
-            let volumes = volumes.iter().map(|of| match of.pool {
-                Some(pool) => format!("volume '{}' of pool {pool}", of.name),
-                None => format!("volume '{}'", of.name),
-            });
-            Some(std::iter::once(format!("group {number} '{name}'")).chain(volumes).collect())
-        }
-        Operation::DeleteGroup => {
-            let number = raw::one::<U32>(body).ok()?;
-            Some(vec![format!("group {number}")])
-        }
+        Operation::CreateGroup => new_group(body),
+        Operation::DeleteGroup => Some(vec![format!("group {}", raw::one::<U32>(body).ok()?)]),
         Operation::CreateVolume
         | Operation::ResizeVolume
         | Operation::DeleteVolume
@@ -284,8 +274,8 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
         }
         Operation::ForgetPool => {
             let (pool, number, force) = raw::one::<RawForget>(body).ok()?.parts().ok()?;
-            let known = number != raw::NO_NUMBER;
-            let number = if known { number.to_string() } else { "any".to_owned() };
+            let number = Some(number).filter(|number| *number != raw::NO_NUMBER);
+            let number = number.map_or_else(|| "any".to_owned(), |number| number.to_string());
             let force = if force { " though it is attached" } else { "" };
             Some(vec![format!("pool {pool} registered as {number}{force}")])
         }
@@ -296,6 +286,15 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
         }
         Operation::Detach | Operation::Renew | Operation::Status => None,
     }
+}
+
+fn new_group(body: &[u8]) -> Option<Vec<String>> {
+    let NewGroup { number, name, volumes } = NewGroup::parse(body).ok()?;
+    let volumes = volumes.iter().map(|of| match of.pool {
+        Some(pool) => format!("volume '{}' of pool {pool}", of.name),
+        None => format!("volume '{}'", of.name),
+    });
+    Some(std::iter::once(format!("group {number} '{name}'")).chain(volumes).collect())
 }
 
 fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
@@ -373,12 +372,20 @@ fn transaction(id: Option<TransactionId>) -> String {
     id.map_or_else(|| "no transaction".to_owned(), |id| id.to_string())
 }
 
+fn atomic(atomic: Option<Atomic>) -> String {
+    atomic.map_or_else(String::new, |Atomic { id, members }| {
+        format!(" atomic request {:032x} of {members}", id.0)
+    })
+}
+
 fn report(report: &Report) -> String {
     let Report { group, version, life, wants, .. } = report;
     let wants = if *wants { " wants a commit" } else { "" };
     let transaction = transaction(report.transaction);
     let phase = format!("{:?}", report.phase);
-    format!("group {} membership {version} life {life} {transaction} {phase}{wants}", group.0)
+    let carried = atomic(report.atomic);
+    let id = group.0;
+    format!("group {id} membership {version} life {life} {transaction} {phase}{wants}{carried}")
 }
 
 fn order(order: &Order) -> String {
@@ -386,7 +393,8 @@ fn order(order: &Order) -> String {
     let (transaction, volumes) = (transaction(order.transaction), order.volumes.len());
     let whole = if order.whole { " whole" } else { "" };
     let mut text = format!("group {} '{name}' membership {version} life {life}{whole}", group.0);
-    let _ = write!(text, " {volumes} volumes here {transaction} {stage:?}");
+    let carried = atomic(order.atomic);
+    let _ = write!(text, " {volumes} volumes here {transaction} {stage:?}{carried}");
     if let Some(trouble) = &order.trouble {
         let _ = write!(text, " {trouble:?}");
     }

@@ -248,9 +248,10 @@ impl Record {
                 if count == 0 || usize::from(first) + usize::from(count) > BLOCKS_MAX {
                     return None;
                 }
-                let payload = parse_payload(raw)?;
+                let payload = parse_payload(raw);
                 // A slot has the bytes of one block.
-                if payload.is_some() && count != 1 {
+                let sound = if payload.is_some() { count == 1 } else { raw.veiled == 0 };
+                if raw.veiled > 1 || !sound {
                     return None;
                 }
                 let record = Record::Place {
@@ -316,14 +317,10 @@ pub(super) fn parse_extent(field: U32) -> Option<ExtentId> {
     (field.get() != NONE).then(|| ExtentId(field.get()))
 }
 
-/// Where a block's bytes are in the journal, if they are; `None` where that cannot be.
-fn parse_payload(raw: &RawPlace) -> Option<Option<Payload>> {
+/// Where a block's bytes are in the journal, if they are.
+fn parse_payload(raw: &RawPlace) -> Option<Payload> {
     let (slot, crc) = (raw.payload_slot.get(), raw.payload_crc.get());
-    match (slot, raw.veiled) {
-        (NONE, 0) => Some(None),
-        (NONE, _) | (_, 2..) => None,
-        (_, veiled) => Some(Some(Payload { slot, crc, veiled: veiled == 1 })),
-    }
+    (slot != NONE).then_some(Payload { slot, crc, veiled: raw.veiled == 1 })
 }
 
 fn location_field(location: Location) -> u8 {

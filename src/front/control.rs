@@ -21,6 +21,7 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::hex::Hex;
 use super::listen::Bound;
 use crate::uring::buffers::{ARENA_BLOCK, Buf, BufferPool};
 use crate::uring::{Ring, Socket};
@@ -59,6 +60,40 @@ pub enum Request {
     Volume(VolumeRequest),
     /// Look at consistency groups, or make and delete them.
     Group(GroupRequest),
+    /// A step of an atomic request.
+    Txn(TxnRequest),
+}
+
+/// The steps of an atomic request, all on one connection, whose end drops what was not applied:
+/// `{"command":"txn","action":"write","volume":"v","offset":0,"hex":"00ff"}`.
+///
+/// Where several targets have a part in it, each is told all but the last step with the same id, in
+/// the order of their pools, and then one of them is told that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "lowercase", deny_unknown_fields)]
+pub enum TxnRequest {
+    /// Begin one. The answer is `{"pool":"...","max":16777216}`: the target's pool, and the most
+    /// bytes that it takes.
+    Begin {
+        /// Its name: a UUID that nobody else draws.
+        id: String,
+        /// How many targets have a part in it.
+        members: u32,
+    },
+    /// Bytes to be written.
+    Write {
+        /// The volume's name.
+        volume: String,
+        /// The first byte.
+        offset: u64,
+        /// What is written; later ones cover earlier ones.
+        hex: Hex,
+    },
+    /// All writes were told: put them where nobody sees them, and hold their blocks.
+    Ready,
+    /// Have all of it take place. The answer is `{"transaction":"..."}`, or `{"unknown":"why"}`
+    /// where it may have taken place. An error says that nothing has changed.
+    Apply,
 }
 
 /// What can be asked about consistency groups:
@@ -131,8 +166,17 @@ enum Reply {
     Error(String),
 }
 
-/// The target, as the control socket sees it. Cheap to clone: a handle.
-pub trait Operator: Clone + 'static {
+/// The target, as the control socket sees it.
+pub trait Operator: 'static {
+    /// What one client talks to.
+    type Session: Session;
+
+    /// For a client that has connected. What it begins is its own, and ends with it.
+    fn session(&self) -> Self::Session;
+}
+
+/// The target, as one client sees it.
+pub trait Session: 'static {
     /// Carries out a request: what there is to say, or why not, for people.
     fn operate(&self, request: Request) -> impl Future<Output = Result<Value, String>> + 'static;
 }
@@ -160,19 +204,35 @@ pub enum ControlError {
     Refused(String),
 }
 
-/// Asks the target behind the control socket at `path`, and waits for its answer.
-pub fn call(path: &Path, request: &Request) -> Result<Value, ControlError> {
-    let unreachable = |error| ControlError::Unreachable { path: path.to_owned(), error };
-    let mut stream = UnixStream::connect(path).map_err(unreachable)?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    match serde_json::from_str(&answer)? {
-        Reply::Ok(value) => Ok(value),
-        Reply::Error(reason) => Err(ControlError::Refused(reason)),
+/// A client's end of a control socket.
+pub struct Connection(BufReader<UnixStream>);
+
+impl Connection {
+    /// Connects to the target behind the control socket at `path`.
+    pub fn open(path: &Path) -> Result<Self, ControlError> {
+        let unreachable = |error| ControlError::Unreachable { path: path.to_owned(), error };
+        UnixStream::connect(path).map(|stream| Self(BufReader::new(stream))).map_err(unreachable)
     }
+
+    /// Asks the target, and waits for its answer.
+    pub fn ask(&mut self, request: &Request) -> Result<Value, ControlError> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.0.get_mut().write_all(&line)?;
+        let mut answer = String::new();
+        if self.0.read_line(&mut answer)? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        match serde_json::from_str(&answer)? {
+            Reply::Ok(value) => Ok(value),
+            Reply::Error(reason) => Err(ControlError::Refused(reason)),
+        }
+    }
+}
+
+/// Asks the target behind the control socket at `path` one thing, and waits for its answer.
+pub fn call(path: &Path, request: &Request) -> Result<Value, ControlError> {
+    Connection::open(path)?.ask(request)
 }
 
 /// Serves the control socket until the ring ends.
@@ -197,9 +257,9 @@ pub fn serve(ring: &Ring, bound: Bound, operator: impl Operator) -> io::Result<(
                 continue;
             };
             clients.set(clients.get() + 1);
-            let (operator, clients) = (operator.clone(), Rc::clone(&clients));
+            let (session, clients) = (operator.session(), Rc::clone(&clients));
             spawner.spawn(async move {
-                if let Err(error) = converse(socket, buf, operator).await {
+                if let Err(error) = converse(socket, buf, session).await {
                     tracing::debug!("a control client has left: {error}");
                 }
                 clients.set(clients.get() - 1);
@@ -210,7 +270,7 @@ pub fn serve(ring: &Ring, bound: Bound, operator: impl Operator) -> io::Result<(
 }
 
 /// Answers one client's lines until it leaves.
-async fn converse(socket: Socket, mut buf: Buf, operator: impl Operator) -> io::Result<()> {
+async fn converse(socket: Socket, mut buf: Buf, session: impl Session) -> io::Result<()> {
     let mut filled = 0;
     loop {
         let line_end = buf.as_slice()[..filled].iter().position(|&byte| byte == b'\n');
@@ -229,7 +289,7 @@ async fn converse(socket: Socket, mut buf: Buf, operator: impl Operator) -> io::
         let request = serde_json::from_slice(&buf.as_slice()[..end]);
         let rest = buf.as_slice()[end + 1..filled].to_vec();
         let reply = match request {
-            Ok(request) => match operator.operate(request).await {
+            Ok(request) => match session.operate(request).await {
                 Ok(value) => Reply::Ok(value),
                 Err(reason) => Reply::Error(reason),
             },
@@ -280,6 +340,10 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<Request>(wrong).is_err(), "{wrong}");
         }
+        let write = TxnRequest::Write { volume: "v".into(), offset: 7, hex: Hex(vec![0, 255]) };
+        let text = serde_json::to_string(&Request::Txn(write)).unwrap();
+        let wanted = r#"{"command":"txn","action":"write","volume":"v","offset":7,"hex":"00ff"}"#;
+        assert_eq!(text, wanted);
         let done = serde_json::to_string(&Reply::Ok(Value::Null)).unwrap();
         assert_eq!(done, r#"{"ok":null}"#);
     }

@@ -22,6 +22,11 @@ pub const PAYLOAD_MAX: u32 = 32 << 20;
 
 /// Something that a client can attach as a block device. Cheap to clone: a handle.
 pub trait Export: Clone + 'static {
+    /// What a client that comes now is given, as soon as it may be: itself, where it is the same
+    /// for all of them.
+    fn opened(&self) -> impl Future<Output = Self> + 'static {
+        std::future::ready(self.clone())
+    }
     /// The name that clients ask for.
     fn name(&self) -> String;
     /// Size in bytes.

@@ -4,6 +4,7 @@
 pub mod control;
 pub mod export;
 mod followed;
+pub mod hex;
 pub mod listen;
 pub mod metadata;
 pub mod nbd;

@@ -9,6 +9,11 @@ use crate::unit::{IoError, Volume};
 use crate::uring::buffers::Buf;
 
 impl<E: Env> Export for Volume<E> {
+    fn opened(&self) -> impl Future<Output = Self> + 'static {
+        let volume = self.clone();
+        async move { Volume::opened(&volume).await }
+    }
+
     fn name(&self) -> String {
         self.name().to_string()
     }

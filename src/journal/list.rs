@@ -53,13 +53,16 @@ pub struct List {
     root: Link,
     /// Where the next group will be.
     tail: Link,
+    /// Slots that hold payload.
+    payload_slots: usize,
 }
 
 impl List {
     /// A list whose root says `root`, with the groups that were found from there on.
     pub fn found(root: Link, groups: BTreeMap<Sequence, Linked>) -> Self {
         let tail = groups.last_key_value().map_or(root, |(_, last)| last.link);
-        Self { groups, root, tail }
+        let payload_slots = groups.values().map(|linked| linked.payload.len()).sum();
+        Self { groups, root, tail, payload_slots }
     }
 
     /// Where the next group goes.
@@ -120,6 +123,7 @@ impl List {
         assert_eq!(linked.slots[0], self.tail.slot, "a group goes where the tail says");
         assert!(linked.link.sequence > sequence, "sequences ascend");
         self.tail = linked.link;
+        self.payload_slots += linked.payload.len();
         self.groups.insert(sequence, linked);
         sequence
     }
@@ -132,7 +136,7 @@ impl List {
 
     /// The slots that hold payload.
     pub fn payload_slots(&self) -> usize {
-        self.groups.values().map(|linked| linked.payload.len()).sum()
+        self.payload_slots
     }
 
     /// The groups, ascending, that may go once their effect is durable in the home: all that are
@@ -205,7 +209,12 @@ impl List {
             }
         }
         let gone = chosen.iter().filter_map(|sequence| self.groups.remove(sequence));
-        gone.flat_map(|linked| linked.slots.into_iter().chain(linked.payload)).collect()
+        let mut free = Vec::new();
+        for linked in gone {
+            self.payload_slots -= linked.payload.len();
+            free.extend(linked.slots.into_iter().chain(linked.payload));
+        }
+        free
     }
 }
 

@@ -155,6 +155,13 @@ impl<R: Region> Journal<R> {
                 return Err(format!("two groups are in journal slot {slot}"));
             }
         }
+        let payload: usize = inner.list.iter().map(|(_, linked)| linked.payload.len()).sum();
+        if payload != inner.list.payload_slots() {
+            return Err(format!(
+                "{payload} slots with data, {} counted",
+                inner.list.payload_slots()
+            ));
+        }
         let (free, all) = (inner.slots.available(), inner.slots.total());
         if inner.failed.is_none() && taken.len() + free != all {
             return Err(format!("{} journal slots taken and {free} free, of {all}", taken.len()));

@@ -125,9 +125,9 @@ pub struct Held {
 /// The states of groups that took place.
 pub const DECIDED: [GroupState; 2] = [GroupState::Committed, GroupState::Done];
 
-/// The blocks that the linked groups of these states hold and that no later one names: whatever a later group says
-/// of a block, it says instead. All groups that name a pair and follow one that stays are linked,
-/// too, so nothing is missed.
+/// The blocks that the linked groups of these states hold and that no later one names: whatever a
+/// later group says of a block, it says instead. All groups that name a pair and follow one that
+/// stays are linked, too, so nothing is missed.
 pub fn held(groups: &[RecoveredGroup], of: &[GroupState]) -> BTreeMap<(PairId, u16), Held> {
     let mut found: BTreeMap<(PairId, u16), Held> = BTreeMap::new();
     for group in groups.iter().filter(|group| of.contains(&group.state)) {

@@ -179,8 +179,8 @@ impl<E: Env, R: Region> Place<E, R> {
         }
     }
 
-    /// Appends the group of a transaction that others decide, as [`Place::append`] does; when this returns it is durable, and
-    /// this unit can carry it out, or not, whatever happens.
+    /// Appends the group of a transaction that others decide, as [`Place::append`] does; when this
+    /// returns it is durable, and this unit can carry it out, or not, whatever happens.
     pub async fn prepare(
         &self,
         domain: u32,

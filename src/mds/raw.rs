@@ -19,6 +19,8 @@
 //! | RegisterPool | one [`RawPoolSpec`]; [`RawRun`]s: the extents of each device | empty |
 //! | ForgetPool | one [`RawForget`] | empty |
 //! | Overview | see [`super::overview`] | |
+//! | Coordinate | reports, as in [`crate::txn::wire`] | orders |
+//! | CreateGroup, DeleteGroup | see [`super::groups::rows`] | |
 //! | Lines | one [`RawPage`], from a pair | U64: view; [`RawPairLine`]s |
 //! | Changes | one [`RawSince`] | one [`RawChanges`]; [`RawPairLine`]s |
 //! | Status | empty | U64s in the order of [`super::records::ServerStatus`] |

@@ -13,7 +13,7 @@
 //! | 24 | 16 | pool id |
 //! | 40 | 4 | number of rows |
 //! | 44 | 4 | bytes used, this header included |
-//! | 48 | | rows: table (0 pool, 1 volumes, 2 groups), length of key, of value (2 bytes each); key; value |
+//! | 48 | | rows: table (0 pool, 1 volumes, 2 groups), length of key, of value (2 each); both |
 //!
 //! # Contracts
 //!

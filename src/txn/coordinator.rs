@@ -3,7 +3,8 @@
 //!
 //! | happens | by | makes |
 //! | --- | --- | --- |
-//! | a unit attaches or detaches | [`Coordinator::attached`], [`Coordinator::detached`] | a new life, an abort |
+//! | a unit attaches | [`Coordinator::attached`] | a new life, an abort |
+//! | a unit detaches | [`Coordinator::detached`] | an abort |
 //! | a unit reports | [`Coordinator::hear`] | votes, what is done |
 //! | then, always | [`Coordinator::step`] | the next stage |
 //! | a unit is answered | [`Coordinator::orders`] | nothing |
@@ -25,7 +26,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{GroupId, Order, Phase, Report, Stage, Trouble};
+use super::{Atomic, GroupId, Order, Phase, Report, Stage, Trouble};
 use crate::env::Moment;
 use crate::format::group::TransactionId;
 use crate::format::ids::{PoolId, VolumeId};
@@ -76,6 +77,8 @@ struct Unit {
     version: u32,
     life: u32,
     wants: bool,
+    /// The atomic request that it wants.
+    atomic: Option<Atomic>,
     refuses: Option<String>,
     heard: Moment,
 }
@@ -94,6 +97,9 @@ struct UnderWay {
     votes: BTreeMap<PoolId, Vote>,
     /// It was announced that all are sealed.
     all_sealed: bool,
+    /// The atomic request that it carries, and who has it.
+    atomic: Option<Atomic>,
+    joined: BTreeSet<PoolId>,
 }
 
 /// What a unit is told of the present, besides troubles: it is nudged where it was told another.
@@ -205,6 +211,8 @@ impl Coordinator {
             unit.life = unit.life.max(report.life);
         }
         unit.wants = report.wants;
+        let sealed = matches!(report.phase, Phase::Sealed | Phase::Prepared);
+        unit.atomic = report.atomic.filter(|_| !sealed);
         if let Phase::Refused(reason) = &report.phase {
             unit.refuses = Some(reason.clone());
         }
@@ -219,8 +227,12 @@ impl Coordinator {
             Phase::Idle | Phase::Refused(_) | Phase::Done => return,
         };
         let under_way = self.under_way.as_mut().filter(|of| of.transaction == transaction);
-        if let Some(known) = under_way.and_then(|of| of.votes.get_mut(&pool)) {
+        let Some(of) = under_way else { return };
+        if let Some(known) = of.votes.get_mut(&pool) {
             *known = vote.max(*known);
+            if sealed && report.atomic.is_some() && report.atomic == of.atomic {
+                of.joined.insert(pool);
+            }
         }
     }
 
@@ -233,9 +245,11 @@ impl Coordinator {
                 let owes = *vote < if under_way.all_sealed { Vote::Prepared } else { Vote::Sealed };
                 unit.refuses.is_some() || owes && unit.is_silent(now)
             };
-            if under_way.votes.iter().any(missing) {
+            let sealed = under_way.votes.values().all(|vote| *vote >= Vote::Sealed);
+            let incomplete = sealed && !under_way.all_sealed && !under_way.has_all_parts();
+            if under_way.votes.iter().any(missing) || incomplete {
                 self.under_way = None;
-            } else if under_way.votes.values().all(|vote| *vote >= Vote::Sealed) {
+            } else if sealed {
                 under_way.all_sealed = true;
                 if under_way.votes.values().all(|vote| *vote == Vote::Prepared) {
                     self.decide();
@@ -253,7 +267,7 @@ impl Coordinator {
     pub fn orders(&self, pool: PoolId, reports: &[&Report], now: Moment) -> Vec<Order> {
         let present = self.present(pool);
         let asked = reports.iter().filter_map(|report| {
-            let transaction = report.transaction.filter(|_| self.asks(report, &present))?;
+            let transaction = report.transaction.filter(|_| asks(report, &present))?;
             let decided = self.decision.as_ref().is_some_and(|of| of.transaction == transaction);
             let took_place = decided || mutated(Mutant::CommitPresumed);
             let stage = if took_place { Stage::Committed } else { Stage::Aborted };
@@ -269,10 +283,17 @@ impl Coordinator {
             life: self.group.life,
             whole: present.whole,
             transaction,
+            atomic: self.carried_by(transaction),
             stage,
             trouble: self.trouble(now),
         })
         .collect()
+    }
+
+    /// The atomic request of the transaction under way, where it is that one.
+    fn carried_by(&self, transaction: Option<TransactionId>) -> Option<Atomic> {
+        let under_way = self.under_way.as_ref();
+        under_way.filter(|of| Some(of.transaction) == transaction)?.atomic
     }
 
     /// How the group stands for a unit.
@@ -301,9 +322,10 @@ impl Coordinator {
     pub fn progress(&self) -> (Option<TransactionId>, Stage, Vec<PoolId>) {
         match (&self.under_way, &self.decision) {
             (Some(of), _) => {
-                let (stage, wanted) = match of.all_sealed {
-                    true => (Stage::AllSealed, Vote::Prepared),
-                    false => (Stage::Seal, Vote::Sealed),
+                let (stage, wanted) = if of.all_sealed {
+                    (Stage::AllSealed, Vote::Prepared)
+                } else {
+                    (Stage::Seal, Vote::Sealed)
                 };
                 let owing = of.votes.iter().filter(|(_, vote)| **vote < wanted);
                 (Some(of.transaction), stage, owing.map(|(pool, _)| *pool).collect())
@@ -336,12 +358,6 @@ impl Coordinator {
         (!self.is_whole()).then_some(Trouble::Forming)
     }
 
-    /// Whether a report asks about another transaction than the present one.
-    fn asks(&self, report: &Report, present: &Present) -> bool {
-        let open = !matches!(report.phase, Phase::Idle | Phase::Done);
-        open && report.transaction.is_some() && report.transaction != present.transaction
-    }
-
     fn volumes(&self, pool: PoolId) -> Vec<VolumeId> {
         self.group.members.get(&pool).into_iter().flatten().copied().collect()
     }
@@ -358,8 +374,12 @@ impl Coordinator {
         let left_out = |unit: &Unit| !unit.wants && mutated(Mutant::IdleMemberLeftOut);
         let units = self.units.iter().filter(|(_, unit)| unit.attached && !left_out(unit));
         let votes = units.map(|(pool, _)| (*pool, Vote::Missing)).collect();
-        self.under_way = Some(UnderWay { transaction, votes, all_sealed: false });
-        self.units.values_mut().for_each(|unit| unit.wants = false);
+        let atomic = self.units.values().find_map(|unit| unit.atomic);
+        let (all_sealed, joined) = (false, BTreeSet::new());
+        self.under_way = Some(UnderWay { transaction, votes, all_sealed, atomic, joined });
+        for unit in self.units.values_mut() {
+            (unit.wants, unit.atomic) = (false, None);
+        }
     }
 
     fn decide(&mut self) {
@@ -376,6 +396,20 @@ impl Coordinator {
                 self.decision = None;
             }
         }
+    }
+}
+
+/// Whether a report asks about another transaction than the present one.
+fn asks(report: &Report, present: &Present) -> bool {
+    let open = !matches!(report.phase, Phase::Idle | Phase::Done);
+    open && report.transaction.is_some() && report.transaction != present.transaction
+}
+
+impl UnderWay {
+    /// Whether all parts of the atomic request, where there is one, are in it.
+    fn has_all_parts(&self) -> bool {
+        let missing = |atomic: Atomic| atomic.members as usize != self.joined.len();
+        !self.atomic.is_some_and(missing) || mutated(Mutant::PartsNotCounted)
     }
 }
 

@@ -25,6 +25,8 @@
 //! - **Presumed abort**: a transaction of which the coordinator knows nothing was aborted.
 //! - **Done**: a member that is told [`Stage::Committed`] of a transaction of which it knows
 //!   nothing has made it durable before, or had no part in it: it answers [`Phase::Done`].
+//! - **Atomic requests** ‡: a transaction carries one at most. It is aborted unless exactly as many
+//!   members as the request says have sealed it with their epoch.
 //! - **Life** ‡: what clients opened in an earlier life fails, and a member opens its volumes to
 //!   clients again only when it was told once that the group is [`Order::whole`] in the new life
 //!   (that of its attach, or one that it was told of later). Who has not heard of the new life yet
@@ -48,6 +50,19 @@ pub const REASON_MAX: usize = 120;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub u32);
 
+/// The name of an atomic request: 128 bits that its client draws at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AtomicId(pub u128);
+
+/// A client's writes to several volumes that take place together, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Atomic {
+    /// Its name.
+    pub id: AtomicId,
+    /// How many units have a part in it.
+    pub members: u32,
+}
+
 /// What a participant says of one transaction of one group.
 ///
 /// A unit says one of these for each group that it serves, and one more for each transaction that
@@ -62,6 +77,9 @@ pub struct Report {
     pub life: u32,
     /// Whether its open epoch is wanted committed.
     pub wants: bool,
+    /// Where it is sealed, the atomic request that joined that epoch; else the one that the next
+    /// transaction shall carry.
+    pub atomic: Option<Atomic>,
     /// The transaction that `phase` speaks of; none where the unit is idle.
     pub transaction: Option<TransactionId>,
     /// How far it is with that.
@@ -104,6 +122,8 @@ pub struct Order {
     pub whole: bool,
     /// The transaction that `stage` speaks of.
     pub transaction: Option<TransactionId>,
+    /// The atomic request that it carries, until it is decided.
+    pub atomic: Option<Atomic>,
     /// How far that is.
     pub stage: Stage,
     /// Why no transaction can succeed now.

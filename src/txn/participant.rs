@@ -92,18 +92,23 @@ impl Standing {
             _ if order.life > self.life && !mutated(Mutant::LifeIgnored) => {
                 Some(Action::GoBack(order.life))
             }
-            (Stage::Seal, Some(transaction)) if order.version == self.version => {
+            (Stage::Seal, Some(transaction))
+                if order.version == self.version && order.life >= self.life =>
+            {
                 Some(Action::Seal(transaction))
             }
             _ => None,
         }
     }
 
-    /// What this unit says: how far it is, and, where it cannot commit, why.
+    /// What this unit says: how far it is, and, where it cannot commit, why; nothing of atomic
+    /// requests.
     pub fn reports(&self, group: GroupId, wants: bool, refused: Option<&str>) -> Vec<Report> {
         let Standing { version, life, .. } = *self;
-        let report =
-            |transaction, phase| Report { group, version, life, wants, transaction, phase };
+        let report = |transaction, phase| {
+            let atomic = None;
+            Report { group, version, life, wants, atomic, transaction, phase }
+        };
         let refusal = refused.map(|reason| Phase::Refused(bounded(reason)));
         match self.transaction {
             // Who has voted keeps its word, whatever became of it since.
@@ -169,6 +174,7 @@ mod tests {
                         life,
                         whole: true,
                         transaction: number.map(transaction),
+                        atomic: None,
                         stage,
                         trouble: None,
                     });

@@ -4,24 +4,24 @@
 //!
 //! | record | after it |
 //! | --- | --- |
-//! | [`RawReport`] | the reason of a refusal |
-//! | [`RawOrder`] | the group's name; of a trouble, the unit and the reason; the volumes, 4 bytes each |
+//! | [`RawReport`] | the reason of a refusal; an atomic request |
+//! | [`RawOrder`] | the group's name; a trouble's unit and reason; volumes, 4 bytes each; an atomic request |
 //!
 //! # Contract
 //!
 //! **Parse, don't validate**: what comes out of [`reports`] and [`orders`] was whole, with texts in
 //! UTF-8 and no field out of its range; any bytes may go in.
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{GroupId, Order, Phase, REASON_MAX, Report, Stage, Trouble};
+use super::{Atomic, AtomicId, GroupId, Order, Phase, REASON_MAX, Report, Stage, Trouble};
 use crate::format::group::TransactionId;
 use crate::format::ids::{Incarnation, VolumeId};
 use crate::mds::raw::{Malformed, first, many, pack};
 
 /// Bytes of the longest report.
-pub const REPORT_BYTES_MAX: usize = size_of::<RawReport>() + REASON_MAX;
+pub const REPORT_BYTES_MAX: usize = size_of::<RawReport>() + REASON_MAX + size_of::<RawAtomic>();
 
 /// The unit's open epoch is wanted committed.
 const OPTION_WANTS: u8 = 1;
@@ -31,6 +31,8 @@ const OPTION_SHARED: u8 = 1;
 const OPTION_WHOLE: u8 = 2;
 /// A transaction is named; else its fields are zeros.
 const OPTION_TRANSACTION: u8 = 4;
+/// An atomic request follows.
+const OPTION_ATOMIC: u8 = 8;
 
 /// A transaction's name.
 #[derive(
@@ -43,6 +45,15 @@ pub struct RawTransaction {
     number: U64,
 }
 const _: () = assert!(size_of::<RawTransaction>() == 16);
+
+/// An atomic request.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct RawAtomic {
+    id: U128,
+    members: U32,
+}
+const _: () = assert!(size_of::<RawAtomic>() == 20);
 
 /// A [`Report`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -112,13 +123,31 @@ fn transaction(raw: RawTransaction, options: u8) -> Result<Option<TransactionId>
     }
 }
 
+fn put_atomic(atomic: Option<Atomic>, to: &mut Vec<u8>) {
+    if let Some(Atomic { id, members }) = atomic {
+        let raw = RawAtomic { id: U128::new(id.0), members: U32::new(members) };
+        to.extend_from_slice(raw.as_bytes());
+    }
+}
+
+fn atomic(bytes: &[u8], options: u8) -> Result<(Option<Atomic>, &[u8]), Malformed> {
+    if options & OPTION_ATOMIC == 0 {
+        return Ok((None, bytes));
+    }
+    let (raw, rest) = first::<RawAtomic>(bytes)?;
+    let (id, members) = (AtomicId(raw.id.get()), raw.members.get());
+    Ok((Some(Atomic { id, members }), rest))
+}
+
 fn option(bit: u8, set: bool) -> u8 {
     if set { bit } else { 0 }
 }
 
 /// As much of a text as a field of `max` bytes takes.
-fn cut(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
+pub(crate) fn cut(text: &str, max: usize) -> &str {
+    let mut ends = (0..=max.min(text.len())).rev();
+    let end = ends.find(|&end| text.is_char_boundary(end));
+    &text[..end.expect("a text may be cut off at its start")]
 }
 
 fn text(bytes: &[u8], len: usize) -> Result<(String, &[u8]), Malformed> {
@@ -141,13 +170,16 @@ pub fn put_report(report: &Report, to: &mut Vec<u8>) {
         group: U32::new(report.group.0),
         version: U32::new(report.version),
         life: U32::new(report.life),
-        options: option(OPTION_WANTS, report.wants) | named,
+        options: option(OPTION_WANTS, report.wants)
+            | option(OPTION_ATOMIC, report.atomic.is_some())
+            | named,
         phase,
         reason: U16::new(reason.len() as u16),
         transaction,
     };
     to.extend_from_slice(raw.as_bytes());
     to.extend_from_slice(reason.as_bytes());
+    put_atomic(report.atomic, to);
 }
 
 /// All reports of a body.
@@ -156,18 +188,20 @@ pub fn reports(mut bytes: &[u8]) -> Result<Vec<Report>, Malformed> {
     while !bytes.is_empty() {
         let (raw, rest) = first::<RawReport>(bytes)?;
         let reason_len = usize::from(raw.reason.get());
-        if raw.options & !(OPTION_WANTS | OPTION_TRANSACTION) != 0
+        if raw.options & !(OPTION_WANTS | OPTION_TRANSACTION | OPTION_ATOMIC) != 0
             || reason_len > REASON_MAX
             || raw.phase != 3 && reason_len != 0
         {
             return Err(Malformed);
         }
         let (reason, rest) = text(rest, reason_len)?;
+        let (atomic, rest) = atomic(rest, raw.options)?;
         reports.push(Report {
             group: GroupId(raw.group.get()),
             version: raw.version.get(),
             life: raw.life.get(),
             wants: raw.options & OPTION_WANTS != 0,
+            atomic,
             transaction: transaction(raw.transaction, raw.options)?,
             phase: match raw.phase {
                 0 => Phase::Idle,
@@ -198,7 +232,10 @@ pub fn put_order(order: &Order, to: &mut Vec<u8>) {
         group: U32::new(order.group.0),
         version: U32::new(order.version),
         life: U32::new(order.life),
-        options: option(OPTION_SHARED, order.shared) | option(OPTION_WHOLE, order.whole) | named,
+        options: option(OPTION_SHARED, order.shared)
+            | option(OPTION_WHOLE, order.whole)
+            | option(OPTION_ATOMIC, order.atomic.is_some())
+            | named,
         stage: order.stage as u8,
         trouble,
         name: name.len() as u8,
@@ -210,6 +247,7 @@ pub fn put_order(order: &Order, to: &mut Vec<u8>) {
     to.extend_from_slice(raw.as_bytes());
     [name, unit, reason].iter().for_each(|text| to.extend_from_slice(text.as_bytes()));
     to.extend(pack(order.volumes.iter().map(|volume| U32::new(volume.0))));
+    put_atomic(order.atomic, to);
 }
 
 /// All orders of a body.
@@ -217,7 +255,8 @@ pub fn orders(mut bytes: &[u8]) -> Result<Vec<Order>, Malformed> {
     let mut orders = Vec::new();
     while !bytes.is_empty() {
         let (raw, rest) = first::<RawOrder>(bytes)?;
-        if raw.options & !(OPTION_SHARED | OPTION_WHOLE | OPTION_TRANSACTION) != 0 {
+        let known = OPTION_SHARED | OPTION_WHOLE | OPTION_TRANSACTION | OPTION_ATOMIC;
+        if raw.options & !known != 0 {
             return Err(Malformed);
         }
         let (name, rest) = text(rest, raw.name.into())?;
@@ -226,6 +265,7 @@ pub fn orders(mut bytes: &[u8]) -> Result<Vec<Order>, Malformed> {
         let volumes_len = 4 * usize::from(raw.volumes.get());
         let (volumes, rest) = rest.split_at_checked(volumes_len).ok_or(Malformed)?;
         let volumes = many::<U32>(volumes)?.iter().map(|volume| VolumeId(volume.get()));
+        let (atomic, rest) = atomic(rest, raw.options)?;
         orders.push(Order {
             group: GroupId(raw.group.get()),
             name,
@@ -235,6 +275,7 @@ pub fn orders(mut bytes: &[u8]) -> Result<Vec<Order>, Malformed> {
             life: raw.life.get(),
             whole: raw.options & OPTION_WHOLE != 0,
             transaction: transaction(raw.transaction, raw.options)?,
+            atomic,
             stage: stage(raw.stage)?,
             trouble: match raw.trouble {
                 0 => None,
@@ -275,6 +316,7 @@ mod tests {
             version: 2,
             life: 3,
             wants: number % 2 == 0,
+            atomic: (number > 2).then_some(Atomic { id: AtomicId(7 << 100), members: 2 }),
             transaction: (number > 1).then(|| id(number.into())),
             phase,
         });
@@ -299,6 +341,7 @@ mod tests {
                 life: 5,
                 whole: number == 2,
                 transaction: (number == 3).then(|| id(9)),
+                atomic: (number > 2).then_some(Atomic { id: AtomicId(5 << 90), members: 3 }),
                 stage,
                 trouble,
             });
@@ -316,6 +359,7 @@ mod tests {
             version: 1,
             life: 1,
             wants: false,
+            atomic: Some(Atomic { id: AtomicId(1), members: 1 }),
             transaction: None,
             phase: Phase::Refused("ä".repeat(REASON_MAX)),
         };

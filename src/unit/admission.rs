@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::Inner;
 use super::block::write_targets;
-use super::domain::{Domain, Point};
+use super::domain::Point;
 use super::error::IoError;
 use super::grant::Amount;
 use super::manage::check_there;
@@ -35,6 +35,7 @@ use crate::format::ids::{Generation, PairId, Slot};
 use crate::format::record::{BINDING_BYTES, Binding, PLACE_BYTES};
 use crate::mutants::{Mutant, mutated};
 use crate::observe::Cause;
+use crate::txn::AtomicId;
 
 /// What a request needs beyond blocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +43,15 @@ struct Needs {
     data_areas: u32,
     journal_areas: u32,
     record_bytes: usize,
+}
+
+/// What a request is admitted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be a part of its epoch.
+    Epoch,
+    /// To be held for an atomic request: its epoch only binds what it needs.
+    Atomic,
 }
 
 /// Why a request cannot be admitted now.
@@ -76,6 +86,8 @@ pub struct Admitted<'a, E: Env> {
     pub at: Point,
     /// Its parts, with pairs and targets.
     pub parts: Parts,
+    /// An upper bound of the bytes that its records take.
+    pub record_bytes: usize,
     finished: bool,
 }
 
@@ -86,6 +98,8 @@ pub enum Outcome<'a> {
     Written,
     /// All of it, and these are the bytes of its blocks, is to be kept in memory for the journal.
     Kept(&'a [u8]),
+    /// All of it was written, and is held for that atomic request, where that has not ended.
+    Staged(AtomicId),
     /// Nothing of it was written.
     Nothing,
     /// Nobody can say what of it was written.
@@ -108,6 +122,17 @@ impl<E: Env> Inner<E> {
         parts: Parts,
         bytes: u64,
     ) -> Result<Admitted<'_, E>, IoError> {
+        self.admit_for(seat, parts, bytes, Purpose::Epoch).await
+    }
+
+    /// As [`Inner::admit`], for that purpose.
+    pub(super) async fn admit_for(
+        &self,
+        seat: Seat,
+        parts: Parts,
+        bytes: u64,
+        purpose: Purpose,
+    ) -> Result<Admitted<'_, E>, IoError> {
         let volume = seat.volume;
         let since = self.env.now();
         let mut place: Option<Place<'_, E>> = None;
@@ -124,8 +149,10 @@ impl<E: Env> Inner<E> {
             }
             let mut parts = parts.clone();
             let ticket = place.as_ref().map_or(u64::MAX, |place| place.ticket);
-            let blocked = match self.try_admit(seat, &mut parts, bytes, ticket) {
-                Ok(at) => return Ok(Admitted { unit: self, at, parts, finished: false }),
+            let blocked = match self.try_admit(seat, &mut parts, bytes, (ticket, purpose)) {
+                Ok((at, record_bytes)) => {
+                    return Ok(Admitted { unit: self, at, parts, record_bytes, finished: false });
+                }
                 Err(Blocked::Refused(error)) => return Err(error),
                 Err(blocked) => blocked,
             };
@@ -170,8 +197,8 @@ impl<E: Env> Inner<E> {
         seat: Seat,
         parts: &mut Parts,
         bytes: u64,
-        ticket: u64,
-    ) -> Result<Point, Blocked> {
+        (ticket, purpose): (u64, Purpose),
+    ) -> Result<(Point, usize), Blocked> {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let volume = seat.volume;
@@ -196,12 +223,15 @@ impl<E: Env> Inner<E> {
             return Err(Blocked::Doubt(Rc::clone(&state.domain_of(volume).decided)));
         }
         self.check_blocks(state, parts, ticket)?;
+        if purpose == Purpose::Atomic {
+            check_unpending(state, volume, parts)?;
+        }
         let slots_each = self.payload_slots(bytes).map_or(1, |_| self.slots_of_block());
         let needs = choose_targets(state, parts, slots_each);
         self.check_room(state, volume, needs, bytes)?;
         check_turn(state, parts, ticket)?;
         check_space(state, volume, needs, ticket)?;
-        Ok(self.join(state, volume, parts, needs, bytes))
+        Ok((self.join(state, volume, parts, needs, bytes), needs.record_bytes))
     }
 
     fn check_blocks(&self, state: &mut State, parts: &Parts, ticket: u64) -> Result<(), Blocked> {
@@ -221,6 +251,15 @@ impl<E: Env> Inner<E> {
         if held { Err(Blocked::Held) } else { Ok(()) }
     }
 
+    /// The most bytes of records that an epoch of a domain may have.
+    pub(super) fn records_max(&self, state: &State, domain: usize) -> u64 {
+        // Groups that are prepared stay in the journal until others have voted, who may have no
+        // room for their own: all of them together fit what one epoch may take.
+        let shared = state.domains.iter().filter(|of| of.is_shared()).count() as u64;
+        let sharers = if state.domains[domain].is_shared() { shared } else { 1 };
+        self.limits.epoch_record_bytes as u64 / sharers
+    }
+
     fn check_room(
         &self,
         state: &mut State,
@@ -233,23 +272,21 @@ impl<E: Env> Inner<E> {
             needs.record_bytes <= limits.epoch_record_bytes,
             "a request fits a group by itself"
         );
-        // Groups that are prepared stay in the journal until others have voted, who may have no room
-        // for their own: all of them together fit what one epoch may take.
-        let shared = state.domain_of(volume).is_shared();
-        let count = |domains: &[Domain]| domains.iter().filter(|of| of.is_shared()).count();
-        let sharers = if shared { count(&state.domains) as u64 } else { 1 };
-        let most = limits.epoch_record_bytes as u64 / sharers;
+        let most = self.records_max(state, state.volumes[volume].domain);
+        let set_aside = state.set_aside(state.volumes[volume].domain);
         let domain = state.domain_of_mut(volume);
         let open = &domain.open;
         // What is sealed becomes a part of the open epoch if its transaction is aborted.
-        let sealed = domain.sealed.as_ref().filter(|_| shared);
+        let sealed = domain.sealed.as_ref().filter(|_| domain.is_shared());
         let [records, data] = sealed.map_or([0; 2], |of| [of.record_bytes as u64, of.data_bytes]);
+        let [records, data] = [records + set_aside[0], data + set_aside[1]];
         let full = open.record_bytes as u64 + records + needs.record_bytes as u64 > most
             || open.data_bytes + data + bytes > limits.epoch_data_bytes;
         if !full || open.is_clean() && records == 0 && data == 0 {
             return Ok(());
         }
-        if !mutated(Mutant::EpochNotWanted) {
+        // An empty one is full only because of what else is to commit with it.
+        if domain.newest_dirty().is_some() && !mutated(Mutant::EpochNotWanted) {
             domain.want(domain.open.number);
         }
         Err(Blocked::EpochFull(Rc::clone(&domain.decided)))
@@ -299,6 +336,21 @@ impl<E: Env> Inner<E> {
         self.look_at_grant(state);
         at
     }
+}
+
+/// An atomic request is written over nothing that is pending: there are only two sides. What is
+/// pending is committed first.
+fn check_unpending(state: &mut State, volume: usize, parts: &Parts) -> Result<(), Blocked> {
+    let pending = |part: &Part| {
+        let work = part.pair.and_then(|pair| state.pairs.work(pair));
+        work.is_some_and(|work| work.open.blocks().meets(part.blocks()))
+    };
+    if !parts.iter().any(pending) {
+        return Ok(());
+    }
+    let domain = state.domain_of_mut(volume);
+    domain.want(domain.open.number);
+    Err(Blocked::EpochFull(Rc::clone(&domain.decided)))
 }
 
 /// While someone waits for extents that a settle must bring, later requests for pairs that could be
@@ -409,6 +461,9 @@ fn change_payload<'a>(
 ) {
     let pair = part.pair.expect("an admitted part has a pair");
     let overlay = &mut state.pairs.work_mut(pair).payload;
+    if mutated(Mutant::PayloadDroppedForPending) {
+        state.payload.supersede(overlay, part.blocks());
+    }
     let mut dropped = part.blocks();
     for (block, bytes) in part.write.iter().zip(kept) {
         state.payload.keep(overlay, open, block, bytes.into());
@@ -469,7 +524,14 @@ impl<E: Env> Admitted<'_, E> {
                 pending.set(part.zero, Location::Unused);
                 change_payload(state, part, open, &mut kept);
             }
-            state.release(pair, part.blocks());
+            let held = if let Outcome::Staged(id) = outcome {
+                state.hold(id, self.at.domain, part)
+            } else {
+                false
+            };
+            if !held {
+                state.release(pair, part.blocks());
+            }
         }
         let domain = &mut state.domains[self.at.domain];
         let epoch = domain.epoch_mut(self.at.epoch);

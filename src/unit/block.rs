@@ -40,6 +40,7 @@ impl Pending {
     }
 
     /// The same, but for some blocks.
+    #[must_use]
     pub fn without(mut self, blocks: BlockSet) -> Pending {
         self.at.set(blocks, Location::Unused);
         self.blocks -= blocks;

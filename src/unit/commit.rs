@@ -22,6 +22,7 @@ use std::time::Duration;
 use futures_util::future::{Either, join_all, select};
 
 use super::Inner;
+use super::atomic::AtomicError;
 use super::block::Pending;
 use super::domain::{Epoch, Point};
 use super::error::IoError;
@@ -106,6 +107,7 @@ impl<E: Env> Inner<E> {
                 }
                 let mut state = self.state.borrow_mut();
                 state.domains[domain].fail(&reason);
+                state.drop_joined(domain, AtomicError::OutcomeUnknown(reason.into()));
                 state.wake_everyone();
                 return;
             }
@@ -145,6 +147,7 @@ impl<E: Env> Inner<E> {
     /// Commits the open epoch; the error is why it cannot be.
     async fn commit_once(&self, domain: usize) -> Result<(), String> {
         let started = self.env.now();
+        self.join_asked(domain);
         self.seal(domain);
         self.note_step(domain, CommitStep::Draining, started);
         if mutated(Mutant::FlushBeforeDrain) {
@@ -197,6 +200,14 @@ impl<E: Env> Inner<E> {
     /// Says how far the commit has come.
     pub(super) fn note_step(&self, domain: usize, step: CommitStep, started: Moment) {
         self.state.borrow_mut().domains[domain].commit = Some((step, started));
+    }
+
+    /// What is asked for is a part of the epoch that is sealed now.
+    fn join_asked(&self, domain: usize) {
+        let mut state = self.state.borrow_mut();
+        if let Some(asked) = state.asked_in(domain) {
+            state.join_staged(domain, asked.id);
+        }
     }
 
     /// New writes go to the next epoch from here on.
@@ -278,6 +289,7 @@ impl<E: Env> Inner<E> {
         let state = self.state.borrow();
         let mut records = Vec::new();
         let mut blocks = Vec::new();
+        let joined = state.joined_in(domain);
         for &pair in &sealed_of(&state, domain).pairs {
             // Where a request failed before it wrote anything, nothing is left of it.
             let Some(work) = state.pairs.work(pair) else { continue };
@@ -288,7 +300,10 @@ impl<E: Env> Inner<E> {
             }
             let binding = work.sealed_binding.unwrap_or(state.pairs.line(pair).binding);
             let kept = &work.payload.sealed;
-            let written = work.sealed.without(kept.blocks());
+            let mut written = work.sealed.without(kept.blocks());
+            if let Some(joined) = joined.and_then(|joined| joined.pending.get(&pair)) {
+                written = written.then(joined);
+            }
             records.extend(place_records(pair, binding.generation, &written));
             for (block, bytes) in kept.iter() {
                 let location = work.sealed.location(block);
@@ -306,9 +321,14 @@ impl<E: Env> Inner<E> {
         let state = &mut *guard;
         let sealed = state.domains[domain].sealed.take().expect("an epoch is being committed");
         state.commit_clock += 1;
+        let joined = state.joined_in(domain).is_some().then(|| state.staged.take()).flatten();
         for &pair in &sealed.pairs {
             let work = state.pairs.work_mut(pair);
-            let pending = std::mem::take(&mut work.sealed);
+            let mut pending = std::mem::take(&mut work.sealed);
+            if let Some(joined) = joined.as_ref().and_then(|joined| joined.pending.get(&pair)) {
+                work.busy -= joined.blocks();
+                pending = pending.then(joined);
+            }
             let binding = work.sealed_binding.take();
             work.doubt = false;
             work.wake(pending.blocks());
@@ -328,6 +348,10 @@ impl<E: Env> Inner<E> {
         domain.committed = sealed.number;
         domain.commit = None;
         domain.decided.notify_waiters();
+        if let Some(joined) = joined {
+            let cut = self.cut_of(domain);
+            state.end_staged(&joined, Ok(cut));
+        }
         if let Some(sequence) = sequence {
             self.journal.publish(sequence);
         }

@@ -1,7 +1,7 @@
 //! Consistency groups as an operator asks for them: cuts on demand.
 
-use super::domain::Point;
-use super::{IoError, Unit};
+use super::domain::{Domain, Point};
+use super::{Inner, IoError, Unit};
 use crate::env::Env;
 use crate::format::group::TransactionId;
 use crate::mds::client::Client;
@@ -45,11 +45,21 @@ impl<E: Env> Unit<E> {
         let state = inner.state.borrow();
         let domain = &state.domains[index];
         let last_cut = domain.group.as_ref().and_then(|group| group.last_cut);
-        let own = TransactionId {
-            coordinator: 0,
-            incarnation: inner.journal.incarnation(),
-            number: domain.committed,
-        };
-        Some(Ok(last_cut.filter(|_| shared).unwrap_or(own)))
+        Some(Ok(last_cut.filter(|_| shared).unwrap_or_else(|| inner.own_cut(domain))))
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// The transaction that commits what is sealed of a domain, or this unit's own number of what
+    /// is committed.
+    pub(super) fn cut_of(&self, domain: &Domain) -> TransactionId {
+        let global = domain.transaction().filter(|_| domain.is_shared());
+        global.map_or_else(|| self.own_cut(domain), |(transaction, _)| transaction)
+    }
+
+    /// This unit's own number of what is committed of a domain.
+    fn own_cut(&self, domain: &Domain) -> TransactionId {
+        let (coordinator, number) = (0, domain.committed);
+        TransactionId { coordinator, incarnation: self.journal.incarnation(), number }
     }
 }

@@ -256,6 +256,11 @@ impl Domain {
         }
     }
 
+    /// The membership that it serves by; 0: none yet.
+    pub fn serves(&self) -> Option<u32> {
+        self.group.as_ref().map(|membership| membership.standing.version)
+    }
+
     /// Whether others have a part in it.
     pub fn is_shared(&self) -> bool {
         self.group.as_ref().is_some_and(|membership| membership.shared)

@@ -7,8 +7,8 @@
 //! # Contracts
 //!
 //! - **Held**: blocks that the group names are neither read nor written; its extents and pairs are
-//!   nobody else's; its pairs are not settled, and not bound anew: a later binding that were durable
-//!   first would make the group impossible to apply.
+//!   nobody else's; its pairs are not settled, and not bound anew: a later binding that were
+//!   durable first would make the group impossible to apply.
 //! - **Waiting**: a request that touches them waits as long as the configuration says, and then
 //!   fails with the reason.
 
@@ -102,10 +102,11 @@ impl State {
     fn is_in_doubt(&self, volume: usize, blocks: &Range<u64>, geometry: Geometry) -> bool {
         extents(blocks.clone(), geometry).any(|(logical, local, _)| {
             let pair = self.volumes[volume].pair(logical);
-            let work = pair.and_then(|pair| self.pairs.work(pair));
-            work.is_some_and(|work| {
-                work.doubt && work.sealed.blocks().meets(BlockSet::range(local))
-            })
+            let Some(pair) = pair else { return false };
+            let blocks = BlockSet::range(local);
+            let work = self.pairs.work(pair);
+            work.is_some_and(|work| work.doubt && work.sealed.blocks().meets(blocks))
+                || self.is_voted(pair, blocks)
         })
     }
 
@@ -127,7 +128,8 @@ impl<E: Env> Inner<E> {
         loop {
             let decided = {
                 let state = self.state.borrow();
-                if state.doubts == 0 || !state.is_in_doubt(volume, blocks, self.geometry) {
+                let nothing = state.doubts == 0 && state.staged.is_none();
+                if nothing || !state.is_in_doubt(volume, blocks, self.geometry) {
                     return Ok(());
                 }
                 Rc::clone(&state.domain_of(volume).decided)
@@ -153,17 +155,19 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// What was in doubt in a domain is not any more.
-    pub(super) fn resolve(&self, domain: usize) {
+    /// What was in doubt in a domain, if anything was, is not any more.
+    pub(super) fn resolve(&self, domain: usize) -> bool {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let membership = state.domains[domain].group.as_mut().expect("it is a group's");
-        if std::mem::take(&mut membership.doubt) {
+        let doubt = std::mem::take(&mut membership.doubt);
+        if doubt {
             state.doubts -= 1;
             let domain = &state.domains[domain];
             domain.decided.notify_waiters();
             state.wake_everyone();
         }
+        doubt
     }
 }
 

@@ -29,9 +29,12 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use tokio::sync::Notify;
 
-use super::domain::{Domain, Point};
+use super::atomic::AtomicError;
+use super::domain::Point;
 use super::error::IoError;
 use super::regroup::Grouping;
+use super::state::State;
+use super::state::VolumeState;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::group::{GroupState, TransactionId};
@@ -40,7 +43,7 @@ use crate::mds::error::MdsError;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{CommitStep, Operation};
 use crate::txn::participant::{Action, Progress};
-use crate::txn::{GroupId, Order, Report, Trouble};
+use crate::txn::{GroupId, Order, Phase, Report, Trouble};
 
 /// How often is asked while a transaction is under way or wanted.
 const BUSY: Duration = Duration::from_millis(20);
@@ -102,7 +105,8 @@ impl<E: Env> Unit<E> {
         loop {
             let orders = coordinator.coordinate(inner.reports()).await?;
             let groupings: Vec<Grouping> = orders.iter().map(Grouping::from).collect();
-            for grouping in groupings {
+            // A group that is over is left when what is in doubt of it is resolved.
+            for grouping in groupings.into_iter().filter(|of| !of.volumes.is_empty()) {
                 // What cannot be served is said to the coordinator, and in the status.
                 let _ = inner.regroup(&grouping).await;
             }
@@ -169,8 +173,12 @@ impl<E: Env> Inner<E> {
             shared.map(|domain| if domain.is_hasty() { BUSY } else { IDLE }).min()
         };
         match pace {
-            None => drop(woken.await),
-            Some(pace) => drop(select(woken, pin!(self.env.sleep(pace))).await),
+            None => {
+                woken.await;
+            }
+            Some(pace) => {
+                select(woken, pin!(self.env.sleep(pace))).await;
+            }
         }
     }
 
@@ -178,14 +186,20 @@ impl<E: Env> Inner<E> {
     fn reports(&self) -> Vec<Report> {
         let state = self.state.borrow();
         let at_server = self.journal.is_at_server();
-        let reports = state.domains.iter().flat_map(|domain| {
+        let reports = state.domains.iter().enumerate().filter_map(|(index, domain)| {
             let membership = domain.group.as_ref()?;
             let unable = (membership.shared && at_server).then_some(
                 "its flags are at the metadata server, and its volumes commit only by themselves",
             );
             let refused = domain.failed.as_deref().or(membership.unformed.as_deref()).or(unable);
-            let wants = self.is_wanted(domain);
-            Some(membership.standing.reports(membership.group, wants, refused))
+            let wants = self.is_wanted(&state, index);
+            let mut said = membership.standing.reports(membership.group, wants, refused);
+            let joined = state.joined_in(index).map(|staged| staged.atomic);
+            for report in &mut said {
+                let asks = matches!(report.phase, Phase::Idle | Phase::Done);
+                report.atomic = if asks { state.asked_in(index) } else { joined };
+            }
+            Some(said)
         });
         reports.flatten().collect()
     }
@@ -196,11 +210,18 @@ impl<E: Env> Inner<E> {
         for order in orders {
             let wanted = {
                 let state = self.state.borrow();
-                let known = state.group_domain(order.group).map(|at| &state.domains[at]);
-                match known.and_then(|domain| domain.group.as_ref()) {
+                let at = state.group_domain(order.group);
+                let known = at.map(|at| &state.domains[at]);
+                let changed = match known.and_then(|domain| domain.group.as_ref()) {
                     Some(of) => of.standing.next(order) == Some(Action::Regroup),
                     None => !order.volumes.is_empty(),
-                }
+                };
+                // Those that are in another group still leave that first: it is over, and until
+                // this unit has taken that in, others would have to commit what is pending there
+                // (found by the simulator).
+                let mut members = state.volumes.iter().filter(|of| order.volumes.contains(&of.id));
+                let free = |of: &VolumeState| of.domain == of.alone || Some(of.domain) == at;
+                changed && members.all(free)
             };
             if wanted && self.talk.forming.borrow_mut().insert(order.group) {
                 let (inner, grouping) = (Rc::clone(self), Grouping::from(order));
@@ -287,7 +308,7 @@ impl<E: Env> Inner<E> {
     async fn wait_for_orders(&self, domain: usize) {
         let (wake, age) = {
             let mut state = self.state.borrow_mut();
-            let wanted = self.is_wanted(&state.domains[domain]);
+            let wanted = self.is_wanted(&state, domain);
             let of = &mut state.domains[domain];
             let since = of.open.since.filter(|_| !wanted);
             let wake = Rc::clone(&of.wake);
@@ -307,13 +328,22 @@ impl<E: Env> Inner<E> {
     }
 
     /// Whether somebody wants the open epoch committed, or it has been open for long.
-    fn is_wanted(&self, domain: &Domain) -> bool {
+    fn is_wanted(&self, state: &State, index: usize) -> bool {
+        let domain = &state.domains[index];
         let age = domain.open.since.map(|since| self.env.now().since(since));
         let old = self.config.commit_interval.is_some_and(|max| age.is_some_and(|age| age >= max));
-        domain.wanted >= domain.open.number || old
+        domain.wanted >= domain.open.number || old || state.asked_in(index).is_some()
     }
 
     fn seal_globally(&self, domain: usize, transaction: TransactionId) {
+        {
+            let mut state = self.state.borrow_mut();
+            let orders = state.domains[domain].group.iter().flat_map(|of| &of.orders);
+            let mut of_it = orders.filter(|order| order.transaction == Some(transaction));
+            if let Some(carried) = of_it.find_map(|order| order.atomic) {
+                state.join_staged(domain, carried.id);
+            }
+        }
         self.seal(domain);
         self.note_step(domain, CommitStep::Draining, self.env.now());
         let mut state = self.state.borrow_mut();
@@ -348,6 +378,7 @@ impl<E: Env> Inner<E> {
             prepared = Some(appended);
         }
         let mut state = self.state.borrow_mut();
+        state.note_vote(domain);
         let of = &mut state.domains[domain];
         of.group.as_mut().expect("it is a group's").prepared = prepared;
         of.note_progress(transaction, Progress::Prepared);
@@ -377,9 +408,12 @@ impl<E: Env> Inner<E> {
         }
         let started = self.state.borrow().domains[domain].commit.map(|(_, started)| started);
         self.publish(domain, prepared);
-        self.resolve(domain);
+        if self.resolve(domain) {
+            self.counters.doubts_committed.increment();
+        }
         self.conclude(domain, transaction, true);
         self.counters.commits.increment();
+        self.counters.global_commits.increment();
         if let Some(started) = started {
             self.latencies.record(Operation::Commit, self.env.now().since(started));
         }
@@ -401,7 +435,11 @@ impl<E: Env> Inner<E> {
         if doubt {
             self.drop_sealed(domain).await;
             self.resolve(domain);
+            self.counters.doubts_aborted.increment();
         } else {
+            self.counters.global_aborts.increment();
+            let reason = "not all of its targets were ready, or one of them cannot commit";
+            self.state.borrow_mut().drop_joined(domain, AtomicError::Aborted(reason.into()));
             self.merge_back(domain);
             // The group goes at once: what it has of the room for payload is wanted again.
             if let Err(error) = self.checkpoint().await {
@@ -465,14 +503,15 @@ impl<E: Env> Inner<E> {
         since: crate::env::Moment,
     ) -> Result<(), IoError> {
         let waited = self.env.now().since(since);
+        let shared = self.state.borrow().domains[domain].is_shared();
+        if !shared {
+            decided.notified().await;
+            return Ok(());
+        }
         let why = {
             let state = self.state.borrow();
-            let Some(membership) = state.domains[domain].group.as_ref().filter(|of| of.shared)
-            else {
-                drop(state);
-                decided.notified().await;
-                return Ok(());
-            };
+            let membership = state.domains[domain].group.as_ref();
+            let membership = membership.expect("a shared domain is of a group");
             let patience = self.config.mds_timeout;
             let over = patience.is_some_and(|patience| waited >= patience);
             let name = &membership.name;

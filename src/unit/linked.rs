@@ -44,10 +44,10 @@ impl Ages {
         self.0.borrow_mut().insert(sequence, now);
     }
 
-    /// Some were unlinked.
+    /// Some were unlinked, ascending.
     pub fn forget(&self, gone: &[Sequence]) {
         let mut ages = self.0.borrow_mut();
-        ages.retain(|sequence, _| !gone.contains(sequence));
+        ages.retain(|sequence, _| gone.binary_search(sequence).is_err());
     }
 
     fn get(&self, sequence: Sequence) -> Option<Moment> {
@@ -60,12 +60,12 @@ impl<E: Env> Unit<E> {
     /// metadata server there are none.
     pub fn linked_groups(&self) -> Vec<LinkedGroup> {
         let inner = &self.0;
-        inner.journal.show().into_iter().map(|shown| inner.linked_group(shown)).collect()
+        inner.journal.show().iter().map(|shown| inner.linked_group(shown)).collect()
     }
 }
 
 impl<E: Env> Inner<E> {
-    fn linked_group(&self, shown: Shown) -> LinkedGroup {
+    fn linked_group(&self, shown: &Shown) -> LinkedGroup {
         let state = self.state.borrow();
         let of = state.domains.iter().find(|domain| domain.number == shown.domain);
         let alone = |domain: &Domain| {
@@ -86,7 +86,7 @@ impl<E: Env> Inner<E> {
             global: shown.transaction.coordinator == crate::txn::COORDINATOR,
             slots: shown.slots,
             bytes: shown.bytes,
-            why: why(&shown),
+            why: why(shown),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | [`admission`] | the instant at which a request joins an epoch |
 //! | [`read`], [`write`](mod@write), [`volume`] | requests |
 //! | [`commit`] | epochs: seal, drain, flush, harden, publish |
+//! | [`staged`], [`atomic`] | writes to several volumes that take place together |
 //! | [`payload`], [`destage`] | data in the journal |
 //! | [`global`], [`undo`], [`doubt`] | groups that other units have a part in |
 //! | [`settle`], [`copy`], [`discard`] | giving journal areas back |
@@ -32,6 +33,7 @@
 
 mod admission;
 mod allotment;
+mod atomic;
 pub mod block;
 mod commit;
 mod copy;
@@ -60,6 +62,7 @@ mod recovery;
 mod regroup;
 pub mod request;
 mod settle;
+mod staged;
 mod state;
 mod undo;
 mod upkeep;
@@ -73,6 +76,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, RwLock};
 
+pub use atomic::{AtomicError, AtomicWrite, HOLD_MAX, Ready, TXN_MAX_DEFAULT};
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
 pub use lease::Ownership;
@@ -139,6 +143,8 @@ pub struct Config {
     pub grant: Option<u32>,
     /// How long a request waits for contents of which it is not known whether they were committed.
     pub doubt_timeout: Duration,
+    /// The most data of an atomic request, in bytes.
+    pub txn_max: u64,
 }
 
 impl Default for Config {
@@ -156,6 +162,7 @@ impl Default for Config {
             nvram_write_max: 0,
             grant: None,
             doubt_timeout: DOUBT_TIMEOUT_DEFAULT,
+            txn_max: TXN_MAX_DEFAULT,
         }
     }
 }
@@ -355,6 +362,12 @@ impl<E: Env> Unit<E> {
         result
     }
 
+    /// Puts all data that is committed, and in the journal alone, in its place on the devices, as
+    /// far as those work.
+    pub async fn destage(&self) {
+        self.0.destage_all().await;
+    }
+
     /// Ends the journaling of all areas, or of one volume's, after a commit; areas that are in use
     /// meanwhile are passed over.
     pub async fn settle(&self, volume: Option<VolumeId>) -> Result<SettleReport, IoError> {
@@ -370,6 +383,9 @@ impl<E: Env> Unit<E> {
         {
             let mut state = self.0.state.borrow_mut();
             state.stopping = true;
+            if state.staged.as_ref().is_some_and(|staged| !staged.is_joined()) {
+                state.drop_staged(AtomicError::Io(IoError::ShuttingDown));
+            }
             state.wake_everyone();
         }
         let committed = self.commit(None).await;

@@ -167,9 +167,6 @@ impl Ledger {
     pub fn keep(&mut self, overlay: &mut Overlay, open: bool, block: usize, bytes: Bytes) {
         let before = overlay.pending_layer(open).insert(block, bytes);
         self.pending += usize::from(before.is_none());
-        if mutated(Mutant::PayloadDroppedForPending) {
-            self.supersede(overlay, BlockSet::one(block));
-        }
     }
 
     /// An epoch has changed blocks otherwise: their bytes are on a device, or they have none.
@@ -225,7 +222,8 @@ impl Ledger {
         }
     }
 
-    fn supersede(&mut self, overlay: &mut Overlay, blocks: BlockSet) {
+    /// Committed contents of some blocks are not needed any more.
+    pub fn supersede(&mut self, overlay: &mut Overlay, blocks: BlockSet) {
         overlay.committed.remove(blocks).into_iter().for_each(|gone| self.let_go(gone.group));
     }
 

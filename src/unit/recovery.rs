@@ -434,6 +434,17 @@ fn keep_payload(
     Ok(())
 }
 
+/// The volumes without anything behind them, each in a domain of its own.
+fn volume_states(geometry: Geometry, volumes: &[VolumeInfo]) -> Vec<VolumeState> {
+    let state = |(alone, info): (usize, &VolumeInfo)| {
+        let extents = geometry.extents_for(info.size) as u32;
+        let stage = if info.deleting { Stage::Deleting } else { Stage::Live };
+        let state = VolumeState::new(info.id, &info.name, info.size, extents, alone);
+        VolumeState { stage, ..state }
+    };
+    volumes.iter().enumerate().map(state).collect()
+}
+
 fn build_state(
     geometry: Geometry,
     (lines, seen): (Vec<Line>, &[Line]),
@@ -441,16 +452,7 @@ fn build_state(
     (pool, grant, data_extents): (ExtentPool, Grant, u32),
     stale_pages: BTreeSet<u32>,
 ) -> Result<State, RecoverError> {
-    let mut states: Vec<VolumeState> = volumes
-        .iter()
-        .enumerate()
-        .map(|(alone, info)| {
-            let extents = geometry.extents_for(info.size) as u32;
-            let stage = if info.deleting { Stage::Deleting } else { Stage::Live };
-            let state = VolumeState::new(info.id, &info.name, info.size, extents, alone);
-            VolumeState { stage, ..state }
-        })
-        .collect();
+    let mut states = volume_states(geometry, volumes);
     let mut free_pairs = Numbers::none(lines.len() as u32);
     let mut bound = Vec::new();
     // Where a pair belongs is what it is if all that is in doubt took place.
@@ -502,6 +504,8 @@ fn build_state(
         leaving: 0,
         next_ticket: 0,
         commit_clock: 0,
+        staged: None,
+        staged_ended: Rc::default(),
         stopping: false,
     };
     bound.into_iter().for_each(|pair| state.line_changed(pair));

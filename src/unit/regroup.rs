@@ -8,13 +8,15 @@
 //!   epoch is full.
 //! - **Alone**: what is pending in the domain that is left is committed by this unit alone. So a
 //!   domain that other units have a part in is made this unit's own before
-//!   ([`Membership::shared`](super::domain::Membership::shared)), while no transaction is under way.
+//!   ([`Membership::shared`](super::domain::Membership::shared)), while no transaction is under
+//!   way.
 //! - **Failure**: a volume stays where it is when that domain has stopped; the group is not served
 //!   by this unit then.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::atomic::AtomicError;
 use super::domain::{Domain, Membership, Point};
 use super::{Inner, Unit};
 use crate::env::Env;
@@ -50,6 +52,10 @@ impl<E: Env> Inner<E> {
     pub(super) async fn regroup(self: &Rc<Self>, grouping: &Grouping) -> Result<(), Arc<str>> {
         let _one_at_a_time = self.management.lock.lock().await;
         let Some(domain) = self.group_domain(grouping) else { return Ok(()) };
+        let served = self.state.borrow().domains[domain].serves();
+        if served == Some(grouping.version) && !grouping.volumes.is_empty() {
+            return Ok(());
+        }
         let formed = self.form(domain, grouping).await;
         let mut state = self.state.borrow_mut();
         let of = &mut state.domains[domain];
@@ -136,6 +142,8 @@ impl<E: Env> Inner<E> {
         loop {
             let point = {
                 let mut state = self.state.borrow_mut();
+                let changed = "a consistency group is changed".into();
+                state.drop_waiting(from, AtomicError::Aborted(changed));
                 let domain = &state.domains[from];
                 if let Some(reason) = &domain.failed {
                     return Err(Arc::clone(reason));

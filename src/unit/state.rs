@@ -15,6 +15,7 @@ use super::grant::{Grant, Step};
 use super::payload::{Ledger, Overlay};
 use super::pool::{ExtentPool, Numbers};
 use super::request::Seat;
+use super::staged::Staged;
 use crate::format::blocks::{BlockMap, BlockSet};
 use crate::format::home::{Line, home_page};
 use crate::format::ids::{LogicalExtent, PairId, VolumeId};
@@ -279,6 +280,10 @@ pub struct State {
     pub stale_pages: BTreeSet<u32>,
     /// How much payload there is.
     pub payload: Ledger,
+    /// The atomic request that is held.
+    pub staged: Option<Staged>,
+    /// Wakes those who wait until it is not any more.
+    pub staged_ended: Rc<Notify>,
     /// Tickets of those who wait for extents, in order.
     pub space_queue: VecDeque<(u64, Rc<Notify>)>,
     /// Volumes that are being deleted or cut, whose extents come back.
@@ -425,7 +430,12 @@ impl State {
 
     /// Where the newest visible contents of a pair's blocks lie.
     pub fn visible(&self, pair: PairId) -> BlockMap {
-        let committed = self.pairs.line(pair).map;
+        let mut committed = self.pairs.line(pair).map;
+        if mutated(Mutant::StagedVisible)
+            && let Some(staged) = self.staged.as_ref().and_then(|of| of.pending.get(&pair))
+        {
+            committed = staged.over(committed);
+        }
         match self.pairs.work(pair) {
             Some(_) if mutated(Mutant::PendingNotRead) => committed,
             Some(work) if mutated(Mutant::SealedNotRead) => work.open.over(committed),

@@ -12,6 +12,7 @@
 use std::rc::Rc;
 
 use super::Inner;
+use super::atomic::AtomicError;
 use super::domain::Epoch;
 use super::state::State;
 use crate::env::Env;
@@ -65,6 +66,7 @@ impl<E: Env> Inner<E> {
     /// The group has lost what a member had pending: forgets what is pending here, too, and goes on
     /// in that life.
     pub(super) async fn go_back(&self, domain: usize, life: u32) {
+        self.counters.resets.increment();
         {
             let mut guard = self.state.borrow_mut();
             let state = &mut *guard;
@@ -76,6 +78,8 @@ impl<E: Env> Inner<E> {
         self.all_ended(domain).await;
         let epoch = {
             let mut state = self.state.borrow_mut();
+            let lost = state.domains[domain].went_back();
+            state.drop_waiting(domain, AtomicError::Io(lost));
             let of = &mut state.domains[domain];
             assert!(of.sealed.is_none(), "no transaction is under way");
             let next = Epoch { number: of.open.number + 1, ..Epoch::default() };

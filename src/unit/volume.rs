@@ -69,6 +69,23 @@ impl<E: Env> Volume<E> {
         Self { unit, seat: Seat { volume: index, life: of.life }, id: of.id }
     }
 
+    /// A handle of the volume's present life, for a new client: as soon as all members of its group
+    /// are in that life, who would otherwise lose what they still acknowledge in the one before ‡.
+    pub async fn opened(&self) -> Self {
+        loop {
+            let decided = {
+                let state = self.unit.state.borrow();
+                let domain = state.domain_of(self.seat.volume);
+                if !domain.returning || domain.failed.is_some() || state.stopping {
+                    let of = &state.volumes[self.seat.volume];
+                    return Self::new(Rc::clone(&self.unit), self.seat.volume, of);
+                }
+                Rc::clone(&domain.decided)
+            };
+            decided.notified().await;
+        }
+    }
+
     /// Its number.
     pub fn id(&self) -> VolumeId {
         self.id

@@ -51,9 +51,9 @@ pub(super) fn push_piece(pieces: &mut Pieces, piece: Piece) {
 }
 
 impl<E: Env> Inner<E> {
-    /// Writes `len` bytes that lie in `buf` from `span.offset % block` on, to the devices or for the
-    /// journal ([`super::payload`]). The buffer holds all blocks that the span touches, and two more
-    /// where it does not begin and end at blocks.
+    /// Writes `len` bytes that lie in `buf` from `span.offset % block` on, to the devices or for
+    /// the journal ([`super::payload`]). The buffer holds all blocks that the span touches, and two
+    /// more where it does not begin and end at blocks.
     pub(super) async fn write(
         &self,
         seat: Seat,
@@ -176,7 +176,7 @@ impl<E: Env> Inner<E> {
 
     /// Where the written blocks of a request go, run by run. `place` says where in the buffer
     /// the block that begins at a byte of the volume lies.
-    fn write_pieces(&self, parts: &Parts, place: impl Fn(u64) -> usize) -> Pieces {
+    pub(super) fn write_pieces(&self, parts: &Parts, place: impl Fn(u64) -> usize) -> Pieces {
         let block = self.geometry.block_size() as usize;
         let state = self.state.borrow();
         let mut pieces = Pieces::new();
@@ -200,7 +200,8 @@ impl<E: Env> Inner<E> {
         pieces
     }
 
-    async fn write_all(
+    /// Writes the pieces of an admitted request.
+    pub(super) async fn write_all(
         &self,
         admitted: &Admitted<'_, E>,
         buf: &mut Buf,

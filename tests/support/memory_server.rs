@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use flipside::front::control::{self, Operator, Request};
+use flipside::front::control::{self, Operator, Request, Session};
 use flipside::front::listen::Address;
 use flipside::front::nbd::{Limits, PAYLOADS_MIN, Server};
 use flipside::front::{ErrorKind, Export, ExportError, PAYLOAD_MAX, Placement, Run};
@@ -193,6 +193,14 @@ struct Control {
 }
 
 impl Operator for Control {
+    type Session = Self;
+
+    fn session(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl Session for Control {
     fn operate(&self, request: Request) -> impl Future<Output = Result<Value, String>> + 'static {
         let this = self.clone();
         async move {
@@ -213,7 +221,7 @@ impl Operator for Control {
                 }
                 Request::Journal => Err("there is no journal in memory".into()),
                 Request::Settle { .. } => Err("nothing settles in memory".into()),
-                Request::Volume(_) | Request::Group(_) => {
+                Request::Volume(_) | Request::Group(_) | Request::Txn(_) => {
                     Err("the volumes in memory do not change".into())
                 }
             }

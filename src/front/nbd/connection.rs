@@ -180,6 +180,7 @@ async fn shake_hands<X: Export>(
                 let wanted = &exports[export].name;
                 // It may have been removed while the reply was on its way.
                 let export = server.export(wanted).ok_or(Reason::UnknownExport)?;
+                let export = export.opened().await;
                 return Ok(Some(Agreed { export, framing, status }));
             }
             Some(Finished::Close(reason)) => return Err(reason.into()),

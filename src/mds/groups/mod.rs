@@ -338,6 +338,7 @@ fn no_group(report: &Report) -> Order {
         shared: false,
         life: 0,
         whole: false,
+        atomic: None,
         transaction,
         stage: if transaction.is_some() { Stage::Aborted } else { Stage::Rest },
         trouble: None,

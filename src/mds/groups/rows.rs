@@ -4,11 +4,11 @@
 //! | --- | --- | --- |
 //! | groups | all ones | one [`RawHead`] |
 //! | groups | number | one [`RawGroup`]; the name; [`RawMember`]s |
-//! | decisions | group's number | one [`RawDecision`]; the pools that are waited for, 16 bytes each |
+//! | decisions | group's number | one [`RawDecision`]; the pools waited for, 16 bytes each |
 //!
 //! | operation | request's body | reply's body |
 //! | --- | --- | --- |
-//! | CreateGroup | one [`RawCreate`]; the name; [`RawNamed`]s, each followed by its name | U32: number |
+//! | CreateGroup | one [`RawCreate`]; the name; [`RawNamed`]s, each before its name | U32: number |
 //! | DeleteGroup | one U32: number | empty |
 
 use zerocopy::little_endian::{U16, U32};

@@ -7,7 +7,7 @@ use crate::format::group::TransactionId;
 use crate::format::ids::{PoolId, VolumeId};
 use crate::mds::raw::Malformed;
 use crate::mds::records::NAME_BYTES_MAX;
-use crate::txn::wire::{RawTransaction, stage};
+use crate::txn::wire::{RawTransaction, cut, stage};
 use crate::txn::{GroupId, REASON_MAX, Stage, Trouble};
 
 /// Bytes of a unit's name: a pool's.
@@ -92,9 +92,9 @@ const _: () = assert!(size_of::<RawMemberSeen>() == 156);
 
 /// Puts as much of a text into a field as it takes; gives how many bytes that are.
 fn put(text: &str, field: &mut [u8]) -> u8 {
-    let len = text.floor_char_boundary(field.len().min(u8::MAX.into()));
-    field[..len].copy_from_slice(&text.as_bytes()[..len]);
-    len as u8
+    let text = cut(text, field.len().min(u8::MAX.into()));
+    field[..text.len()].copy_from_slice(text.as_bytes());
+    text.len() as u8
 }
 
 fn text(field: &[u8], len: usize) -> Result<String, Malformed> {

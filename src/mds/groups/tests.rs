@@ -73,7 +73,15 @@ impl Rig {
         phase: Phase,
     ) -> Order {
         let wants = phase == Phase::Idle;
-        let report = Report { group: GroupId(0), version: 1, life, wants, transaction: at, phase };
+        let report = Report {
+            group: GroupId(0),
+            version: 1,
+            life,
+            wants,
+            atomic: None,
+            transaction: at,
+            phase,
+        };
         self.groups.hear(pool, std::slice::from_ref(&report), NOW);
         self.commit();
         self.groups.orders(pool, &[report], NOW).remove(0)

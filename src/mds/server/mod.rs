@@ -249,12 +249,7 @@ impl<P: Clone + PartialEq> Server<P> {
         }
         self.harden_for_anyone(datagram);
         let Some(session) = self.sessions.get_mut(&header.session) else {
-            // A session that is detached already is what a repeated detach wants.
-            let detached = header.operation == Operation::Detach;
-            let outcome = if detached { Ok(Vec::new()) } else { Err((Refusal::UnknownSession, 0)) };
-            if datagram.part == 0 {
-                turn.reply(peer, header, PAYLOAD_MIN, outcome);
-            }
+            turn.answer_unknown(peer, datagram);
             return true;
         };
         let payload_max = session.payload_max();
@@ -388,20 +383,16 @@ impl<P: Clone + PartialEq> Server<P> {
             }
             Operation::Transact => {
                 catalog.transact(unit, &primitives(body)?)?;
-                let view = catalog.view();
-                return Ok(RawTold::from(self.told(claim.pool, view)).as_bytes().to_vec());
+                return Ok(self.told(claim.pool));
             }
             Operation::HardenExtentFlags => {
                 let records = record::unpack(body).ok_or(Malformed);
                 catalog.harden(unit, &well_formed(records)?)?;
-                let view = catalog.view();
-                return Ok(RawTold::from(self.told(claim.pool, view)).as_bytes().to_vec());
+                return Ok(self.told(claim.pool));
             }
             Operation::AllocateJournalSpace | Operation::AllocateDataExtents => {
-                let purpose = match operation {
-                    Operation::AllocateJournalSpace => Use::Journal,
-                    _ => Use::Data,
-                };
+                let any = operation == Operation::AllocateJournalSpace;
+                let purpose = if any { Use::Journal } else { Use::Data };
                 let count: U32 = well_formed(raw::one(body))?;
                 return Ok(raw::grants_body(&catalog.allocate(unit, purpose, count.get())));
             }
@@ -438,10 +429,12 @@ impl<P: Clone + PartialEq> Server<P> {
 
     /// How far lines of a pool have changed, what this turn did so far included, and its readers
     /// followed.
-    fn told(&self, pool: PoolId, view: u64) -> Told {
+    fn told(&self, pool: PoolId) -> Vec<u8> {
+        let view = self.pools.catalog(pool).map_or(0, Catalog::view);
         let of_pool = self.sessions.values().filter(|known| known.claim().pool == pool);
         let acknowledged = of_pool.filter_map(Session::acknowledged);
-        Told { view, horizon: acknowledged.min().unwrap_or(u64::MAX) }
+        let told = Told { view, horizon: acknowledged.min().unwrap_or(u64::MAX) };
+        RawTold::from(told).as_bytes().to_vec()
     }
 
     fn query(&mut self, header: Header, claim: Option<&Claim>, body: &[u8]) -> Outcome {
@@ -481,9 +474,7 @@ impl<P: Clone + PartialEq> Server<P> {
         let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
         let page = || well_formed(raw::one::<RawPage>(body));
         match operation {
-            Operation::Renew => {
-                Ok(RawTold::from(self.told(claim.pool, catalog.view())).as_bytes().to_vec())
-            }
+            Operation::Renew => Ok(self.told(claim.pool)),
             Operation::Status => {
                 let counters = self.with_own(self.pools.counters(claim.pool));
                 Ok(raw::pack(counters.words().map(U64::new)))
@@ -573,6 +564,16 @@ impl<P> Turn<P> {
             self.queries.push(Query { peer, header, claim: None, payload_max, body });
         }
         datagram.parts == 1
+    }
+
+    /// Answers a mutation or question of a session that there is not (any more).
+    fn answer_unknown(&mut self, peer: P, datagram: &Datagram<'_>) {
+        // A session that is detached already is what a repeated detach wants.
+        let detached = datagram.header.operation == Operation::Detach;
+        let outcome = if detached { Ok(Vec::new()) } else { Err((Refusal::UnknownSession, 0)) };
+        if datagram.part == 0 {
+            self.reply(peer, datagram.header, PAYLOAD_MIN, outcome);
+        }
     }
 
     fn reply(&mut self, peer: P, header: Header, payload_max: usize, outcome: Outcome) {
