@@ -99,9 +99,7 @@ async fn unit(env: &OsEnv, options: &Options, at: SocketAddr, names: &[String]) 
     File::create(&memory).and_then(|file| file.set_len(NVRAM)).expect("room for the NVRAM");
     let nvram = OsNvram::open(env.ring(), &memory, true).await.expect("an NVRAM");
     // Both stay as long as they are open.
-    for path in [&path, &memory] {
-        fs::remove_file(path).expect("it is there");
-    }
+    [path, memory].iter().for_each(|path| fs::remove_file(path).expect("it is there"));
     let mut pool = PoolId(*b"pool of 1st vol.");
     pool.0[15] = names[0].as_bytes()[3];
     let region = nvram.part(0, NVRAM);

@@ -37,7 +37,8 @@ use crate::mutants::{Mutant, mutated};
 use crate::observe::{Cause, CommitStep, Operation};
 
 impl<E: Env> Inner<E> {
-    /// Makes durable all that had been acknowledged when this was called.
+    /// Makes durable all that had been acknowledged when this was called, on all units of the
+    /// volume's group.
     pub(super) async fn flush(&self, volume: usize) -> Result<(), IoError> {
         let (newest, domain) = {
             let state = self.state.borrow();
@@ -45,7 +46,7 @@ impl<E: Env> Inner<E> {
             if let Some(reason) = &domain.failed {
                 return Err(IoError::Latched(Arc::clone(reason)));
             }
-            (domain.newest_dirty(), state.volumes[volume].domain)
+            (domain.newest_anywhere(), state.volumes[volume].domain)
         };
         match newest {
             Some(epoch) => self.committed(Point { domain, epoch }).await,

@@ -25,18 +25,16 @@ impl<E: Env> Unit<E> {
     /// the epoch, by unit 0, whichever number the unit has in its pool.
     pub async fn cut(&self, name: &str) -> Option<Result<TransactionId, IoError>> {
         let inner = &self.0;
-        let (index, open, dirty) = {
+        let (index, wanted) = {
             let state = inner.state.borrow();
             let is_it = |of: &super::domain::Domain| {
                 of.group.as_ref().is_some_and(|group| *group.name == *name && !of.over)
             };
             let index = state.domains.iter().position(is_it)?;
             let domain = &state.domains[index];
-            (index, domain.open.number, domain.newest_dirty())
+            (index, domain.newest_anywhere())
         };
         let shared = inner.state.borrow().domains[index].is_shared();
-        // The others may have something to commit where this unit has nothing.
-        let wanted = if shared { Some(open) } else { dirty };
         if let Some(epoch) = wanted
             && let Err(error) = inner.committed(Point { domain: index, epoch }).await
         {

@@ -202,13 +202,19 @@ impl Domain {
         }
     }
 
-    /// The epoch that must be committed for all that was acknowledged so far to be durable.
+    /// The epoch that must be committed for all that was acknowledged here so far to be durable.
     pub fn newest_dirty(&self) -> Option<u64> {
         if !self.open.is_clean() {
             return Some(self.open.number);
         }
         let sealed = self.sealed.as_ref().filter(|_| !mutated(Mutant::CommitUnderWayIgnored));
         sealed.map(|sealed| sealed.number)
+    }
+
+    /// The epoch that must be committed for all that was acknowledged so far to be durable, on all
+    /// units ‡: others may have something to commit where this one has nothing.
+    pub fn newest_anywhere(&self) -> Option<u64> {
+        if self.is_shared() { Some(self.open.number) } else { self.newest_dirty() }
     }
 
     /// Whether nothing was admitted that is not committed.
