@@ -1,4 +1,4 @@
-//! Volumes as block devices of the kernel, in the machine.
+//! Volumes as block devices of the kernel, in the machine: by ublk, and by its NBD client.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -13,14 +13,15 @@ use crate::support::device::Device;
 use crate::support::programs::{PATIENCE, directory, run, try_run, wait_for};
 use crate::support::target::{BINARY, Service, Target, format};
 
-const VOLUME: u64 = 96 << 20;
+const VOLUME: u64 = 128 << 20;
 const MOUNT: &str = "/mnt/ublk";
 const BLOCK_DEVICE: &str = "/dev/ublkb0";
 
 /// How file systems are made and checked. What mkfs.xfs supports is larger than our volume.
-const FILE_SYSTEMS: [(&str, &[&str], [&str; 2]); 2] = [
-    ("mkfs.ext4", &["-qF"], ["e2fsck", "-fn"]),
-    ("mkfs.xfs", &["--unsupported", "-qf"], ["xfs_repair", "-n"]),
+const FILE_SYSTEMS: [([&str; 3], [&str; 3]); 3] = [
+    (["mkfs.ext4", "-q", "-F"], ["e2fsck", "-f", "-n"]),
+    (["mkfs.xfs", "--unsupported", "-qf"], ["xfs_repair", "-n", "-P"]),
+    (["mkfs.btrfs", "-q", "-fM"], ["btrfs", "check", "--readonly"]),
 ];
 
 fn pool(directory: &Path) -> (Device, Service) {
@@ -57,17 +58,13 @@ fn write_tree(folder: &Path, seed: u64) {
     }
 }
 
-fn mount() {
+fn mount(device: &str) {
     fs::create_dir_all(MOUNT).unwrap();
-    run("mount", arguments!["-o", "discard", BLOCK_DEVICE, MOUNT]);
+    run("mount", arguments!["-o", "discard", device, MOUNT]);
 }
 
-fn same(one: &Path, other: &Path) {
-    run("diff", arguments!["-r", one, other]);
-}
-
-/// Goal: the kernel is told the truth; a tree on ext4 and on xfs compares, after a restart of the
-/// target too; their checkers find nothing; and a target that stops leaves no device behind.
+/// Goal: the kernel is told the truth about the device, and a target that stops leaves none
+/// behind; file systems on it hold a tree, over a restart of the target, and are found clean.
 #[test]
 fn file_systems() {
     if available() {
@@ -80,35 +77,79 @@ fn file_systems() {
 #[ignore = "runs in the virtual machine"]
 fn inner_file_systems() {
     let directory = directory();
-    let original = directory.path().join("tree");
+    let (_device, service) = pool(directory.path());
+    let target = serve(&service);
+    let told = ["logical_block_size", "physical_block_size", "write_cache", "fua"].map(limit);
+    assert_eq!(told, ["512", "4096", "write back", "1"]);
+    let told = ["discard_granularity", "max_sectors_kb", "rotational"].map(limit);
+    assert_eq!(told, ["4096", "512", "0"]);
+    let sectors = fs::read_to_string("/sys/block/ublkb0/size").unwrap();
+    assert_eq!(sectors.trim(), (VOLUME / 512).to_string());
+    assert!(target.stop().success());
+    assert!(!Path::new(BLOCK_DEVICE).exists() && !Path::new("/dev/ublkc0").exists());
+    trees(directory.path(), &service, BLOCK_DEVICE, serve, |_| ());
+}
+
+/// Goal: the same file systems on the kernel's NBD client.
+#[test]
+fn file_systems_over_nbd() {
+    if available() {
+        passes(&[], "ublk::inner_file_systems_over_nbd");
+    }
+}
+
+/// Goal: the inner half of `file_systems_over_nbd`.
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn inner_file_systems_over_nbd() {
+    let directory = directory();
+    let (_device, service) = pool(directory.path());
+    let service = Service { arguments: Vec::new(), ..service };
+    run("modprobe", arguments!["nbd"]);
+    let attach = |service: &Service| {
+        let target = service.serve();
+        let socket = target.socket();
+        run("nbd-client", arguments!["-unix", socket, "-N", "vol0", "/dev/nbd0"]);
+        target
+    };
+    let detach = |device: &str| drop(run("nbd-client", arguments!["-d", device]));
+    trees(directory.path(), &service, "/dev/nbd0", attach, detach);
+}
+
+/// Each file system in turn: made, filled, trimmed, and after a restart of the target found clean
+/// and whole.
+fn trees(
+    directory: &Path,
+    service: &Service,
+    device: &str,
+    attach: impl Fn(&Service) -> Target,
+    detach: impl Fn(&str),
+) {
+    let original = directory.join("tree");
     write_tree(&original, 7);
-    for (make, options, check) in FILE_SYSTEMS {
-        let pool_directory = directory.path().join(make);
-        fs::create_dir_all(&pool_directory).unwrap();
-        let (_device, service) = pool(&pool_directory);
-        let target = serve(&service);
-        let told = ["logical_block_size", "physical_block_size", "write_cache", "fua"].map(limit);
-        assert_eq!(told, ["512", "4096", "write back", "1"]);
-        let told = ["discard_granularity", "max_sectors_kb", "rotational"].map(limit);
-        assert_eq!(told, ["4096", "512", "0"]);
-        assert_eq!(fs::read_to_string("/sys/block/ublkb0/size").unwrap().trim(), "196608");
-        let make_words = options.iter().copied().chain([BLOCK_DEVICE]).map(OsStr::new);
-        run(make, &make_words.collect::<Vec<_>>());
-        mount();
-        let copy = PathBuf::from(MOUNT).join("tree");
+    let copy = PathBuf::from(MOUNT).join("tree");
+    for (make, check) in FILE_SYSTEMS {
+        let target = attach(service);
+        run(make[0], &words(&make[1..], device));
+        mount(device);
         run("cp", arguments!["-r", original, copy]);
-        same(&original, &copy);
+        run("diff", arguments!["-r", original, copy]);
         run("fstrim", arguments![MOUNT]);
         run("umount", arguments![MOUNT]);
+        detach(device);
         assert!(target.stop().success());
-        assert!(!Path::new(BLOCK_DEVICE).exists() && !Path::new("/dev/ublkc0").exists());
-        let target = serve(&service);
-        run(check[0], arguments![check[1], BLOCK_DEVICE]);
-        mount();
-        same(&original, &copy);
+        let target = attach(service);
+        run(check[0], &words(&check[1..], device));
+        mount(device);
+        run("diff", arguments!["-r", original, copy]);
         run("umount", arguments![MOUNT]);
+        detach(device);
         assert!(target.stop().success());
     }
+}
+
+fn words<'a>(options: &[&'a str], device: &'a str) -> Vec<&'a OsStr> {
+    options.iter().copied().chain([device]).map(OsStr::new).collect()
 }
 
 /// Goal: what was flushed outlives the death of the target; the device it leaves behind is shown,

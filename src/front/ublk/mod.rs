@@ -8,7 +8,7 @@
 //!
 //! # What kernels have
 //!
-//! The kernel that `tools/vm` boots (Debian's 6.12.117) names the features complete-in-task,
+//! The kernel that `tools/vm` boots (Debian's 6.12) names the features complete-in-task,
 //! need-get-data, user-recovery, user-recovery-reissue, unprivileged, ioctl-encode, user-copy and
 //! zoned: neither zero copy nor automatic buffer registration, resizing, quiescing, failing I/O
 //! while nobody serves, or DMA alignment as a parameter. What that kernel has not is not used, as
