@@ -25,7 +25,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
 .PHONY: help setup build test soak sim sim-exhaustive mutants nbd-tester demo serve bench fuzz
-.PHONY: bench-journal bench-mds coverage install uninstall clean
+.PHONY: bench-journal bench-mds vm-test coverage install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,10 +41,16 @@ test: setup ## format check, clippy, unit, integration and simulator tests
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) test
 
+vm-test: setup ## what needs a kernel of its own, in a virtual machine (qemu, no KVM): 5 minutes
+	@tools/vm/setup >/dev/null
+	$(CARGO) test --test vm -- --nocapture
+
 soak: setup ## the same tests with the long counts: hours
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
 	FLIPSIDE_SEEDS=$${FLIPSIDE_CLUSTERS:-100000} $(CARGO) test --test cluster -- --nocapture
-	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move --test mds_kill -- --nocapture
+	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move --test mds_kill \
+		--test group_kill -- --nocapture
+	FLIPSIDE_GROUPS=1000000 $(CARGO) test --test global one_in_doubt -- --nocapture
 	@tools/nbd_tester.sh
 
 # SECONDS alone is a bound of time, SEEDS alone of number; both: whichever comes first. $(origin)
@@ -81,8 +87,9 @@ bench: setup build ## Flipside beside qemu-nbd on one RAM-backed device; writes 
 bench-mds: setup ## the metadata server's durable primitives a second over UDP, and its bounds; DIR=
 	$(CARGO) bench --bench mds -- $(if $(DIR),--dir $(DIR)) $(ARGS)
 
-bench-journal: setup ## data in the journal beside the device alone; DIR= and NVRAM= say where
+bench-journal: setup ## data in the journal beside the device alone, and commits of groups; DIR= NVRAM=
 	$(CARGO) bench --bench journal -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
+	$(CARGO) bench --bench groups -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
 
 coverage: ## lines of journal/, unit/ and format/ that tests execute (installs cargo-tarpaulin)
 	@tools/coverage.sh

@@ -114,11 +114,8 @@ impl Transaction {
         let (id, members) = (Uuid::new_v4().to_string(), self.targets.len() as u32);
         let mut parts = Vec::new();
         for (target, writes) in &self.targets {
-            let opened = Connection::open(target).map_err(|error| failed(target, error))?;
-            let mut part = Part { target, writes, pool: String::new(), connection: opened };
-            let begun = part.ask(TxnRequest::Begin { id: id.clone(), members })?;
-            part.pool = begun["pool"].as_str().unwrap_or_default().to_owned();
-            parts.push(part);
+            let begin = TxnRequest::Begin { id: id.clone(), members };
+            parts.push(Part::begin(target, writes, begin)?);
         }
         parts.sort_by(|a, b| a.pool.cmp(&b.pool));
         for part in &mut parts {
@@ -132,7 +129,21 @@ impl Transaction {
     }
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// Connects to a target and tells it what is begun.
+    fn begin(
+        target: &'a Path,
+        writes: &'a [Write],
+        request: TxnRequest,
+    ) -> Result<Self, ApplyError> {
+        let opened = Connection::open(target);
+        let mut connection = opened.map_err(|error| failed(target, error))?;
+        let begun = connection.ask(&Request::Txn(request));
+        let begun = begun.map_err(|error| failed(target, error))?;
+        let pool = begun["pool"].as_str().unwrap_or_default().to_owned();
+        Ok(Part { target, writes, pool, connection })
+    }
+
     fn ask(&mut self, request: TxnRequest) -> Result<Value, ApplyError> {
         let asked = self.connection.ask(&Request::Txn(request));
         asked.map_err(|error| failed(self.target, error))

@@ -450,8 +450,8 @@ impl World {
             for phase in [Phase::Sealed, Phase::Prepared, Phase::Done] {
                 let Standing { version, life, .. } = running.standing;
                 let transaction = Some(transaction);
-                let report =
-                    Report { group: GROUP, version, life, wants: false, transaction, phase };
+                let (group, wants, atomic) = (GROUP, false, None);
+                let report = Report { group, version, life, wants, atomic, transaction, phase };
                 self.server.coordinator.hear(pool(number), &report, NOW);
                 self.server.turn(NOW, Flaw::None);
             }

@@ -8,17 +8,25 @@ mod peer;
 mod simulated;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use flipside::env::Env;
-use flipside::env::sim::{Crash, Machine};
+use flipside::env::sim::rng::Rng;
+use flipside::env::sim::{Crash, Limit, Machine, SimEnv};
+use flipside::format::group::GroupState;
+use flipside::format::ids::Sequence;
 use flipside::sim::engine::{Running as _, Volume as _};
-use flipside::sim::flipside::Served;
+use flipside::sim::flipside::{Flipside, Served, Serving};
+use flipside::txn::Phase;
 use flipside::txn::participant::{Progress, Standing};
-use flipside::txn::{Phase, Report, Stage};
-use peer::*;
-use simulated::started;
+use flipside::unit::LinkedGroup;
+use peer::{
+    BLOCK, EXTENT, GROUP, LIMIT, OURS, PEER, Way, World, before_power_loss, byte_at, engine,
+    found_after, joined, until, write,
+};
+use simulated::{formatted, started};
 
 /// Goal: a flush of one member commits the group everywhere, in one transaction, whose name the
 /// unit can tell; what it covers survives.
@@ -163,16 +171,7 @@ fn doubt_is_held_and_resolved() {
             assert_eq!(of.now().since(since).as_secs(), 5, "it waits as long as was said");
             assert!(second.write(34 * BLOCK, vec![9; BLOCK as usize], false).await.is_err());
             if took_place {
-                // Of the member's vote the coordinator has heard before.
-                let transaction = there.peer.borrow().transaction.unwrap().0;
-                let (group, version, life) = (GROUP, 1, 1);
-                let (wants, transaction) = (false, Some(transaction));
-                let phase = Phase::Prepared;
-                let atomic = None;
-                let vote = Report { group, version, life, wants, atomic, transaction, phase };
-                there.machinery.borrow_mut().hear(OURS, &vote, of.now());
-                there.go_on(of.now());
-                assert_eq!(there.machinery.borrow().progress().1, Stage::Committed);
+                there.has_voted(of.now());
             }
             let [first, second, _] = joined(&of, &serving, &there, true).await;
             let now = if took_place { 2 } else { 1 };
@@ -218,4 +217,180 @@ fn the_group_goes_back_together() {
         serving.check().unwrap();
     });
     assert_eq!(found_after(&mut machine, &world), [1, 5]);
+}
+
+/// Blocks of each volume that others than the group write.
+const OTHERS: u64 = 8 * 32;
+
+/// What passed through the journal behind a transaction in doubt.
+#[derive(Debug, Default)]
+struct Passed {
+    /// The one in doubt.
+    doubt: Sequence,
+    /// The newest that was seen.
+    newest: Sequence,
+    /// Groups that are linked behind it, as last seen.
+    linked: BTreeSet<Sequence>,
+    /// How many were linked behind it, and are not any more, while it is.
+    unlinked: u64,
+    /// How many of those went before others that were linked earlier and are not in doubt.
+    overtook: u64,
+    /// The slots that all of them took.
+    slots: u64,
+    /// The most that were linked, and the most slots taken, at one time.
+    most: [usize; 2],
+}
+
+impl Passed {
+    /// Looks at what is linked after a commit; the one in doubt is, always.
+    fn look(&mut self, groups: &[LinkedGroup]) {
+        let doubt = groups.iter().find(|group| group.sequence == self.doubt);
+        assert!(doubt.is_some_and(|doubt| doubt.state == GroupState::Prepared));
+        let behind = || groups.iter().filter(|group| group.sequence > self.doubt);
+        let linked: BTreeSet<Sequence> = behind().map(|group| group.sequence).collect();
+        let oldest = linked.first();
+        for gone in self.linked.difference(&linked) {
+            self.unlinked += 1;
+            self.overtook += u64::from(oldest.is_some_and(|oldest| oldest < gone));
+        }
+        let newer = behind().filter(|group| group.sequence > self.newest);
+        self.slots += newer.map(|group| group.slots as u64).sum::<u64>();
+        self.newest = linked.last().copied().unwrap_or(self.newest);
+        self.linked = linked;
+        let taken = groups.iter().map(|group| group.slots).sum();
+        self.most = [self.most[0].max(groups.len()), self.most[1].max(taken)];
+    }
+}
+
+/// Small writes to volumes that are in no group, each with a flush; `contents` is what they have.
+async fn pass(
+    serving: &Serving,
+    count: u64,
+    rng: &mut Rng,
+    contents: &mut [Vec<u8>; 2],
+    passed: &mut Passed,
+) {
+    let volumes = serving.volumes();
+    for _ in 0..count {
+        let (which, block, byte) = (rng.below(2) as usize, rng.below(OTHERS), rng.bits() as u8);
+        write(&volumes[2 + which], block, byte).await;
+        volumes[2 + which].flush().await.unwrap();
+        contents[which][block as usize] = byte;
+        passed.look(&serving.unit().linked_groups());
+    }
+}
+
+/// The group's contents: what was committed first, or what was in doubt.
+async fn look_at_all(serving: &Serving, first: u8, contents: &[Vec<u8>; 2]) {
+    serving.check().unwrap();
+    let volumes = serving.volumes();
+    assert_eq!([byte_at(&volumes[0], 0).await, byte_at(&volumes[1], 0).await], [first; 2]);
+    let bound = if first == 2 { 2 } else { 0 };
+    assert_eq!(byte_at(&volumes[1], 33).await, bound);
+    for (volume, contents) in volumes[2..].iter().zip(contents) {
+        for (block, byte) in (0..).zip(contents) {
+            assert_eq!(byte_at(volume, block).await, *byte, "block {block}");
+        }
+    }
+}
+
+/// Joins the group.
+fn join(
+    env: &SimEnv,
+    serving: &Serving,
+    world: &Rc<World>,
+    cold: bool,
+) -> impl Future<Output = ()> + 'static {
+    world.machinery.borrow_mut().attached(OURS, cold, false, env.now());
+    let way = Way { env: env.clone(), world: Rc::clone(world) };
+    let unit = serving.unit().clone();
+    async move { unit.follow(way).await.unwrap() }
+}
+
+/// Bytes of a region with a small journal.
+const REGION: u64 = 1 << 20;
+
+/// A pool with data in its journal, a small one; two volumes of it are in no group.
+fn with_payload() -> Flipside {
+    let engine = engine().with_volume(4 * EXTENT);
+    let engine = engine.with_volume(OTHERS * BLOCK).with_volume(OTHERS * BLOCK);
+    engine.with_region(REGION).with_nvrams(&[0], Some(0)).with_payload(16 << 10)
+}
+
+/// One transaction is prepared and not answered for, and `count` groups of others pass by it,
+/// half of them before a crash and half of them after it; then it is decided.
+fn past_the_doubt(seed: u64, took_place: bool, count: u64) {
+    let limit = Limit { time_ns: LIMIT.time_ns, steps: LIMIT.steps + 1000 * count };
+    let world = World::of(with_payload());
+    let mut machine = formatted(&world.engine, seed, limit);
+    let (env, serving) = started(&mut machine, &world.engine, limit);
+    let (of, there) = (env.clone(), Rc::clone(&world));
+    let before = env.run(limit, async move {
+        join(&of, &serving, &there, false).await;
+        let [first, second, _, _]: [Served; 4] =
+            serving.volumes().try_into().ok().expect("four volumes");
+        write(&first, 0, 1).await;
+        write(&second, 0, 1).await;
+        first.flush().await.unwrap();
+        there.heard.borrow_mut().clear();
+        there.deaf_to.set(|report| report.phase == Phase::Prepared);
+        write(&first, 0, 2).await;
+        write(&second, 33, 2).await;
+        write(&second, 0, 2).await;
+        of.spawn(async move { drop(first.flush().await) });
+        until(&of, || there.has_heard(&Phase::Prepared)).await;
+        let groups = serving.unit().linked_groups();
+        let doubt = groups.iter().find(|group| group.state == GroupState::Prepared);
+        let doubt = doubt.expect("it has voted").sequence;
+        let mut passed = Passed { doubt, newest: doubt, ..Passed::default() };
+        let mut contents = [(); 2].map(|()| vec![0; OTHERS as usize]);
+        let mut rng = Rng::new(seed);
+        pass(&serving, count / 2, &mut rng, &mut contents, &mut passed).await;
+        (passed, contents, rng)
+    });
+    let (mut passed, mut contents, mut rng) = before.unwrap();
+    machine.halt(&env, Crash::Power);
+
+    let (env, serving) = started(&mut machine, &world.engine, limit);
+    let (of, there) = (env.clone(), Rc::clone(&world));
+    let now = if took_place { 2 } else { 1 };
+    let after = env.run(limit, async move {
+        if took_place {
+            there.has_voted(of.now());
+        }
+        there.deaf_to.set(|_| true);
+        of.spawn(join(&of, &serving, &there, true));
+        passed.look(&serving.unit().linked_groups());
+        pass(&serving, count - count / 2, &mut rng, &mut contents, &mut passed).await;
+        assert!(serving.volumes()[0].read(0, BLOCK as usize).await.is_err(), "it is in doubt");
+        there.deaf_to.set(|_| false);
+        look_at_all(&serving, now, &contents).await;
+        (passed, contents)
+    });
+    let (passed, contents) = after.unwrap();
+    machine.halt(&env, Crash::Power);
+    let (env, serving) = started(&mut machine, &world.engine, limit);
+    let slots = serving.unit().gauges().journal_slots[1];
+    env.run(limit, async move { look_at_all(&serving, now, &contents).await }).unwrap();
+
+    let linked = passed.newest.0 - passed.doubt.0;
+    let Passed { unlinked, overtook, most, slots: taken, .. } = passed;
+    eprintln!(
+        "{linked} groups linked behind one in doubt, {taken} slots of a journal of {slots}; \
+         {unlinked} unlinked before it, {overtook} of them before others that are older; at most \
+         {} linked, and {} slots taken",
+        most[0], most[1]
+    );
+    assert!(linked >= count && passed.slots > 100 * slots);
+    assert!(passed.unlinked + slots > linked, "all but what fits have gone while it stayed");
+}
+
+/// Goal: a transaction stays in doubt while many others, with data in the journal, pass by it
+/// through a journal a hundred times smaller than what passes, over a crash in the midst of it: it
+/// holds back nothing but its own blocks. Then it is decided, either way, and is there or not.
+#[test]
+fn one_in_doubt_and_many_pass() {
+    let count = std::env::var("FLIPSIDE_GROUPS").map_or(20_000, |count| count.parse().unwrap());
+    past_the_doubt(20, true, count);
+    past_the_doubt(21, false, count);
 }

@@ -6,19 +6,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[allow(dead_code, reason = "it is a program of its own, with its own tests")]
-#[path = "../tools/lossy.rs"]
-mod lossy;
+#[path = "support/network.rs"]
+mod network;
 mod support;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use flipside::env::sim::rng::Rng;
-use lossy::{Proxy, Weather};
+use network::Network;
 use support::device::Device;
 use support::killing::{choose, judge, number, round, seed, serve};
 use support::metadata_server::{ANY_PORT, Server};
@@ -29,40 +25,6 @@ use support::workload::Volume;
 const VOLUME: u64 = 64 << 20;
 /// Rounds where nothing else was said.
 const ROUNDS: u64 = 4;
-
-/// A bad network, until it is dropped.
-struct Network {
-    at: SocketAddr,
-    ended: Arc<AtomicBool>,
-    passing: Option<JoinHandle<()>>,
-}
-
-impl Network {
-    fn to(server: SocketAddr, seed: u64) -> Network {
-        let delay = Duration::ZERO..=Duration::from_millis(2);
-        let weather = Weather { loss: 0.01, repeat: 0.01, reorder: 0.01, delay };
-        let mut proxy = Proxy::new(ANY_PORT, &server.to_string(), weather, seed).unwrap();
-        let at = proxy.front.local_addr().unwrap();
-        let ended = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&ended);
-        let passing = thread::spawn(move || {
-            while !seen.load(Ordering::Relaxed) {
-                if !proxy.step().unwrap() {
-                    thread::sleep(Duration::from_micros(100));
-                }
-            }
-        });
-        Network { at, ended, passing: Some(passing) }
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        let ended = self.passing.take().map(JoinHandle::join);
-        assert!(thread::panicking() || ended.is_some_and(|ended| ended.is_ok()));
-    }
-}
 
 fn rounds(name: &str, place: Place) {
     let count = number("FLIPSIDE_ROUNDS").unwrap_or(ROUNDS);

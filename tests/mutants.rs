@@ -19,8 +19,9 @@ use flipside::sim::cluster;
 use flipside::sim::destaging;
 use flipside::sim::flipside::Flipside;
 use flipside::sim::follower;
+use flipside::sim::grouped;
 use flipside::sim::plan::Plan;
-use flipside::sim::run::{run_plan, run_seed};
+use flipside::sim::run::{Failure, Report, run_plan, run_seed};
 use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, sweep};
 
@@ -78,6 +79,20 @@ const OF_CLUSTERS: [Mutant; 5] = [
     Mutant::UnfencedGranted,
     Mutant::LeaseBelievedTooLong,
 ];
+/// Those that only show where units have a consistency group together.
+const OF_GROUPS: [Mutant; 11] = [
+    Mutant::DecisionNotStored,
+    Mutant::CommitBeforeDecision,
+    Mutant::IdleMemberLeftOut,
+    Mutant::CommitPresumed,
+    Mutant::PreparedMemberForgotten,
+    Mutant::LifeNotCounted,
+    Mutant::AcknowledgedBeforeAllSealed,
+    Mutant::CommitsWithoutDecision,
+    Mutant::DoneBeforePersisted,
+    Mutant::PreparedDroppedAtRecovery,
+    Mutant::LifeIgnored,
+];
 /// One mutant at a time, in the whole process.
 static CHOICE: Mutex<()> = Mutex::new(());
 
@@ -111,9 +126,12 @@ fn hunt(plan: Sweep) -> Option<(u64, String)> {
     Some((first.seed, first.to_string()))
 }
 
-/// The same with several machines and one metadata server.
-fn hunt_in_cluster(plan: Sweep) -> Option<(u64, String)> {
-    let failures = sweep(plan, cluster::run_seed, Duration::MAX, |_| {}).err()?;
+/// The same with several machines and one metadata server, or with groups over several units.
+fn hunt_beside(
+    plan: Sweep,
+    run_seed: fn(u64, bool) -> Result<Report, Failure>,
+) -> Option<(u64, String)> {
+    let failures = sweep(plan, run_seed, Duration::MAX, |_| {}).err()?;
     let first = failures.iter().min_by_key(|failure| failure.seed)?;
     Some((first.seed, first.to_string()))
 }
@@ -192,17 +210,20 @@ fn every_mutant_is_found() {
         let started = Instant::now();
         let of_reader = OF_READERS.contains(&mutant);
         let of_cluster = OF_CLUSTERS.contains(&mutant);
+        let of_groups = OF_GROUPS.contains(&mutant);
         let of_destaging = OF_DESTAGING.contains(&mutant);
-        let found = match (of_reader, of_cluster, of_destaging) {
-            (true, _, _) => hunt_with_reader(plan()),
-            (_, true, _) => hunt_in_cluster(plan()),
-            (_, _, true) => hunt_in(plan(), |seed| destaging::run(seed).err()),
+        let found = match mutant {
+            _ if of_reader => hunt_with_reader(plan()),
+            _ if of_cluster => hunt_beside(plan(), cluster::run_seed),
+            _ if of_groups => hunt_beside(plan(), grouped::run_seed),
+            _ if of_destaging => hunt_in(plan(), |seed| destaging::run(seed).err()),
             _ => hunt(plan()),
         };
         let took = started.elapsed().as_secs_f64();
         if let Some((seed, _)) = &found
             && !of_reader
             && !of_cluster
+            && !of_groups
             && !of_destaging
         {
             show_small(mutant, *seed);

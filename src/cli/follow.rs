@@ -48,6 +48,7 @@ pub async fn serve(env: OsEnv, args: Args, passed: Vec<OwnedFd>, signals: Signal
     );
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
     members.iter().for_each(|member| member.claimed.disk.watch(Rc::clone(&slow)));
+    ensure!(!args.serves_devices(), "--follow serves NBD clients only: leave out --listen ublk");
     let (clients, operators) = bind(&args, passed, first.superblock.pool)?;
     let MetadataServer { link, at, .. } = link::connect(&env, &args.mds, first)?;
     let parts = Parts {

@@ -39,7 +39,8 @@ mod serve;
 mod settle;
 mod status;
 pub mod txn;
-mod values;
+mod ublk;
+pub mod values;
 mod volume;
 mod volumes;
 mod wire_dump;
@@ -106,6 +107,8 @@ enum Command {
     Txn(txn::Args),
     /// Show or change where a pool's flags and journal are kept
     Flags(flags::Args),
+    /// Show block devices of the kernel that are served from here, and remove what is left behind
+    Ublk(ublk::Args),
     /// Serve the metadata of pools to their targets until told to stop
     Mds(mds::Args),
     /// Show the metadata protocol in a network capture
@@ -134,6 +137,7 @@ pub fn main() -> ExitCode {
         Command::Group(args) => group::run(&args),
         Command::Txn(args) => txn::run(&args),
         Command::Flags(args) => flags::run(args),
+        Command::Ublk(args) => ublk::run(&args),
         Command::Mds(args) => mds::run(&args),
         Command::WireDump(args) => wire_dump::run(&args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),

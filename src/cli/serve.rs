@@ -27,6 +27,7 @@ use super::operator::{Target, Uris};
 use super::owner::{OwnerArgs, Reservations};
 use super::ready::say_ready;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
+use super::ublk::{Devices, Listen};
 use super::values::{
     CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull,
 };
@@ -65,9 +66,11 @@ Examples:
     flipside serve --mds 10.0.0.1:10810 --follow /dev/sdx
   To attach a volume:
     nbd-client -unix /run/vm.sock -N vol0 /dev/nbd0
+  As a block device of this machine, /dev/ublkb0 (needs root and `modprobe ublk_drv`):
+    flipside serve --listen ublk:0 /dev/sdx
 
 The target prints 'ready nbd+unix:///vol0?socket=PATH' or 'ready nbd://HOST:PORT/vol0' for each
-volume once it can be used. SIGTERM or SIGINT commits everything and ends it.
+volume once it can be used, and 'ready /dev/ublkbID' for each block device. SIGTERM or SIGINT commits everything and ends it.
 
 Exit codes:
   0  stopped as it was told to, with everything committed
@@ -81,9 +84,10 @@ Without --listen and --control, sockets are in /run/flipside (root) or $XDG_RUNT
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Where to listen for NBD clients: unix:PATH, or tcp:[HOST:]PORT, by default the loopback
+    /// Where to listen for NBD clients: unix:PATH, or tcp:[HOST:]PORT, by default the loopback; or
+    /// ublk[:ID], for a block device of the kernel, /dev/ublkbID, of each volume there is now
     #[arg(long, value_name = "ADDRESS")]
-    listen: Vec<Address>,
+    listen: Vec<Listen>,
     /// Permissions of unix sockets for clients
     #[arg(long, value_name = "OCTAL", default_value = "600")]
     socket_mode: Mode,
@@ -138,6 +142,13 @@ pub struct Args {
     /// All devices of the pool, in any order
     #[arg(required_unless_present = "config", value_name = "DEVICE")]
     pub(super) devices: Vec<PathBuf>,
+}
+
+impl Args {
+    /// Whether volumes are to be block devices of the kernel.
+    pub(super) fn serves_devices(&self) -> bool {
+        self.listen.iter().any(|place| matches!(place, Listen::Ublk(_)))
+    }
 }
 
 /// Serves a pool.
@@ -228,9 +239,11 @@ async fn serve(
     let target = Target::new(&env, unit.clone(), server.clone(), latencies, addresses, fixed);
     let exports = target.exports();
     control::serve(ring, operators, target)?;
-    say_ready(&exports);
+    let devices = Devices::start(&env, &args.listen, &unit, &server, args.read_only).await?;
+    say_ready(exports.into_iter().chain(devices.paths()));
     let signal = signals.next().await?;
     info!(?signal, "stopping");
+    devices.stop().await;
     let ended = stop(&env, &unit, &server, &signals).await;
     if ended.is_ok() {
         reserved.release();
@@ -286,7 +299,11 @@ pub(super) fn bind(args: &Args, passed: Vec<OwnedFd>, pool: PoolId) -> Result<(V
     } else {
         Vec::new()
     };
-    let addresses = args.listen.iter().chain(&own);
+    let sockets = args.listen.iter().filter_map(|place| match place {
+        Listen::Socket(address) => Some(address),
+        Listen::Ublk(_) => None,
+    });
+    let addresses = sockets.chain(&own);
     let bound = addresses.map(|address| address.bind(args.socket_mode.0));
     let clients = passed.into_iter().map(Bound::adopt).chain(bound);
     Ok((clients.collect::<Result<_, _>>()?, operators))

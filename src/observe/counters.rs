@@ -42,6 +42,16 @@ pub struct Counters {
     pub commits: Count,
     /// Those of them that nobody asked for, made because space ran out.
     pub early_commits: Count,
+    /// Epochs hardened as a part of a global transaction.
+    pub global_commits: Count,
+    /// Epochs whose global transaction did not take place.
+    pub global_aborts: Count,
+    /// Transactions that a start found in doubt, and that took place.
+    pub doubts_committed: Count,
+    /// Transactions that a start found in doubt, and that did not take place.
+    pub doubts_aborted: Count,
+    /// How often a group went back to its last cut because another unit lost what was pending.
+    pub resets: Count,
     /// Pairs settled by exchanging the roles of their areas.
     pub swaps: Count,
     /// Pairs settled by copying back into the data area.

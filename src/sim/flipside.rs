@@ -116,6 +116,28 @@ impl Flipside {
         self
     }
 
+    /// One whose flags are with it, for members of groups: with volumes of these sizes at most, in
+    /// extents, and with requests in multiples of `granule` bytes.
+    pub(super) fn draw_member(rng: &mut Rng, volumes: &[u64], granule: usize) -> Self {
+        let nvram = rng.chance(600_000);
+        let fits = |drawn: &Self| {
+            let room = u64::from(drawn.extents() - drawn.reserve);
+            let small = drawn.geometry.extent_size() <= 1 << 17;
+            let place = !drawn.at_server && drawn.places.has_nvram() == nvram;
+            place && small && room >= 2 * volumes.len() as u64
+        };
+        let mut drawn = Self::draw(rng);
+        while !fits(&drawn) {
+            drawn = Self::draw(rng);
+        }
+        let room = u64::from(drawn.extents() - drawn.reserve) / volumes.len() as u64;
+        let extent = u64::from(drawn.geometry.extent_size());
+        drawn.volumes = volumes.iter().map(|most| room.min(*most) * extent).collect();
+        let timeout = rng.pick(&[Some(1), Some(1_000), Some(30_000)]);
+        drawn.config.doubt_timeout = Duration::from_millis(timeout.unwrap_or_default());
+        Self { granule, churn: rng.chance(150_000), ..drawn }
+    }
+
     /// The same as a pool of that name at a host that it shares with others.
     #[must_use]
     pub fn hosted(mut self, pool: PoolId, seat: Seat) -> Self {
@@ -561,6 +583,11 @@ fn refused(error: IoError) -> Refusal {
 }
 
 impl Serving {
+    /// Takes its place in its consistency groups.
+    pub(super) async fn join_groups(&self) -> Result<(), String> {
+        self.unit.join_groups().await.map_err(|error| error.to_string())
+    }
+
     /// The environment that it runs in.
     pub fn env(&self) -> &SimEnv {
         &self.env
@@ -624,6 +651,13 @@ impl Running for Serving {
 
     fn has_given_up(&self) -> bool {
         self.unit.is_without_answer() || self.unit.is_fenced()
+    }
+}
+
+impl Served {
+    /// Whether requests by this handle are served still.
+    pub(super) fn is_current(&self) -> bool {
+        self.volume.allocation(0, 1, 1).is_ok()
     }
 }
 

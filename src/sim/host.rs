@@ -142,6 +142,11 @@ impl Host {
         self.0.borrow().seen
     }
 
+    /// Whether there is something for the machine of a seat that it has not fetched.
+    pub(super) fn has_mail(&self, seat: usize) -> bool {
+        self.0.borrow().outboxes.contains_key(&seat)
+    }
+
     /// A hash of all that is stored.
     pub fn stored(&self) -> u64 {
         self.0.borrow().tables.hash()

@@ -77,6 +77,7 @@ pub mod engine;
 pub mod exhaustive;
 pub mod flipside;
 pub mod follower;
+pub mod grouped;
 pub mod host;
 pub mod metadata;
 pub mod oracle;

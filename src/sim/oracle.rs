@@ -91,6 +91,12 @@ impl Oracle {
         Self { volume, granule, clock: 0, base, ops: Vec::new(), flushed: 0, unexplained: 0 }
     }
 
+    /// Begins with an image, by its writers.
+    pub(super) fn begin_with(&mut self, seen: Vec<Stamp>) {
+        assert!(self.ops.is_empty() && seen.len() == self.base.len(), "an image of a new volume");
+        self.base = seen;
+    }
+
     /// Number of granules.
     pub fn granules(&self) -> u32 {
         self.base.len() as u32
@@ -146,6 +152,15 @@ impl Oracle {
         self.flushed = self.flushed.max(flush.0);
     }
 
+    /// A flush of a part of the volume is acknowledged: it covers what that part has.
+    pub(super) fn end_flush_of(&mut self, flush: &Sent, part: &Range<u32>) {
+        self.tick();
+        let within = |op: &&mut Op| {
+            part.contains(&op.granules.start) && op.acknowledged.is_some_and(|at| at < flush.0)
+        };
+        self.ops.iter_mut().filter(within).for_each(|op| op.durable = true);
+    }
+
     /// The read has returned `bytes`, from granule `first` on.
     pub fn end_read(&mut self, read: &Sent, first: u32, bytes: &[u8]) -> Result<(), Violation> {
         self.tick();
@@ -195,11 +210,18 @@ impl Oracle {
 
     /// The volume was recovered and its image read: checks it, and takes it as the new base.
     pub fn recovered(&mut self, image: &[u8]) -> Result<(), Violation> {
+        let seen = self.stamps(image)?;
+        self.recovered_as(seen)
+    }
+
+    /// Who wrote each granule of an image.
+    pub(super) fn stamps(&self, image: &[u8]) -> Result<Vec<Stamp>, Violation> {
         assert!(image.len() == self.base.len() * self.granule, "an image of another size");
-        let mut seen = Vec::with_capacity(self.base.len());
-        for (number, bytes) in (0..).zip(image.chunks_exact(self.granule)) {
-            seen.push(self.seen(number, bytes)?);
-        }
+        (0..).zip(image.chunks_exact(self.granule)).map(|(nth, of)| self.seen(nth, of)).collect()
+    }
+
+    /// As [`Oracle::recovered`], of an image by its writers.
+    pub(super) fn recovered_as(&mut self, seen: Vec<Stamp>) -> Result<(), Violation> {
         self.unexplained += u64::from(cut::find(self, &seen)? == Explained::Perhaps);
         self.base = seen;
         self.ops.clear();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 
 use super::engine::{Engine, Running};
+use super::grouped;
 use super::host;
 use super::plan::{Plan, Rounds, Script};
 use super::subject::{LIMIT, Subject};
@@ -42,6 +43,8 @@ pub struct Report {
     pub takeovers: u64,
     /// What servers that are shared went through.
     pub hosts: host::Seen,
+    /// What consistency groups went through.
+    pub groups: grouped::Seen,
 }
 
 impl Report {
@@ -57,6 +60,7 @@ impl Report {
         self.points.add_all(&other.points);
         self.takeovers += other.takeovers;
         self.hosts.add_all(&other.hosts);
+        self.groups.add_all(&other.groups);
     }
 }
 
@@ -208,6 +212,7 @@ impl<E: Engine> Run<E> {
             points: machine.points().clone(),
             takeovers: self.subject.takeovers,
             hosts: host::Seen::default(),
+            groups: grouped::Seen::default(),
         })
     }
 

@@ -92,7 +92,9 @@ impl Standing {
             _ if order.life > self.life && !mutated(Mutant::LifeIgnored) => {
                 Some(Action::GoBack(order.life))
             }
-            (Stage::Seal, Some(transaction)) if order.version == self.version => {
+            (Stage::Seal, Some(transaction))
+                if order.version == self.version && order.life >= self.life =>
+            {
                 Some(Action::Seal(transaction))
             }
             _ => None,

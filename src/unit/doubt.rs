@@ -155,17 +155,19 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// What was in doubt in a domain is not any more.
-    pub(super) fn resolve(&self, domain: usize) {
+    /// What was in doubt in a domain, if anything was, is not any more.
+    pub(super) fn resolve(&self, domain: usize) -> bool {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let membership = state.domains[domain].group.as_mut().expect("it is a group's");
-        if std::mem::take(&mut membership.doubt) {
+        let doubt = std::mem::take(&mut membership.doubt);
+        if doubt {
             state.doubts -= 1;
             let domain = &state.domains[domain];
             domain.decided.notify_waiters();
             state.wake_everyone();
         }
+        doubt
     }
 }
 

@@ -34,6 +34,7 @@ use super::domain::Point;
 use super::error::IoError;
 use super::regroup::Grouping;
 use super::state::State;
+use super::state::VolumeState;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::group::{GroupState, TransactionId};
@@ -209,11 +210,18 @@ impl<E: Env> Inner<E> {
         for order in orders {
             let wanted = {
                 let state = self.state.borrow();
-                let known = state.group_domain(order.group).map(|at| &state.domains[at]);
-                match known.and_then(|domain| domain.group.as_ref()) {
+                let at = state.group_domain(order.group);
+                let known = at.map(|at| &state.domains[at]);
+                let changed = match known.and_then(|domain| domain.group.as_ref()) {
                     Some(of) => of.standing.next(order) == Some(Action::Regroup),
                     None => !order.volumes.is_empty(),
-                }
+                };
+                // Those that are in another group still leave that first: it is over, and until
+                // this unit has taken that in, others would have to commit what is pending there
+                // (found by the simulator).
+                let mut members = state.volumes.iter().filter(|of| order.volumes.contains(&of.id));
+                let free = |of: &VolumeState| of.domain == of.alone || Some(of.domain) == at;
+                changed && members.all(free)
             };
             if wanted && self.talk.forming.borrow_mut().insert(order.group) {
                 let (inner, grouping) = (Rc::clone(self), Grouping::from(order));
@@ -400,9 +408,12 @@ impl<E: Env> Inner<E> {
         }
         let started = self.state.borrow().domains[domain].commit.map(|(_, started)| started);
         self.publish(domain, prepared);
-        self.resolve(domain);
+        if self.resolve(domain) {
+            self.counters.doubts_committed.increment();
+        }
         self.conclude(domain, transaction, true);
         self.counters.commits.increment();
+        self.counters.global_commits.increment();
         if let Some(started) = started {
             self.latencies.record(Operation::Commit, self.env.now().since(started));
         }
@@ -424,7 +435,9 @@ impl<E: Env> Inner<E> {
         if doubt {
             self.drop_sealed(domain).await;
             self.resolve(domain);
+            self.counters.doubts_aborted.increment();
         } else {
+            self.counters.global_aborts.increment();
             let reason = "not all of its targets were ready, or one of them cannot commit";
             self.state.borrow_mut().drop_joined(domain, AtomicError::Aborted(reason.into()));
             self.merge_back(domain);

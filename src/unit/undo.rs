@@ -66,6 +66,7 @@ impl<E: Env> Inner<E> {
     /// The group has lost what a member had pending: forgets what is pending here, too, and goes on
     /// in that life.
     pub(super) async fn go_back(&self, domain: usize, life: u32) {
+        self.counters.resets.increment();
         {
             let mut guard = self.state.borrow_mut();
             let state = &mut *guard;

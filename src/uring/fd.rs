@@ -26,6 +26,11 @@ impl Fd {
         Self(Rc::new(Inner { raw, place, core: Rc::downgrade(core) }))
     }
 
+    /// A file without a place in the ring's table: it is closed at once with the last handle.
+    pub(super) fn without_place(core: &Rc<Core>, raw: OwnedFd) -> Self {
+        Self(Rc::new(Inner { raw, place: None, core: Rc::downgrade(core) }))
+    }
+
     /// What an entry names the file by; it must carry [`Fd::flags`] too.
     pub(super) fn number(&self) -> types::Fd {
         types::Fd(self.0.place.map_or_else(|| self.0.raw.as_raw_fd(), u32::cast_signed))

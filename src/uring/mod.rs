@@ -6,6 +6,7 @@
 //! | [`ring`], `setup`, [`error`] | the ring, its loop, and why there is none |
 //! | `operation` | what is in flight |
 //! | `file`, [`socket`], [`datagram`], `message`, `poll`, [`timer`] | the operations |
+//! | [`ublk`] | the kernel's side of a block device that this process serves |
 //! | [`fd`] | open files, registered where there is room |
 //! | [`buffers`], [`buddy`] | aligned memory |
 
@@ -26,6 +27,7 @@ pub mod socket;
 #[cfg(test)]
 mod tests;
 pub mod timer;
+pub mod ublk;
 
 pub use datagram::{Arrived, DatagramOptions, Datagrams};
 pub use error::{RingError, RingErrorKind};

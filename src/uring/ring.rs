@@ -155,6 +155,13 @@ impl Ring {
         Fd::new(&self.0, file.into())
     }
 
+    /// An open file for the ring that is not registered with it. Up to Linux 6.12 the kernel keeps
+    /// a registered one open until all operations on registered files that began before it was
+    /// taken back have ended, which may be never; this one is closed when its last handle goes.
+    pub fn plain_file(&self, file: impl Into<OwnedFd>) -> Fd {
+        Fd::without_place(&self.0, file.into())
+    }
+
     /// Registers the pool's arena, so that file operations on its buffers skip the look-up of
     /// pages. Where the kernel refuses, it says so in the log, and all works without.
     pub fn register_buffers(&self, pool: &BufferPool) {

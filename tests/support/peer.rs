@@ -18,7 +18,7 @@ use flipside::sim::engine::{Running as _, Volume as _};
 use flipside::sim::flipside::{Flipside, Served, Serving};
 use flipside::txn::coordinator::{Coordinator as Machinery, Group};
 use flipside::txn::participant::{Action, Progress, Standing};
-use flipside::txn::{Atomic, COORDINATOR, GroupId, Order, Phase, Report};
+use flipside::txn::{Atomic, COORDINATOR, GroupId, Order, Phase, Report, Stage};
 use flipside::unit::{Config, Coordinator};
 use tokio::sync::Notify;
 
@@ -60,6 +60,10 @@ pub struct World {
 
 impl World {
     pub fn new() -> Rc<Self> {
+        Self::of(engine())
+    }
+
+    pub fn of(engine: Flipside) -> Rc<Self> {
         let volumes: BTreeSet<VolumeId> = [VolumeId(0), VolumeId(1)].into();
         let members = BTreeMap::from([(OURS, volumes), (PEER, [VolumeId(0)].into())]);
         let group = Group { id: GROUP, name: "pair".to_owned(), version: 1, life: 1, members };
@@ -67,7 +71,7 @@ impl World {
         let mut machinery = Machinery::new(group, None, |_| false, now);
         machinery.attached(PEER, false, false, now);
         Rc::new(World {
-            engine: engine(),
+            engine,
             machinery: RefCell::new(machinery),
             next: Cell::new(1),
             peer: RefCell::new(Standing { version: 1, life: 1, transaction: None }),
@@ -125,6 +129,19 @@ impl World {
     pub fn release(&self, stop: Option<Progress>) {
         self.peer_stops_at.set(stop);
         self.nudge.notify_one();
+    }
+
+    /// Of the unit's vote the coordinator had heard before, and so it has decided.
+    pub fn has_voted(&self, now: flipside::env::Moment) {
+        let transaction = self.peer.borrow().transaction.unwrap().0;
+        let (group, version, life) = (GROUP, 1, 1);
+        let (wants, transaction) = (false, Some(transaction));
+        let phase = Phase::Prepared;
+        let atomic = None;
+        let vote = Report { group, version, life, wants, atomic, transaction, phase };
+        self.machinery.borrow_mut().hear(OURS, &vote, now);
+        self.go_on(now);
+        assert_eq!(self.machinery.borrow().progress().1, Stage::Committed);
     }
 
     /// Whether the unit has said that it is that far with a transaction.

@@ -126,9 +126,15 @@ impl Service {
 impl Target {
     /// Waits for the line that says that the first export can be used.
     pub fn wait_ready(&self) {
+        self.wait_ready_at("nbd+unix://");
+    }
+
+    /// Waits for the line that says that what begins with these words can be used.
+    pub fn wait_ready_at(&self, place: &str) {
+        let wanted = format!("ready {place}");
         loop {
             match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) if line.starts_with("ready nbd+unix://") => return,
+                Ok(line) if line.starts_with(&wanted) => return,
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => panic!("not ready in time: {}", self.log()),
                 Err(RecvTimeoutError::Disconnected) => panic!("it ended: {}", self.log()),
@@ -146,6 +152,11 @@ impl Target {
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Where it listens.

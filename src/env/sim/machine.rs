@@ -161,6 +161,11 @@ impl Machine {
         self.reseed(Rng::new(seed));
     }
 
+    /// Time passes while the machine is switched off.
+    pub fn rest_until(&mut self, moment: u64) {
+        self.now = self.now.max(moment + self.jumped);
+    }
+
     /// What chance decides from now on comes from `rng`.
     pub fn reseed(&mut self, rng: Rng) {
         self.rng = rng;

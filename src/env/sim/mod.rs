@@ -208,8 +208,14 @@ impl SimEnv {
         }
     }
 
+    /// The server has a turn at that moment, for what it has to say by itself.
+    pub fn hear_server(&self, moment: u64) {
+        let until = moment.saturating_sub(self.lived());
+        self.0.world.borrow_mut().hear_server(until);
+    }
+
     /// When the next thing happens, as [`SimEnv::lived`] counts.
-    fn next_moment(&self) -> u64 {
+    pub fn next_moment(&self) -> u64 {
         let world = self.0.world.borrow();
         let event = world.next_event().filter(|_| self.0.executor.ready_len() == 0);
         event.map_or(world.now, |at| at.0.max(world.now)) - world.jumped

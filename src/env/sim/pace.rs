@@ -50,6 +50,11 @@ impl Pace {
         self.0.next.get()
     }
 
+    /// The machine has come so far: whoever steps it knows.
+    pub fn come_to(&self, moment: u64) {
+        self.0.next.set(moment.max(self.next()));
+    }
+
     /// Lets the machine do all that comes until then.
     pub fn let_go(&self, until: u64) {
         self.0.until.set(until);

@@ -271,6 +271,11 @@ impl World {
         self.server = None;
     }
 
+    /// A turn of the server for which nothing has arrived.
+    pub fn hear_server(&mut self, delay_ns: u64) {
+        self.schedule(delay_ns, Event::ServerTurn);
+    }
+
     fn server_turn(&mut self) {
         let arrived = std::mem::take(&mut self.waiting);
         self.note("server", 0, arrived.len() as u64);

@@ -85,6 +85,8 @@ pub(super) struct Shared<X> {
     pub(super) requests: Rc<Semaphore>,
     room: Room,
     connections: RefCell<BTreeMap<u64, Member<X>>>,
+    /// Exports that have a client which is no connection.
+    attached: RefCell<Vec<X>>,
     accepted: Cell<u64>,
     draining: Cell<bool>,
     /// Tells the listeners to end.
@@ -131,6 +133,7 @@ impl<X: Export> Server<X> {
             requests: Rc::new(Semaphore::new(limits.requests as usize)),
             room: Room::new(limits.connections)?,
             connections: RefCell::default(),
+            attached: RefCell::default(),
             accepted: Cell::new(0),
             draining: Cell::new(false),
             stop: Notify::new(),
@@ -158,7 +161,14 @@ impl<X: Export> Server<X> {
     /// How many clients are connected to the export.
     pub fn clients_of(&self, name: &str) -> usize {
         let connections = self.0.connections.borrow();
-        connections.values().filter(|member| member.serves(name)).count()
+        let connected = connections.values().filter(|member| member.serves(name)).count();
+        let attached = self.0.attached.borrow();
+        connected + attached.iter().filter(|export| export.name() == name).count()
+    }
+
+    /// Counts one more client of the export that is no connection, from now on.
+    pub fn attach(&self, export: X) {
+        self.0.attached.borrow_mut().push(export);
     }
 
     /// Takes no more requests of those who are connected to the export, and ends their connections

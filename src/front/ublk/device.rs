@@ -1,0 +1,290 @@
+//! One device being served: a task for each tag of its only queue, on the unit's own ring.
+//!
+//! # Contracts
+//!
+//! - **Durability**: a flush, and a write with FUA, is answered when the export's is. The device
+//!   tells the kernel of a volatile write cache, so that file systems flush.
+//! - **Memory**: payloads of all devices together take no more than their share of the pool, so
+//!   that a queue full of long requests never keeps the unit or other clients waiting.
+//! - **Copies**: the data of a request is copied once, between the pages of whoever asked and a
+//!   buffer with the export's placement.
+//! - **Stop**: [`Device::stop`] removes the block device, which writes back what is dirty, answers
+//!   what is under way, and ends when nothing of it is left. A process that dies leaves a dead
+//!   device behind, for `flipside ublk delete`; the kernel fails what is under way.
+
+use std::cell::Cell;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use nix::libc;
+use nix::sys::uio::{pread, pwrite};
+use tokio::sync::{Notify, Semaphore};
+use tracing::{info, warn};
+
+use super::control::{Control, UblkError, aside, block_device, character_file};
+use super::wire::{DeviceInfo, Parameters, Request, Shape, data_position, errno};
+use crate::front::export::Export;
+use crate::observe::{Counters, Latencies, Operation};
+use crate::uring::buffers::{Buf, BufferPool, PAGE};
+use crate::uring::ublk::{Descriptors, become_io_flusher};
+use crate::uring::{Fd, Ring};
+
+/// Requests of a device that are on the way at most.
+const DEPTH: u16 = 64;
+/// The longest request, in bytes.
+const REQUEST_MAX: u32 = 512 << 10;
+/// Of the pool, payloads of devices take at most one part in so many.
+const SHARE: usize = 4;
+/// The only queue.
+const QUEUE: u16 = 0;
+
+/// What all devices share. Cheap to clone: a handle.
+#[derive(Clone)]
+pub struct Shared(Rc<SharedInner>);
+
+struct SharedInner {
+    ring: Ring,
+    control: Control,
+    pool: BufferPool,
+    /// Pages that payloads may take yet.
+    room: Semaphore,
+    counters: Rc<Counters>,
+    latencies: Rc<Latencies>,
+}
+
+impl Shared {
+    /// Opens the driver. Payloads come from `pool`.
+    pub async fn new(
+        ring: &Ring,
+        pool: &BufferPool,
+        counters: Rc<Counters>,
+        latencies: Rc<Latencies>,
+    ) -> Result<Self, UblkError> {
+        let control = Control::open()?;
+        let asked = control.clone();
+        aside(move || asked.suffices()).await?;
+        if let Err(error) = become_io_flusher() {
+            warn!(
+                "write-back through our own devices may wait for us when memory is short: {error}"
+            );
+        }
+        let room = Semaphore::new(pool.capacity() / PAGE / SHARE);
+        let (ring, pool) = (ring.clone(), pool.clone());
+        Ok(Self(Rc::new(SharedInner { ring, control, pool, room, counters, latencies })))
+    }
+}
+
+/// A device that is being served.
+pub struct Device {
+    shared: Shared,
+    id: u32,
+    tags: Rc<Tags>,
+}
+
+/// The tasks of a device.
+#[derive(Default)]
+struct Tags {
+    running: Cell<usize>,
+    ended: Notify,
+}
+
+/// What the tasks of one device use.
+struct Queue<X> {
+    shared: Shared,
+    export: X,
+    shape: Shape,
+    descriptors: Descriptors,
+    /// For fetching and committing.
+    fd: Fd,
+    /// For copying.
+    file: File,
+}
+
+impl Device {
+    /// Makes a block device of an export, with this number or any free one.
+    pub async fn start<X: Export>(
+        shared: &Shared,
+        export: X,
+        id: Option<u32>,
+        read_only: bool,
+    ) -> Result<Self, UblkError> {
+        let shape = Shape {
+            size: export.size(),
+            block_size: export.block_size(),
+            request_max: export.payload_max().min(REQUEST_MAX),
+            read_only,
+        };
+        let wanted = DeviceInfo::new(id.unwrap_or(u32::MAX), DEPTH, shape.request_max);
+        let control = shared.0.control.clone();
+        let info = aside(move || control.add(wanted)).await?;
+        let id = info.id.get();
+        let device = Self { shared: shared.clone(), id, tags: Rc::default() };
+        let name = export.name();
+        if let Err(error) = device.serve(export, shape, info.depth.get()).await {
+            // What is left of it goes too; the first error is the one to be told.
+            let _ = device.stop().await;
+            return Err(error);
+        }
+        info!(device = %block_device(id).display(), volume = name, "a block device is there");
+        Ok(device)
+    }
+
+    async fn serve<X: Export>(&self, export: X, shape: Shape, depth: u16) -> Result<(), UblkError> {
+        let id = self.id;
+        let opened = |error| UblkError::Step { device: id, step: "opened", error };
+        let path = character_file(id);
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(opened)?;
+        let queue = Queue {
+            shared: self.shared.clone(),
+            export,
+            shape,
+            descriptors: Descriptors::map(&file, QUEUE, depth).map_err(opened)?,
+            // The device goes when its file is closed, and must not wait for others' operations.
+            fd: self.shared.0.ring.plain_file(file.try_clone().map_err(opened)?),
+            file,
+        };
+        let control = self.shared.0.control.clone();
+        aside(move || control.set(id, Parameters::new(shape))).await?;
+        let queue = Rc::new(queue);
+        self.tags.running.set(depth.into());
+        for tag in 0..depth {
+            let (queue, tags) = (Rc::clone(&queue), Rc::clone(&self.tags));
+            self.shared.0.ring.spawn(async move {
+                queue.serve_tag(tag).await;
+                drop(queue);
+                tags.running.set(tags.running.get() - 1);
+                tags.ended.notify_one();
+            });
+        }
+        drop(queue);
+        let control = self.shared.0.control.clone();
+        aside(move || control.start(id)).await
+    }
+
+    /// The number of the device.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Removes the device.
+    pub async fn stop(self) -> Result<(), UblkError> {
+        let (control, id) = (self.shared.0.control.clone(), self.id);
+        let stopping = control.clone();
+        aside(move || stopping.stop(id)).await?;
+        while self.tags.running.get() > 0 {
+            self.tags.ended.notified().await;
+        }
+        aside(move || control.delete(id)).await
+    }
+}
+
+impl<X: Export> Queue<X> {
+    /// Answers the requests of a tag until there will be none.
+    async fn serve_tag(&self, tag: u16) {
+        let ring = &self.shared.0.ring;
+        let mut fetched = ring.ublk_fetch(&self.fd, QUEUE, tag).await;
+        while let Ok(()) = fetched {
+            let result = self.perform(tag).await;
+            fetched = ring.ublk_commit(&self.fd, QUEUE, tag, result).await;
+        }
+        if let Err(error) = fetched
+            && error.raw_os_error() != Some(libc::ENODEV)
+        {
+            warn!(volume = self.export.name(), tag, "a tag of a block device ended: {error}");
+        }
+    }
+
+    /// Carries out the request that a tag has; what the kernel is told.
+    async fn perform(&self, tag: u16) -> i32 {
+        let shared = &self.shared.0;
+        let request = match Request::parse(&self.descriptors.get(tag), &self.shape) {
+            Ok(request) => request,
+            Err(error) => return -error,
+        };
+        let begun = Instant::now();
+        let (kind, done) = match request {
+            Request::Read { offset, length } => {
+                (Operation::Read, self.read(tag, offset, length).await)
+            }
+            Request::Write { offset, length, fua } => {
+                (Operation::Write, self.write(tag, offset, length, fua).await)
+            }
+            Request::Flush => (Operation::Flush, answer(self.export.flush().await)),
+            Request::Trim { offset, length } => {
+                (Operation::Trim, answer(self.export.trim(offset, length, false).await))
+            }
+            Request::WriteZeroes { offset, length, fua, no_hole } => {
+                let zeroed = self.export.write_zeroes(offset, length, fua, no_hole);
+                (Operation::Trim, answer(zeroed.await))
+            }
+        };
+        shared.latencies.record(kind, begun.elapsed());
+        if done < 0 {
+            shared.counters.errors.increment();
+        }
+        done
+    }
+
+    async fn read(&self, tag: u16, offset: u64, length: u32) -> i32 {
+        let place = self.export.placement(offset, length);
+        self.with_room(place.total, async |buf| {
+            let buf = match self.export.read(offset, length, buf).await {
+                Ok(buf) => buf,
+                Err(error) => return -errno(error.kind),
+            };
+            let data = &buf.as_slice()[place.lead..place.lead + length as usize];
+            self.shared.0.counters.client_bytes_read.add(u64::from(length));
+            copied(pwrite(&self.file, data, data_position(QUEUE, tag)), length)
+        })
+        .await
+    }
+
+    async fn write(&self, tag: u16, offset: u64, length: u32, fua: bool) -> i32 {
+        let place = self.export.placement(offset, length);
+        self.with_room(place.total, async |mut buf| {
+            let data = &mut buf.as_mut_slice()[place.lead..place.lead + length as usize];
+            let result = copied(pread(&self.file, data, data_position(QUEUE, tag)), length);
+            if result < 0 {
+                return result;
+            }
+            if let Err(error) = self.export.write(offset, length, buf, fua).await {
+                return -errno(error.kind);
+            }
+            self.shared.0.counters.client_bytes_written.add(u64::from(length));
+            result
+        })
+        .await
+    }
+
+    /// Lets `work` have a buffer, once the devices' share of the memory has room for it.
+    async fn with_room(&self, total: usize, work: impl AsyncFnOnce(Buf) -> i32) -> i32 {
+        let shared = &self.shared.0;
+        let pages = total.div_ceil(PAGE).max(1).next_power_of_two() as u32;
+        let permit = shared.room.acquire_many(pages).await;
+        let _permit = permit.expect("the room is never closed");
+        work(shared.pool.acquire(total).await).await
+    }
+}
+
+/// What the kernel is told of an operation without data.
+fn answer(done: Result<(), crate::front::ExportError>) -> i32 {
+    done.map_or_else(|error| -errno(error.kind), |()| 0)
+}
+
+/// What the kernel is told of a request whose data was copied.
+fn copied(copied: nix::Result<usize>, length: u32) -> i32 {
+    match copied {
+        Ok(bytes) if bytes == length as usize => length.cast_signed(),
+        Ok(bytes) => {
+            warn!("{bytes} bytes of {length} were copied");
+            -libc::EIO
+        }
+        Err(error) => {
+            let error = io::Error::from(error);
+            warn!("the data of a request could not be copied: {error}");
+            -libc::EIO
+        }
+    }
+}

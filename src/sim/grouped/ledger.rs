@@ -1,0 +1,186 @@
+//! What is known of all volumes, and of the groups that they are in.
+//!
+//! Each volume has a model of its own, which promises 1 to 3 and 5 are checked by. The volumes of a
+//! group, one behind the other, are one more volume, with a model that hears of all operations on
+//! all of them in the order in which they happened: its cut is that of promise 4.
+
+use std::ops::Range;
+
+use crate::sim::oracle::{Oracle, Sent, Violation};
+use crate::sim::stamp::{self, Stamp};
+
+/// A volume of a unit.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub unit: usize,
+    /// Which of the unit's volumes.
+    pub nth: usize,
+    /// Which of the classes.
+    pub class: usize,
+    pub granules: u32,
+}
+
+/// Volumes that recover together: those of a group, or one by itself.
+#[derive(Clone, Debug)]
+pub(super) struct Class {
+    /// In the order of their units.
+    pub members: Vec<usize>,
+    /// The name of the group.
+    pub group: Option<String>,
+}
+
+/// A flush under way, by the volume's clock and the group's.
+pub(super) struct Flush {
+    of_volume: Sent,
+    of_group: Option<Sent>,
+}
+
+/// The models.
+pub(super) struct Ledger {
+    pub granule: usize,
+    pub places: Vec<Place>,
+    pub classes: Vec<Class>,
+    volumes: Vec<Oracle>,
+    /// One for each class that is a group which serves, and all of whose members are known.
+    groups: Vec<Option<Oracle>>,
+    last_stamp: Stamp,
+}
+
+impl Ledger {
+    pub fn new(granule: usize, places: Vec<Place>, classes: Vec<Class>) -> Self {
+        let of = |(place, number): (&Place, u8)| Oracle::new(number, granule, place.granules);
+        let volumes = places.iter().zip(0..).map(of).collect();
+        let groups = classes.iter().map(|_| None).collect();
+        Self { granule, places, classes, volumes, groups, last_stamp: 0 }
+    }
+
+    /// The group of a class serves, with nothing on any of its volumes that is not durable.
+    pub fn begin_group(&mut self, class: usize, seen: Vec<Stamp>) {
+        let mut oracle = Oracle::new(u8::MAX, self.granule, self.start_of(class, usize::MAX));
+        oracle.begin_with(seen);
+        self.groups[class] = Some(oracle);
+    }
+
+    /// The group is about to be no more: nothing is promised for its volumes together.
+    pub fn end_group(&mut self, class: usize) {
+        self.groups[class] = None;
+    }
+
+    pub fn has_group(&self, class: usize) -> bool {
+        self.groups[class].is_some()
+    }
+
+    /// A write, or what leaves zeros, is sent.
+    pub fn send(&mut self, volume: usize, granules: Range<u32>, zeros: bool, fua: bool) -> Stamp {
+        self.last_stamp += 1;
+        let stamp = self.last_stamp;
+        let start = self.start(volume);
+        self.volumes[volume].send(stamp, granules.clone(), zeros, fua);
+        if let Some(group) = &mut self.groups[self.places[volume].class] {
+            group.send(stamp, granules.start + start..granules.end + start, zeros, fua);
+        }
+        stamp
+    }
+
+    /// It has ended.
+    pub fn end(&mut self, volume: usize, stamp: Stamp, success: bool) {
+        self.volumes[volume].end(stamp, success);
+        if let Some(group) = &mut self.groups[self.places[volume].class] {
+            group.end(stamp, success);
+        }
+    }
+
+    /// The bytes of a write.
+    pub fn bytes(&self, volume: usize, granules: &Range<u32>, stamp: Stamp) -> Vec<u8> {
+        let mut bytes = vec![0; granules.len() * self.granule];
+        stamp::fill(&mut bytes, self.granule, volume as u8, granules.start, stamp);
+        bytes
+    }
+
+    pub fn send_read(&mut self, volume: usize) -> Sent {
+        self.volumes[volume].send_other()
+    }
+
+    pub fn end_read(
+        &mut self,
+        volume: usize,
+        read: &Sent,
+        first: u32,
+        bytes: &[u8],
+    ) -> Result<(), Violation> {
+        self.volumes[volume].end_read(read, first, bytes)
+    }
+
+    pub fn send_flush(&mut self, volume: usize) -> Flush {
+        let group = self.groups[self.places[volume].class].as_mut();
+        let of_group = group.map(Oracle::send_other);
+        Flush { of_volume: self.volumes[volume].send_other(), of_group }
+    }
+
+    /// The flush is acknowledged: all members on the unit are durable, and what those follow.
+    pub fn end_flush(&mut self, volume: usize, flush: &Flush) {
+        self.volumes[volume].end_flush(&flush.of_volume);
+        let Place { unit, class, .. } = self.places[volume];
+        let parts: Vec<_> = self.classes[class]
+            .members
+            .iter()
+            .filter(|member| self.places[**member].unit == unit)
+            .map(|member| {
+                let start = self.start(*member);
+                start..start + self.places[*member].granules
+            })
+            .collect();
+        if let (Some(group), Some(sent)) = (&mut self.groups[class], &flush.of_group) {
+            parts.iter().for_each(|part| group.end_flush_of(sent, part));
+        }
+    }
+
+    /// The volumes of a class were read after a recovery: checks all, and gives who wrote what.
+    pub fn recovered(&mut self, class: usize, images: &[Vec<u8>]) -> Result<Vec<Stamp>, Violation> {
+        let mut all = Vec::new();
+        for (member, image) in self.classes[class].members.iter().zip(images) {
+            all.push(self.volumes[*member].stamps(image)?);
+        }
+        let together = all.concat();
+        if let Some(group) = &mut self.groups[class] {
+            group.recovered_as(together.clone())?;
+        }
+        for (member, seen) in self.classes[class].members.clone().into_iter().zip(all) {
+            self.volumes[member].recovered_as(seen)?;
+        }
+        Ok(together)
+    }
+
+    /// Nothing is under way on any volume of a unit, and all is durable there.
+    pub fn settled(&mut self, unit: usize) {
+        for volume in 0..self.places.len() {
+            if self.places[volume].unit == unit {
+                let flush = self.send_flush(volume);
+                self.end_flush(volume, &flush);
+            }
+        }
+    }
+
+    pub fn unexplained(&self) -> u64 {
+        let all = self.volumes.iter().chain(self.groups.iter().flatten());
+        all.map(Oracle::unexplained).sum()
+    }
+
+    /// What is under way, for the report of a run that hangs.
+    pub fn pending(&self) -> Vec<String> {
+        let of = |(oracle, volume): (&Oracle, usize)| -> Vec<String> {
+            oracle.pending().map(|op| format!("under way on volume {volume}: {op}")).collect()
+        };
+        self.volumes.iter().zip(0..).flat_map(of).collect()
+    }
+
+    /// Where a volume begins in its class.
+    fn start(&self, volume: usize) -> u32 {
+        self.start_of(self.places[volume].class, volume)
+    }
+
+    fn start_of(&self, class: usize, volume: usize) -> u32 {
+        let before = self.classes[class].members.iter().take_while(|member| **member != volume);
+        before.map(|member| self.places[*member].granules).sum()
+    }
+}

@@ -1,0 +1,164 @@
+//! Volumes as block devices of the kernel, in the machine.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use flipside::env::sim::rng::Rng;
+
+use crate::arguments;
+use crate::machine::{available, passes};
+use crate::support::device::Device;
+use crate::support::programs::{PATIENCE, directory, run, try_run, wait_for};
+use crate::support::target::{BINARY, Service, Target, format};
+
+const VOLUME: u64 = 96 << 20;
+const MOUNT: &str = "/mnt/ublk";
+const BLOCK_DEVICE: &str = "/dev/ublkb0";
+
+/// How file systems are made and checked. What mkfs.xfs supports is larger than our volume.
+const FILE_SYSTEMS: [(&str, &[&str], [&str; 2]); 2] = [
+    ("mkfs.ext4", &["-qF"], ["e2fsck", "-fn"]),
+    ("mkfs.xfs", &["--unsupported", "-qf"], ["xfs_repair", "-n"]),
+];
+
+fn pool(directory: &Path) -> (Device, Service) {
+    run("modprobe", arguments!["ublk_drv"]);
+    let device = Device::create(directory, "device", 2 * VOLUME);
+    format(device.path(), &["--volume", &format!("vol0={VOLUME}")]);
+    let mut service = Service::new(directory, device.path());
+    service.arguments = ["--listen", "ublk:0"].map(String::from).to_vec();
+    (device, service)
+}
+
+/// Starts a target, and waits for its block device.
+fn serve(service: &Service) -> Target {
+    let target = service.start();
+    target.wait_ready_at(BLOCK_DEVICE);
+    target
+}
+
+/// What the kernel says of the device's queue.
+fn limit(name: &str) -> String {
+    fs::read_to_string(format!("/sys/block/ublkb0/queue/{name}")).unwrap().trim().to_owned()
+}
+
+/// Files of random sizes and contents, in folders.
+fn write_tree(folder: &Path, seed: u64) {
+    let mut rng = Rng::new(seed);
+    for number in 0..60 {
+        let path = folder.join(format!("{}/{number}", rng.below(7)));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let len = rng.below(300_000) as usize;
+        let mut bytes = vec![0; len.next_multiple_of(8)];
+        bytes.chunks_mut(8).for_each(|word| word.copy_from_slice(&rng.bits().to_le_bytes()));
+        fs::write(path, &bytes[..len]).unwrap();
+    }
+}
+
+fn mount() {
+    fs::create_dir_all(MOUNT).unwrap();
+    run("mount", arguments!["-o", "discard", BLOCK_DEVICE, MOUNT]);
+}
+
+fn same(one: &Path, other: &Path) {
+    run("diff", arguments!["-r", one, other]);
+}
+
+/// Goal: the kernel is told the truth; a tree on ext4 and on xfs compares, after a restart of the
+/// target too; their checkers find nothing; and a target that stops leaves no device behind.
+#[test]
+fn file_systems() {
+    if available() {
+        passes(&[], "ublk::inner_file_systems");
+    }
+}
+
+/// Goal: the inner half of `file_systems`.
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn inner_file_systems() {
+    let directory = directory();
+    let original = directory.path().join("tree");
+    write_tree(&original, 7);
+    for (make, options, check) in FILE_SYSTEMS {
+        let pool_directory = directory.path().join(make);
+        fs::create_dir_all(&pool_directory).unwrap();
+        let (_device, service) = pool(&pool_directory);
+        let target = serve(&service);
+        let told = ["logical_block_size", "physical_block_size", "write_cache", "fua"].map(limit);
+        assert_eq!(told, ["512", "4096", "write back", "1"]);
+        let told = ["discard_granularity", "max_sectors_kb", "rotational"].map(limit);
+        assert_eq!(told, ["4096", "512", "0"]);
+        assert_eq!(fs::read_to_string("/sys/block/ublkb0/size").unwrap().trim(), "196608");
+        let make_words = options.iter().copied().chain([BLOCK_DEVICE]).map(OsStr::new);
+        run(make, &make_words.collect::<Vec<_>>());
+        mount();
+        let copy = PathBuf::from(MOUNT).join("tree");
+        run("cp", arguments!["-r", original, copy]);
+        same(&original, &copy);
+        run("fstrim", arguments![MOUNT]);
+        run("umount", arguments![MOUNT]);
+        assert!(target.stop().success());
+        assert!(!Path::new(BLOCK_DEVICE).exists() && !Path::new("/dev/ublkc0").exists());
+        let target = serve(&service);
+        run(check[0], arguments![check[1], BLOCK_DEVICE]);
+        mount();
+        same(&original, &copy);
+        run("umount", arguments![MOUNT]);
+        assert!(target.stop().success());
+    }
+}
+
+/// Goal: what was flushed outlives the death of the target; the device it leaves behind is shown,
+/// refuses nobody a new one, and is removed; a served one is not taken away without force.
+#[test]
+fn what_is_left_behind() {
+    if available() {
+        passes(&[], "ublk::inner_what_is_left_behind");
+    }
+}
+
+/// Goal: the inner half of `what_is_left_behind`.
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn inner_what_is_left_behind() {
+    let directory = directory();
+    let (_device, service) = pool(directory.path());
+    let target = serve(&service);
+    let file = OpenOptions::new().read(true).write(true).open(BLOCK_DEVICE).unwrap();
+    for block in 0..32_u8 {
+        file.write_all_at(&[block + 1; 5000], u64::from(block) * 8192 + 100).unwrap();
+    }
+    file.sync_all().unwrap();
+    drop(file);
+    let list = || run(BINARY, arguments!["ublk", "list"]);
+    let shown = list();
+    assert!(shown.contains(&format!("/dev/ublkb0: live, process {}", target.pid())), "{shown}");
+    assert!(shown.contains("the kernel has: ") && shown.contains("user-copy"), "{shown}");
+    let refused = try_run(BINARY, arguments!["ublk", "delete", "0"]).unwrap_err();
+    assert!(refused.contains("is served by process"), "{refused}");
+    target.kill();
+    wait_for("the end of the block device", PATIENCE, || {
+        (!Path::new(BLOCK_DEVICE).exists()).then_some(())
+    });
+    let shown = list();
+    assert!(shown.contains("/dev/ublkb0: dead"), "{shown}");
+    let refused = service.start();
+    assert!(!refused.ready_or_ended());
+    assert!(refused.log().contains("ublk device 0 is there already"), "{}", refused.log());
+    run(BINARY, arguments!["ublk", "delete", "--dead"]);
+    assert!(!list().contains("/dev/ublkb0"));
+    let missing = try_run(BINARY, arguments!["ublk", "delete", "0"]).unwrap_err();
+    assert!(missing.contains("there is no ublk device 0"), "{missing}");
+    let target = serve(&service);
+    let file = OpenOptions::new().read(true).open(BLOCK_DEVICE).unwrap();
+    for block in 0..32_u8 {
+        let mut found = [0; 5000];
+        file.read_exact_at(&mut found, u64::from(block) * 8192 + 100).unwrap();
+        assert_eq!(found, [block + 1; 5000], "block {block}");
+    }
+    drop(file);
+    assert!(target.stop().success());
+}
