@@ -1,244 +1,32 @@
-//! A unit in a consistency group with another one, whose part and whose coordinator are played
-//! here: the real state machine of the coordinator, and a member that does what the test says.
+//! A unit in a consistency group with another one, which [`peer`] plays: one cut for both.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/peer.rs"]
+mod peer;
 #[path = "support/simulated.rs"]
 mod simulated;
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use flipside::env::Env;
 use flipside::env::sim::rng::Rng;
 use flipside::env::sim::{Crash, Limit, Machine, SimEnv};
-use flipside::format::group::{GroupState, TransactionId};
-use flipside::format::ids::{Incarnation, PoolId, Sequence, VolumeId};
-use flipside::format::layout::Geometry;
-use flipside::mds::error::MdsError;
+use flipside::format::group::GroupState;
+use flipside::format::ids::Sequence;
 use flipside::sim::engine::{Running as _, Volume as _};
 use flipside::sim::flipside::{Flipside, Served, Serving};
-use flipside::txn::coordinator::{Coordinator as Machinery, Group};
-use flipside::txn::participant::{Action, Progress, Standing};
-use flipside::txn::{Atomic, AtomicId, COORDINATOR, GroupId, Order, Phase, Report, Stage};
-use flipside::unit::{AtomicError, AtomicWrite, Config, Coordinator, LinkedGroup, Ready};
+use flipside::txn::Phase;
+use flipside::txn::participant::{Progress, Standing};
+use flipside::unit::LinkedGroup;
+use peer::{
+    BLOCK, EXTENT, GROUP, LIMIT, OURS, PEER, Way, World, before_power_loss, byte_at, engine,
+    found_after, joined, until, write,
+};
 use simulated::{formatted, started};
-use tokio::sync::Notify;
-
-const LIMIT: Limit = Limit { time_ns: 3600 * 1_000_000_000, steps: 5_000_000 };
-const BLOCK: u64 = 512;
-const EXTENT: u64 = 32 * BLOCK;
-const GROUP: GroupId = GroupId(7);
-const OURS: PoolId = PoolId([1; 16]);
-const PEER: PoolId = PoolId([2; 16]);
-
-fn engine() -> Flipside {
-    let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
-    let config = Config {
-        commit_interval: None,
-        doubt_timeout: Duration::from_secs(5),
-        mds_timeout: Some(Duration::from_secs(60)),
-        ..Config::default()
-    };
-    Flipside::plain(geometry, 32, 8, 4 * EXTENT, config)
-}
-
-/// The coordinator and the other member; goes on over crashes of the unit.
-struct World {
-    engine: Flipside,
-    machinery: RefCell<Machinery>,
-    next: Cell<u64>,
-    peer: RefCell<Standing>,
-    /// The peer does not go beyond this.
-    peer_stops_at: Cell<Option<Progress>>,
-    /// No answer reaches the unit while this is so of what it says.
-    deaf_to: Cell<fn(&Report) -> bool>,
-    heard: RefCell<Vec<Report>>,
-    nudge: Notify,
-    /// The part that the peer has of an atomic request, and whether it is the one that wants it.
-    peer_part: Cell<(Option<Atomic>, bool)>,
-}
-
-impl World {
-    fn new() -> Rc<Self> {
-        Self::of(engine())
-    }
-
-    fn of(engine: Flipside) -> Rc<Self> {
-        let volumes: BTreeSet<VolumeId> = [VolumeId(0), VolumeId(1)].into();
-        let members = BTreeMap::from([(OURS, volumes), (PEER, [VolumeId(0)].into())]);
-        let group = Group { id: GROUP, name: "pair".to_owned(), version: 1, life: 1, members };
-        let now = flipside::env::Moment::default();
-        let mut machinery = Machinery::new(group, None, |_| false, now);
-        machinery.attached(PEER, false, false, now);
-        Rc::new(World {
-            engine,
-            machinery: RefCell::new(machinery),
-            next: Cell::new(1),
-            peer: RefCell::new(Standing { version: 1, life: 1, transaction: None }),
-            peer_stops_at: Cell::new(None),
-            deaf_to: Cell::new(|_| false),
-            heard: RefCell::default(),
-            nudge: Notify::new(),
-            peer_part: Cell::default(),
-        })
-    }
-
-    fn transaction(&self) -> TransactionId {
-        let number = self.next.replace(self.next.get() + 1);
-        TransactionId { coordinator: COORDINATOR, incarnation: Incarnation(1), number }
-    }
-
-    /// The machinery goes on, and the peer does what it is told, as far as it shall.
-    fn go_on(&self, now: flipside::env::Moment) {
-        let mut machinery = self.machinery.borrow_mut();
-        let mut peer = self.peer.borrow_mut();
-        for _ in 0..10 {
-            let (part, wants) = self.peer_part.get();
-            let mut reports = peer.reports(GROUP, wants, None);
-            for report in &mut reports {
-                let said = report.phase == Phase::Sealed || wants;
-                report.atomic = part.filter(|_| said);
-            }
-            reports.iter().for_each(|report| machinery.hear(PEER, report, now));
-            machinery.step(now, || self.transaction());
-            let reports: Vec<&Report> = reports.iter().collect();
-            let orders = machinery.orders(PEER, &reports, now);
-            let Some(action) = orders.iter().find_map(|order| peer.next(order)) else { continue };
-            let own = peer.transaction.map(|(own, _)| own);
-            let (to, progress) = match action {
-                Action::Seal(to) => (to, Progress::Sealed),
-                Action::Prepare => (own.unwrap(), Progress::Prepared),
-                Action::Commit | Action::Abort => (own.unwrap(), Progress::Done),
-                Action::Acknowledge(to) => (to, Progress::Done),
-                Action::GoBack(life) => {
-                    peer.life = life;
-                    continue;
-                }
-                Action::Regroup => unreachable!("the membership does not change"),
-            };
-            if self.peer_stops_at.get().is_none_or(|stop| progress <= stop) {
-                peer.transaction = Some((to, progress));
-                if progress == Progress::Done {
-                    self.peer_part.take();
-                }
-            }
-        }
-    }
-
-    /// Lets the peer go on, and the unit ask.
-    fn release(&self, stop: Option<Progress>) {
-        self.peer_stops_at.set(stop);
-        self.nudge.notify_one();
-    }
-
-    /// Of the unit's vote the coordinator had heard before, and so it has decided.
-    fn has_voted(&self, now: flipside::env::Moment) {
-        let transaction = self.peer.borrow().transaction.unwrap().0;
-        let (group, version, life) = (GROUP, 1, 1);
-        let (wants, transaction) = (false, Some(transaction));
-        let phase = Phase::Prepared;
-        let atomic = None;
-        let vote = Report { group, version, life, wants, atomic, transaction, phase };
-        self.machinery.borrow_mut().hear(OURS, &vote, now);
-        self.go_on(now);
-        assert_eq!(self.machinery.borrow().progress().1, Stage::Committed);
-    }
-
-    /// Whether the unit has said that it is that far with a transaction.
-    fn has_heard(&self, phase: &Phase) -> bool {
-        self.heard.borrow().iter().any(|report| report.phase == *phase)
-    }
-}
-
-/// The way from the unit to the world.
-struct Way {
-    env: SimEnv,
-    world: Rc<World>,
-}
-
-impl Coordinator for Way {
-    async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
-        loop {
-            self.env.sleep(Duration::from_micros(200)).await;
-            self.world.heard.borrow_mut().extend(reports.iter().cloned());
-            if !reports.iter().any(self.world.deaf_to.get()) {
-                break;
-            }
-            self.env.sleep(Duration::from_millis(5)).await;
-        }
-        let now = self.env.now();
-        let mut machinery = self.world.machinery.borrow_mut();
-        reports.iter().for_each(|report| machinery.hear(OURS, report, now));
-        drop(machinery);
-        self.world.go_on(now);
-        let reports: Vec<&Report> = reports.iter().collect();
-        Ok(self.world.machinery.borrow().orders(OURS, &reports, now))
-    }
-
-    async fn nudged(&self) {
-        self.world.nudge.notified().await;
-    }
-}
-
-async fn write(volume: &Served, block: u64, byte: u8) {
-    volume.write(block * BLOCK, vec![byte; BLOCK as usize], false).await.unwrap();
-}
-
-async fn byte_at(volume: &Served, block: u64) -> u8 {
-    volume.read(block * BLOCK, BLOCK as usize).await.unwrap()[0]
-}
-
-async fn until(env: &SimEnv, mut so: impl FnMut() -> bool) {
-    while !so() {
-        env.sleep(Duration::from_micros(100)).await;
-    }
-}
-
-/// Three volumes, the first two of them in the group.
-async fn joined(env: &SimEnv, serving: &Serving, world: &Rc<World>, cold: bool) -> [Served; 3] {
-    for name in ["second", "third"].into_iter().skip(serving.volumes().len() - 1) {
-        serving.unit().create_volume(name, 4 * EXTENT).await.unwrap();
-    }
-    let now = env.now();
-    world.machinery.borrow_mut().attached(OURS, cold, false, now);
-    let way = Way { env: env.clone(), world: Rc::clone(world) };
-    serving.unit().follow(way).await.unwrap();
-    serving.volumes().try_into().ok().expect("three volumes")
-}
-
-/// Starts a new pool, does something in the group, and loses the power.
-fn before_power_loss<F: Future<Output = ()> + 'static>(
-    seed: u64,
-    world: &Rc<World>,
-    work: impl FnOnce(SimEnv, Serving, [Served; 3], Rc<World>) -> F + 'static,
-) -> Machine {
-    let mut machine = formatted(&world.engine, seed, LIMIT);
-    let (env, serving) = started(&mut machine, &world.engine, LIMIT);
-    let (of, world) = (env.clone(), Rc::clone(world));
-    let worked = env.run(LIMIT, async move {
-        let volumes = joined(&of, &serving, &world, false).await;
-        work(of, serving, volumes, world).await;
-    });
-    worked.unwrap();
-    machine.halt(&env, Crash::Power);
-    machine
-}
-
-/// The first block of the first two volumes, after a start that joins the group again.
-fn found_after(machine: &mut Machine, world: &Rc<World>) -> [u8; 2] {
-    let (env, serving) = started(machine, &world.engine, LIMIT);
-    let (of, world) = (env.clone(), Rc::clone(world));
-    let read = env.run(LIMIT, async move {
-        let [first, second, _] = joined(&of, &serving, &world, true).await;
-        let found = [byte_at(&first, 0).await, byte_at(&second, 0).await];
-        serving.check().unwrap();
-        found
-    });
-    read.unwrap()
-}
 
 /// Goal: a flush of one member commits the group everywhere, in one transaction, whose name the
 /// unit can tell; what it covers survives.
@@ -623,118 +411,4 @@ fn one_in_doubt_and_many_pass() {
     let count = std::env::var("FLIPSIDE_GROUPS").map_or(20_000, |count| count.parse().unwrap());
     past_the_doubt(20, true, count);
     past_the_doubt(21, false, count);
-}
-
-const BOTH: Atomic = Atomic { id: AtomicId(9), members: 2 };
-
-/// Stages byte 2 for the first block of the first two volumes, and for a place that was never
-/// written.
-async fn staged(serving: &Serving) -> Ready<SimEnv> {
-    let volumes = serving.unit().volumes();
-    let write = |index: usize, block: u64| AtomicWrite {
-        volume: volumes[index].name().to_string(),
-        offset: block * BLOCK,
-        bytes: vec![2; BLOCK as usize],
-    };
-    serving.unit().stage(BOTH, &[write(0, 0), write(1, 0), write(1, 40)]).await.unwrap()
-}
-
-/// Goal: an atomic request of two units takes place where both have their part, whichever of them
-/// was asked; one whose other part is missing does not, and harms nobody.
-#[test]
-fn atomic_requests_of_two_units() {
-    for (seed, asked_here, part) in
-        [(20, true, Some(BOTH)), (21, false, Some(BOTH)), (22, true, None)]
-    {
-        let world = World::new();
-        let mut machine =
-            before_power_loss(seed, &world, move |env, serving, [first, second, _], world| {
-                async move {
-                    write(&first, 0, 1).await;
-                    write(&second, 0, 1).await;
-                    first.flush().await.unwrap();
-                    let ready = staged(&serving).await;
-                    // Acknowledged before it.
-                    write(&second, 1, 7).await;
-                    assert_eq!([byte_at(&first, 0).await, byte_at(&second, 40).await], [1, 0]);
-                    world.peer_part.set((part, !asked_here));
-                    world.nudge.notify_one();
-                    if asked_here {
-                        let applied = ready.apply().await;
-                        assert_eq!(applied.is_ok(), part.is_some(), "{applied:?}");
-                        assert!(part.is_some() || matches!(applied, Err(AtomicError::Aborted(_))));
-                    } else {
-                        until(&env, || world.has_heard(&Phase::Done)).await;
-                        while byte_at(&first, 0).await == 1 {
-                            env.sleep(Duration::from_millis(1)).await;
-                        }
-                    }
-                    let now = if part.is_some() { 2 } else { 1 };
-                    assert_eq!([byte_at(&first, 0).await, byte_at(&second, 0).await], [now, now]);
-                    if part.is_none() {
-                        first.flush().await.unwrap();
-                    }
-                    assert_eq!(byte_at(&second, 40).await, if part.is_some() { 2 } else { 0 });
-                    write(&first, 9, 1).await;
-                    serving.check().unwrap();
-                }
-            });
-        let now = if part.is_some() { 2 } else { 1 };
-        let (env, serving) = started(&mut machine, &world.engine, LIMIT);
-        let (of, there) = (env.clone(), Rc::clone(&world));
-        let found = env.run(LIMIT, async move {
-            let [first, second, _] = joined(&of, &serving, &there, true).await;
-            [byte_at(&first, 0).await, byte_at(&second, 0).await, byte_at(&second, 1).await]
-        });
-        assert_eq!(found.unwrap(), [now, now, 7], "what was acknowledged before is with it");
-    }
-}
-
-/// Goal: a unit that has voted for an atomic request lets nobody read its blocks before the
-/// decision, as another may show the new contents already; and nobody sees half of it after a loss
-/// of power at that point, however it was decided.
-#[test]
-fn nobody_reads_between_vote_and_decision() {
-    for (seed, lost, took_place) in [(23, false, true), (24, true, true), (25, true, false)] {
-        let world = World::new();
-        let mut machine = before_power_loss(
-            seed,
-            &world,
-            move |env, serving, [first, second, _], world| async move {
-                write(&first, 0, 1).await;
-                write(&second, 0, 1).await;
-                first.flush().await.unwrap();
-                world.heard.borrow_mut().clear();
-                world.deaf_to.set(|report| report.phase == Phase::Prepared);
-                let ready = staged(&serving).await;
-                world.peer_part.set((Some(BOTH), false));
-                env.spawn(async move { drop(ready.apply().await) });
-                until(&env, || world.has_heard(&Phase::Prepared)).await;
-                let seen = Rc::new(Cell::new(0));
-                let (of, to) = (first.clone(), Rc::clone(&seen));
-                env.spawn(async move { to.set(byte_at(&of, 0).await) });
-                env.sleep(Duration::from_millis(500)).await;
-                assert_eq!((seen.get(), byte_at(&first, 1).await), (0, 0));
-                if lost {
-                    return;
-                }
-                world.deaf_to.set(|_| false);
-                world.release(None);
-                until(&env, || seen.get() != 0).await;
-                assert_eq!([seen.get(), byte_at(&second, 0).await], [2, 2]);
-                serving.check().unwrap();
-            },
-        );
-        world.deaf_to.set(|_| false);
-        if lost && took_place {
-            // The vote of the unit has reached the coordinator.
-            let heard = world.heard.borrow().clone();
-            let now = flipside::env::Moment::default();
-            let votes = heard.iter().filter(|report| report.phase == Phase::Prepared);
-            votes.for_each(|vote| world.machinery.borrow_mut().hear(OURS, vote, now));
-            world.go_on(now);
-        }
-        let now = if took_place { 2 } else { 1 };
-        assert_eq!(found_after(&mut machine, &world), [now, now]);
-    }
 }

@@ -25,8 +25,14 @@ use flipside::sim::run::{Failure, Report, run_plan, run_seed};
 use flipside::sim::shrink::shrink;
 use flipside::sim::sweep::{Sweep, sweep};
 
+#[path = "support/peer.rs"]
+mod peer;
 #[path = "support/regressions.rs"]
 mod regressions;
+#[path = "support/atomic.rs"]
+mod scenarios;
+#[path = "support/simulated.rs"]
+mod simulated;
 
 const SEEDS: u64 = 5000;
 /// What a failure shrinks to at most, in actions.
@@ -55,6 +61,14 @@ const OF_READERS: [Mutant; 4] = [
 ];
 /// Those of destaging that a world of its own finds sooner.
 const OF_DESTAGING: [Mutant; 2] = [Mutant::PayloadDroppedForPending, Mutant::DestageUnheld];
+/// Those of atomic requests, and the scenario that shows each.
+const OF_ATOMIC_REQUESTS: [(Mutant, fn()); 5] = [
+    (Mutant::StagedVisible, scenarios::staged_writes_are_invisible_and_held),
+    (Mutant::StagedNotHeld, scenarios::staged_writes_are_invisible_and_held),
+    (Mutant::JoinedNotRecorded, scenarios::atomic_requests_of_two_units),
+    (Mutant::VotedRead, scenarios::nobody_reads_between_vote_and_decision),
+    (Mutant::PartsNotCounted, scenarios::atomic_requests_of_two_units),
+];
 /// The swaps of a world with a reader.
 const SWAPS: u64 = 60;
 /// Those that only show where several machines share a metadata server.
@@ -189,7 +203,9 @@ fn every_mutant_is_found() {
     let mut out = std::io::stderr();
     let mut survivors = Vec::new();
     writeln!(out, "| mutant | seeds | time | found by |\n| --- | --- | --- | --- |").unwrap();
-    for mutant in Mutant::ALL.iter().copied().filter(|m| format!("{m:?}").contains(&only)) {
+    let elsewhere = |mutant: &Mutant| OF_ATOMIC_REQUESTS.iter().any(|(of, _)| of == mutant);
+    let wanted = Mutant::ALL.iter().copied().filter(|m| format!("{m:?}").contains(&only));
+    for mutant in wanted.filter(|mutant| !elsewhere(mutant)) {
         choose(Some(mutant));
         let started = Instant::now();
         let of_reader = OF_READERS.contains(&mutant);
@@ -222,4 +238,17 @@ fn every_mutant_is_found() {
         writeln!(out, "| {mutant:?}: {what} | {seed} | {took:.1} s | {how} |").unwrap();
     }
     assert!(survivors.is_empty(), "not found: {survivors:?}");
+}
+
+/// Goal: a scenario goes well without its mutant, and fails with it.
+#[test]
+fn mutants_of_atomic_requests_are_found() {
+    let _one = CHOICE.lock().unwrap_or_else(PoisonError::into_inner);
+    for (mutant, scenario) in OF_ATOMIC_REQUESTS {
+        scenario();
+        choose(Some(mutant));
+        let shown = std::panic::catch_unwind(scenario).is_err();
+        choose(None);
+        assert!(shown, "{mutant:?} is not found");
+    }
 }

@@ -313,7 +313,9 @@ impl<E: Env> Ready<E> {
         let mut told = Ok(());
         loop {
             if let Some(fate) = self.fate.get() {
-                return fate.clone();
+                let owned = self.unit.check_owned();
+                let lost = |error: IoError| AtomicError::OutcomeUnknown(error.to_string().into());
+                return fate.clone().and_then(|applied| owned.map(|()| applied).map_err(lost));
             }
             let decided = {
                 let mut state = self.unit.state.borrow_mut();

@@ -206,8 +206,10 @@ impl<E: Env> Inner<E> {
     /// What is asked for is a part of the epoch that is sealed now.
     fn join_asked(&self, domain: usize) {
         let mut state = self.state.borrow_mut();
-        if let Some(asked) = state.asked_in(domain) {
-            state.join_staged(domain, asked.id);
+        match state.asked_in(domain) {
+            Some(asked) if asked.members == 1 => drop(state.join_staged(domain, asked.id)),
+            Some(_) => state.drop_waiting(domain, AtomicError::Apart),
+            None => {}
         }
     }
 

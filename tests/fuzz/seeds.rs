@@ -67,6 +67,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             r#"{"command":"settle"}"#,
             r#"{"command":"volume","action":"list"}"#,
             r#"{"command":"volume","action":"resize","name":"v","size":4096,"shrink":true}"#,
+            r#"{"command":"txn","action":"write","volume":"v","offset":0,"hex":"00ff"}"#,
         ]),
         "datagram" => datagrams(),
         "dump" => vec![("one_device", dump())],
