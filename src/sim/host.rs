@@ -9,7 +9,7 @@
 //! what several machines asked is one turn, and one commit.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -79,6 +79,8 @@ struct Inner {
     back_at: u64,
     waiting: Datagrams<Place>,
     outboxes: BTreeMap<usize, Datagrams<Peer>>,
+    /// Seats that something was put out for of which nobody was told.
+    fresh: BTreeSet<usize>,
     /// When each seat was last answered anything.
     answered: BTreeMap<usize, u64>,
     seen: Seen,
@@ -127,6 +129,7 @@ impl Host {
             back_at: 0,
             waiting: Vec::new(),
             outboxes: BTreeMap::new(),
+            fresh: BTreeSet::new(),
             answered: BTreeMap::new(),
             seen: Seen::default(),
         })))
@@ -142,9 +145,9 @@ impl Host {
         self.0.borrow().seen
     }
 
-    /// Whether there is something for the machine of a seat that it has not fetched.
+    /// Whether there is something for the machine of a seat since the last time.
     pub(super) fn has_mail(&self, seat: usize) -> bool {
-        self.0.borrow().outboxes.contains_key(&seat)
+        self.0.borrow_mut().fresh.remove(&seat)
     }
 
     /// A hash of all that is stored.
@@ -259,6 +262,7 @@ impl sim::Server for Relay {
         if !host.rng.chance(habits.waits_ppm) {
             host.turn();
         }
+        host.fresh.remove(&number);
         host.outboxes.remove(&number).unwrap_or_default()
     }
 }
@@ -293,6 +297,7 @@ impl Inner {
         self.server = Some(server);
         for ((seat, peer), bytes) in answers {
             self.outboxes.entry(seat).or_default().push((peer, bytes));
+            self.fresh.insert(seat);
             self.answered.insert(seat, self.now);
         }
     }

@@ -24,8 +24,6 @@ pub(super) enum Event {
     Step(usize),
     /// A unit is switched on.
     Boot(usize),
-    /// Something is done to the units.
-    Disturb,
     /// Whoever looks after things looks.
     Look,
 }
@@ -293,7 +291,6 @@ impl Shared {
 /// What clients of a run tend to do.
 #[derive(Clone, Debug)]
 pub(super) struct Habits {
-    pub operations: u64,
     /// How often each kind of request is drawn: writes, zeros, reads, flushes.
     weights: [u64; 4],
     fua_ppm: u32,
@@ -308,7 +305,6 @@ pub(super) struct Habits {
 impl Habits {
     pub fn draw(rng: &mut Rng) -> Self {
         Self {
-            operations: rng.log_between(60, 500),
             weights: [
                 rng.pick(&[30, 60]),
                 rng.pick(&[0, 3, 10]),

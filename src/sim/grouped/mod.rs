@@ -91,6 +91,8 @@ impl Seen {
 
 /// After so long, in nanoseconds, all must be well once nothing fails any more.
 const MENDED_NS: u64 = 2 * 3600 * 1_000_000_000;
+/// Where nobody gets on, something is done to the units after so long, in nanoseconds.
+const IDLE_NS: u64 = 20_000_000_000;
 /// For so long all has to be well, in nanoseconds, until it is believed.
 const WELL_NS: u64 = 10_000_000_000;
 /// The parts that crashes are aimed at.
@@ -115,9 +117,11 @@ struct Run {
     last: Vec<usize>,
     begun: u64,
     operations: u64,
-    /// How often something more is done to the units, and how long it takes until then at most.
+    /// How often something more is done to the units, and when it was last.
     disturbances: u64,
-    calm_ns: u64,
+    disturbed: u64,
+    /// After so many requests it is done again.
+    strike_at: u64,
     /// How long a unit is away at most, in nanoseconds.
     away_ns: u64,
     /// By which clients reach the volumes.
@@ -157,11 +161,11 @@ impl Run {
         }
         (0..clients).for_each(|client| shared.plan(now + 1, Event::Step(client)));
         shared.plan(now + 1, Event::Look);
-        shared.plan(now + 1_000_000_000, Event::Disturb);
         Ok(Self {
-            operations: habits.operations,
-            disturbances: rng.between(2, 14),
-            calm_ns: rng.pick(&[10_000_000, 1_000_000_000, 20_000_000_000]),
+            operations: u64::MAX,
+            disturbances: rng.between(3, 12),
+            disturbed: now,
+            strike_at: rng.between(5, 60),
             away_ns: rng.pick(&[1_000_000, 1_000_000_000, 100_000_000_000]),
             last: vec![0; clients],
             begun: 0,
@@ -183,7 +187,7 @@ impl Run {
     }
 
     fn all(mut self) -> Result<Report, String> {
-        self.go("the work", u64::MAX, |run| run.disturbances == 0 || run.is_done())?;
+        self.go("the work", u64::MAX, |run| run.disturbances == 0)?;
         self.calm = true;
         self.host.calm();
         self.units.iter().for_each(Unit::calm);
@@ -192,7 +196,7 @@ impl Run {
             run.is_well() && run.now > run.well_since + WELL_NS
         })?;
         self.shared.bounded.set(true);
-        self.operations = self.begun.max(self.operations) + LAST_OPERATIONS;
+        self.operations = self.begun + LAST_OPERATIONS;
         let limit = self.now + MENDED_NS;
         self.go("the last work", limit, Self::is_done)?;
         self.stop_all()?;
@@ -301,9 +305,11 @@ impl Run {
         match event {
             Event::Step(client) => self.step_client(client),
             Event::Boot(unit) => self.boot(unit),
-            Event::Disturb => self.disturb(),
             Event::Look => {
                 self.look()?;
+                if self.now > self.disturbed + IDLE_NS {
+                    self.disturb();
+                }
                 let pause = self.rng.log_between(1_000_000, 300_000_000);
                 self.shared.plan(self.now + pause, Event::Look);
             }
@@ -370,6 +376,8 @@ impl Run {
             return;
         }
         self.disturbances -= 1;
+        self.disturbed = self.now;
+        self.strike_at = self.begun + self.rng.log_between(1, 100);
         let number = self.rng.below(self.units.len() as u64) as usize;
         match self.rng.below(10) {
             0 | 1 => {
@@ -396,8 +404,6 @@ impl Run {
                 self.units[number].plan_crash(None, Some(aim));
             }
         }
-        let pause = self.rng.log_between(1_000, self.calm_ns);
-        self.shared.plan(self.now + pause, Event::Disturb);
     }
 
     fn step_client(&mut self, client: usize) {
@@ -426,6 +432,9 @@ impl Run {
         self.shared.busy.borrow_mut()[client] = Some(volume);
         let request = Request { client, volume, what, at, think };
         env.spawn(Rc::clone(&self.shared).carry_out(env.clone(), served, request));
+        if self.begun >= self.strike_at {
+            self.disturb();
+        }
     }
 
     /// Stops every unit as it should be, when all is quiet.
