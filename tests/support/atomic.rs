@@ -1,5 +1,8 @@
 //! Scenarios of atomic requests: tests, and what finds the mutants of them.
 
+#![allow(dead_code, reason = "no test uses all of it")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
