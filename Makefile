@@ -89,7 +89,7 @@ bench-mds: setup ## the metadata server's durable primitives a second over UDP, 
 
 bench-journal: setup ## data in the journal beside the device alone, and commits of groups; DIR= NVRAM=
 	$(CARGO) bench --bench journal -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
-	$(CARGO) bench --bench groups -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
+	$(CARGO) bench --bench group_commits -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
 
 coverage: ## lines of journal/, unit/ and format/ that tests execute (installs cargo-tarpaulin)
 	@tools/coverage.sh

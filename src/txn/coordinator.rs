@@ -192,7 +192,8 @@ impl Coordinator {
         }
     }
 
-    /// A unit has detached: it has nothing pending.
+    /// A unit has detached: it has nothing pending, and what it voted for is durable there, whether
+    /// it has come to say so or not.
     pub fn detached(&mut self, pool: PoolId) {
         if let Some(unit) = self.units.get_mut(&pool) {
             *unit = Unit::default();
@@ -200,6 +201,7 @@ impl Coordinator {
         if self.takes_part(pool) {
             self.under_way = None;
         }
+        self.done(pool);
     }
 
     /// Takes a report of the unit's present session.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 
 use super::Inner;
+use super::domain::Domain;
 use super::settle::bound;
 use crate::env::Env;
 use crate::format::ids::PairId;
@@ -77,10 +78,13 @@ impl<E: Env> Inner<E> {
     }
 
     /// Tells the metadata server what it was not told yet, and ends the session where nothing is
-    /// left to be done; gives up on a server that is silent.
+    /// left to be done, and nothing in the journal that it has voted for and not carried out ‡; gives
+    /// up on a server that is silent.
     pub(super) async fn leave(&self, done: bool) {
+        let voted = |domain: &Domain| domain.group.as_ref().is_some_and(|of| of.prepared.is_some());
         let goodbye = async {
             self.tell().await?;
+            let done = done && !self.state.borrow().domains.iter().any(voted);
             if done { self.mds.detach().await } else { Ok(()) }
         };
         if let Some(Err(error)) = self.unless_silent(goodbye).await {

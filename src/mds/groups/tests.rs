@@ -203,6 +203,26 @@ fn lives() {
     assert_eq!(order.life, 2);
 }
 
+/// Goal: who left well is not waited for: what it voted for is durable there, though it has not said
+/// so (found by `tests/group_kill.rs`: all members stopped at the same time, and the last of them
+/// waited for ever for the next transaction).
+#[test]
+fn who_has_left_is_not_waited_for() {
+    let mut rig = rig_with_group();
+    rig.report(TWO, 1, None, Phase::Idle);
+    let at = rig.report(ONE, 1, None, Phase::Idle).transaction;
+    for phase in [Phase::Sealed, Phase::Prepared] {
+        rig.report(TWO, 1, at, phase.clone());
+        rig.report(ONE, 1, at, phase);
+    }
+    assert_eq!(rig.report(TWO, 1, at, Phase::Done).transaction, None);
+    rig.groups.detached(ONE);
+    rig.commit();
+    let order = rig.report(TWO, 1, at, Phase::Done);
+    assert_eq!(order.stage, Stage::Seal);
+    assert_ne!(order.transaction, at);
+}
+
 /// Goal: units are nudged when there is news for them, once in a while until they ask.
 #[test]
 fn nudges() {

@@ -1,7 +1,7 @@
 //! Commits of consistency groups a second.
 //!
 //! ```text
-//! cargo bench --bench groups -- [--dir DIR] [--nvram DIR] [--seconds N]
+//! cargo bench --bench group_commits -- [--dir DIR] [--nvram DIR] [--seconds N]
 //! ```
 //!
 //! Groups of 1, 2, 4 and 8 volumes, on one unit and over two, with `flipside mds`, a process of its
@@ -148,8 +148,15 @@ async fn case(env: &OsEnv, options: &Options, units: usize, volumes: usize) {
     for unit in &members {
         unit.join_groups().await.expect("a group to join");
     }
-    let volumes: Vec<_> =
-        members.iter().flat_map(Unit::volumes).filter(|volume| volume.size() > 0).collect();
+    let forming = Instant::now();
+    // What commits locally was joined at once.
+    while units > 1 && members.iter().any(|unit| unit.last_cut(group).is_none()) {
+        assert!(forming.elapsed() < FORMING, "the group is served");
+        // Who comes before all have joined is sent away.
+        let _ = members[0].volumes()[0].flush().await;
+    }
+    let volumes: Vec<_> = members.iter().flat_map(Unit::volumes).collect();
+    let mut rng = Rng::new(1);
     let round = async |rng: &mut Rng| {
         let writes = volumes.iter().map(|volume| {
             let offset = rng.below(VOLUME / BLOCK) * BLOCK;
@@ -158,12 +165,6 @@ async fn case(env: &OsEnv, options: &Options, units: usize, volumes: usize) {
         join_all(writes.collect::<Vec<_>>()).await;
         volumes[0].flush().await.expect("a flush");
     };
-    let mut rng = Rng::new(1);
-    let forming = Instant::now();
-    while members.iter().any(|unit| unit.last_cut(group).is_none()) {
-        assert!(forming.elapsed() < FORMING, "the group is served");
-        round(&mut rng).await;
-    }
     let mut times = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds");
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(options.seconds) {
