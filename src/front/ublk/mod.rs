@@ -11,10 +11,10 @@
 //! The kernel that `tools/vm` boots (Debian's 6.12) names the features complete-in-task,
 //! need-get-data, user-recovery, user-recovery-reissue, unprivileged, ioctl-encode, user-copy and
 //! zoned: neither zero copy nor automatic buffer registration, resizing, quiescing, failing I/O
-//! while nobody serves, or DMA alignment as a parameter. What that kernel has not is not used, as
-//! it could not be tested. `flipside ublk list` shows what a kernel has. Of what tests want beside,
-//! it has as modules: nbd, dm-log-writes, dm-flakey, dm-delay, pmem (ACPI's and `memmap=`), DAX on
-//! ext4 and xfs, netem, brd, null_blk, scsi_debug, btrfs.
+//! while nobody serves, or DMA alignment as a parameter. What that kernel has not is not used,
+//! since it could not be tested. `flipside ublk list` shows what a kernel has. Of what tests want
+//! besides, it has as modules: nbd, dm-log-writes, dm-flakey, dm-delay, pmem (ACPI's and
+//! `memmap=`), DAX on ext4 and xfs, netem, brd, null_blk, scsi_debug, btrfs.
 
 pub mod control;
 pub mod device;
