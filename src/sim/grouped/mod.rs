@@ -189,6 +189,7 @@ impl Run {
     fn all(mut self) -> Result<Report, String> {
         self.go("the work", u64::MAX, |run| run.disturbances == 0)?;
         self.calm = true;
+        self.operations = self.begun;
         self.host.calm();
         self.units.iter().for_each(Unit::calm);
         let limit = self.now + MENDED_NS;
@@ -380,29 +381,35 @@ impl Run {
         self.disturbed = self.now;
         self.strike_at = self.begun + self.rng.log_between(1, 100);
         let number = self.rng.below(self.units.len() as u64) as usize;
+        let chosen = number;
         match self.rng.below(10) {
-            0 | 1 => {
+            0 => {
                 if self.units[number].is_on() {
                     self.crash(number);
                 }
             }
-            2 => {
+            1 => {
                 for number in 0..self.units.len() {
                     if self.rng.chance(700_000) && self.units[number].is_on() {
                         self.crash(number);
                     }
                 }
             }
-            3 | 4 => self.stop(number),
-            5 => self.regroup(),
-            6 | 7 => {
-                let calls = self.rng.log_between(1, 2_000);
+            2 | 3 => self.stop(number),
+            4 => self.regroup(),
+            5 => {
+                let calls = self.rng.log_between(1, 500);
                 self.units[number].plan_crash(Some(calls), None);
             }
             _ => {
-                let (passes, calls) = (self.rng.log_between(1, 10), self.rng.below(6));
-                let aim = Aim { part: self.rng.pick(&PARTS), passes, calls };
-                self.units[number].plan_crash(None, Some(aim));
+                // In the middle of a transaction: most often of one unit, or of another, too.
+                for number in 0..self.units.len() {
+                    let (passes, calls) = (self.rng.between(1, 3), self.rng.log_between(1, 40));
+                    let aim = Aim { part: self.rng.pick(&PARTS), passes, calls: calls - 1 };
+                    if number == chosen || self.rng.chance(200_000) {
+                        self.units[number].plan_crash(None, Some(aim));
+                    }
+                }
             }
         }
     }
