@@ -132,6 +132,8 @@ struct Run {
     /// Since when every unit serves, and nothing is broken.
     well_since: u64,
     calm: bool,
+    /// Who has stopped stays so.
+    ending: bool,
     images: u64,
     crashes: u64,
     seen: Seen,
@@ -170,6 +172,7 @@ impl Run {
             last: vec![0; clients],
             begun: 0,
             calm: false,
+            ending: false,
             well_since: now,
             jobs: 0,
             handles,
@@ -350,6 +353,9 @@ impl Run {
             self.shared.plan(self.now + think, Event::Step(client));
         }
         self.forget_handles(number);
+        if self.ending {
+            return;
+        }
         let longest = if self.calm { 1_000_000 } else { self.away_ns };
         let away = self.rng.log_between(1, longest);
         self.shared.plan(self.now + away, Event::Boot(number));
@@ -465,6 +471,7 @@ impl Run {
             serving.check().map_err(|why| format!("unit {}: {why}", unit.number))?;
         }
         let stops = self.seen.stops + self.units.len() as u64;
+        self.ending = true;
         (0..self.units.len()).for_each(|number| self.stop(number));
         let limit = self.now + MENDED_NS;
         self.go("stopping", limit, |run| run.seen.stops == stops)
@@ -472,8 +479,10 @@ impl Run {
 
     /// All that was acknowledged is found.
     fn start_again(&mut self) -> Result<(), String> {
+        self.ending = false;
         for number in 0..self.units.len() {
             self.broken(number);
+            self.shared.plan(self.now + 1, Event::Boot(number));
         }
         let limit = self.now + MENDED_NS;
         self.go("the last start", limit, Self::is_well)
