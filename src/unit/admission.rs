@@ -147,16 +147,20 @@ impl<E: Env> Inner<E> {
                 self.env.sleep(delay).await;
                 continue;
             }
-            let mut parts = parts.clone();
+            let mut chosen = parts.clone();
             let ticket = place.as_ref().map_or(u64::MAX, |place| place.ticket);
-            let blocked = match self.try_admit(seat, &mut parts, bytes, (ticket, purpose)) {
+            let blocked = match self.try_admit(seat, &mut chosen, bytes, (ticket, purpose)) {
                 Ok((at, record_bytes)) => {
+                    let parts = chosen;
                     return Ok(Admitted { unit: self, at, parts, record_bytes, finished: false });
                 }
                 Err(Blocked::Refused(error)) => return Err(error),
                 Err(blocked) => blocked,
             };
             let place = place.get_or_insert_with(|| Place::new(self));
+            // With all blocks that it may change, the same each time: who waits behind it for one of
+            // them is woken when it goes, and would not be where it had let go of some meanwhile
+            // (found by the simulator, seed 700001509).
             place.enter_pairs(volume, &parts);
             let wake = Rc::clone(&place.wake);
             let _wait = self.waiters.enter(blocked.cause());
