@@ -15,7 +15,7 @@ use crate::env::sim::{Crash, Faults, Limit, Machine, Rot, SimEnv, Stop};
 /// How deep crashes nest inside recovery.
 const DEPTH_MAX: u32 = 3;
 /// What a boot, or a round of work, may take: far more than any does that is not stuck.
-pub(super) const LIMIT: Limit = Limit { time_ns: 4 * 3600 * 1_000_000_000, steps: 3_000_000 };
+pub(super) const LIMIT: Limit = Limit { time_ns: 24 * 3600 * 1_000_000_000, steps: 3_000_000 };
 
 /// The machine, the engine, and the oracle's knowledge.
 pub(super) struct Subject<E: Engine> {
