@@ -665,12 +665,25 @@ impl Model for Protocol {
     }
 }
 
-/// Looks at every state; the properties that are decided, and how many states there are.
-fn look(protocol: Protocol, until: HasDiscoveries) -> (BTreeSet<&'static str>, usize) {
+/// Looks at every state, or at so many, the nearest first; the properties that are decided, and how
+/// many states there are.
+fn look(
+    protocol: Protocol,
+    until: HasDiscoveries,
+    most: Option<usize>,
+) -> (BTreeSet<&'static str>, usize) {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let checked = protocol.checker().threads(threads).finish_when(until).spawn_bfs().join();
+    let checker = protocol.checker().threads(threads).finish_when(until);
+    let checker = match most {
+        Some(most) => checker.target_state_count(most),
+        None => checker,
+    };
+    let checked = checker.spawn_bfs().join();
     (checked.discoveries().into_keys().collect(), checked.unique_state_count())
 }
+
+/// States of each small world that are looked at where not all are.
+const FEW: usize = 10_000;
 
 const SOUND: Protocol = Protocol {
     flaw: Flaw::None,
@@ -687,7 +700,8 @@ const SOUND: Protocol = Protocol {
 /// coordinator at every step included, transactions are atomic, cuts closed, flushes durable, and
 /// nobody waits for ever.
 ///
-/// `FLIPSIDE_STATES=all` looks at larger worlds, too.
+/// The first [`FEW`] states of small worlds; `FLIPSIDE_STATES=all` looks at all, and at larger
+/// worlds, too.
 #[test]
 fn every_state_is_sound() {
     let small = [Protocol { writes: 1, ..SOUND }, Protocol { writes: 0, crashes: 1, ..SOUND }];
@@ -705,11 +719,11 @@ fn every_state_is_sound() {
     ];
     let all = std::env::var_os("FLIPSIDE_STATES").is_some();
     for protocol in small.into_iter().chain(large.into_iter().filter(|_| all)) {
-        let (found, states) = look(protocol, HasDiscoveries::All);
+        let (found, states) = look(protocol, HasDiscoveries::All, (!all).then_some(FEW));
         println!("{states} states: {protocol:?}");
         let broken: Vec<_> = ALWAYS.iter().filter(|name| found.contains(*name)).collect();
         assert!(broken.is_empty(), "broken: {broken:?}, {protocol:?}");
-        assert!(found.contains(COMMITS), "{found:?}");
+        assert!(!all || found.contains(COMMITS), "{found:?}");
     }
 }
 
@@ -735,7 +749,7 @@ fn flaws_are_noticed() {
     let all = std::env::var_os("FLIPSIDE_STATES").is_some();
     for (flaw, protocol, broken) in quick.into_iter().chain(slow.into_iter().filter(|_| all)) {
         let until = HasDiscoveries::AnyOf([broken].into());
-        let (found, states) = look(Protocol { flaw, ..protocol }, until);
+        let (found, states) = look(Protocol { flaw, ..protocol }, until, None);
         println!("{flaw:?} after {states} states: {found:?}");
         assert!(found.contains(broken), "{flaw:?}: {found:?}");
     }

@@ -97,13 +97,16 @@ impl<E: Env> Client<E> {
         let reply = loop {
             let attach = RawAttach::new(&asked, payload_max);
             let answered = exchange.call(Operation::Attach, attach.as_bytes()).await;
-            let last = match &answered {
+            let again = match &answered {
                 Err(MdsError::Refused { refusal: Refusal::StaleIncarnation, detail, .. }) => {
-                    Some(Incarnation(*detail as u32))
+                    ownership::ask_again(&claim, &asked, Incarnation(*detail as u32))
+                }
+                Err(MdsError::Refused { refusal: Refusal::OwnedElsewhere, .. }) => {
+                    ownership::ask_fenced(&claim, &asked)
                 }
                 _ => None,
             };
-            match last.and_then(|last| ownership::ask_again(&claim, &asked, last)) {
+            match again {
                 Some(next) => asked = next,
                 None => break answered?,
             }
