@@ -119,9 +119,10 @@ pub fn ask_again(wanted: &Claim, asked: &Claim, last: Incarnation) -> Option<Cla
     }
 }
 
-/// What is asked after `asked`, which was refused as another host has the pool; `None`: nothing. The
-/// start of that one is the one that was asked after: so it is known from whom this is fenced (one
-/// that never started, whose maker did not detach, found by seed 94 of the clusters).
+/// What is asked after `asked`, which was refused as another host has the pool; `None`: nothing.
+///
+/// The start of that one is the one that was asked after, so it is known from whom this is fenced:
+/// one that never started, whose maker did not detach (found by seed 94 of the clusters).
 pub fn ask_fenced(wanted: &Claim, asked: &Claim) -> Option<Claim> {
     let unsaid = wanted.fenced && !asked.fenced && asked.incarnation.is_none();
     unsaid.then_some(Claim { fenced: true, ..*asked })

@@ -158,8 +158,8 @@ impl<E: Env> Inner<E> {
                 Err(blocked) => blocked,
             };
             let place = place.get_or_insert_with(|| Place::new(self));
-            // With all blocks that it may change, the same each time: who waits behind it for one of
-            // them is woken when it goes, and would not be where it had let go of some meanwhile
+            // With all blocks that it may change, the same each time: who waits behind it for one
+            // of them is woken when it goes, and would not be where it had let go of some meanwhile
             // (found by the simulator, seed 700001509).
             place.enter_pairs(volume, &parts);
             let wake = Rc::clone(&place.wake);

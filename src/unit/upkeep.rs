@@ -78,8 +78,8 @@ impl<E: Env> Inner<E> {
     }
 
     /// Tells the metadata server what it was not told yet, and ends the session where nothing is
-    /// left to be done, and nothing in the journal that it has voted for and not carried out ‡; gives
-    /// up on a server that is silent.
+    /// left to be done, and nothing in the journal that it has voted for and not carried out ‡;
+    /// gives up on a server that is silent.
     pub(super) async fn leave(&self, done: bool) {
         let voted = |domain: &Domain| domain.group.as_ref().is_some_and(|of| of.prepared.is_some());
         let goodbye = async {

@@ -203,7 +203,7 @@ fn lives() {
     assert_eq!(order.life, 2);
 }
 
-/// Goal: who left well is not waited for: what it voted for is durable there, though it has not said
+/// Goal: who left well is not waited for: what it voted for is durable there, though it never said
 /// so (found by `tests/group_kill.rs`: all members stopped at the same time, and the last of them
 /// waited for ever for the next transaction).
 #[test]
