@@ -281,7 +281,13 @@ mod tests {
                         Claim { incarnation: Some(number), ..wanted }
                     }
                 };
-                let again = ask_again(&of(Incarnation(0)), &of(asked), last);
+                let wanted_first = of(Incarnation(0));
+                let first = Claim { fenced: fenced && !counted_there, ..of(asked) };
+                let again = ask_again(&wanted_first, &first, last);
+                let may_say = ask_fenced(&wanted_first, &first).is_some();
+                assert_eq!(may_say, fenced && counted_there);
+                let said = Claim { fenced: true, ..first };
+                assert!(!counted_there || ask_again(&wanted_first, &said, last).is_none());
                 let last_of_all = last.0 == u32::MAX - 1;
                 let expected = match (counted_there, fenced) {
                     (true, false) => asked != last,
