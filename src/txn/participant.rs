@@ -14,6 +14,7 @@
 //! - **Once**: a transaction is taken part in once; older ones are never begun again, whatever
 //!   arrives late.
 
+use super::wire::cut;
 use super::{GroupId, Order, Phase, REASON_MAX, Report, Stage};
 use crate::format::group::TransactionId;
 use crate::mutants::{Mutant, mutated};
@@ -109,7 +110,7 @@ impl Standing {
             let atomic = None;
             Report { group, version, life, wants, atomic, transaction, phase }
         };
-        let refusal = refused.map(|reason| Phase::Refused(bounded(reason)));
+        let refusal = refused.map(|reason| Phase::Refused(cut(reason, REASON_MAX).to_owned()));
         match self.transaction {
             // Who has voted keeps its word, whatever became of it since.
             Some((of, Progress::Prepared)) => vec![report(Some(of), Phase::Prepared)],
@@ -123,12 +124,6 @@ impl Standing {
             None => vec![report(None, refusal.unwrap_or(Phase::Idle))],
         }
     }
-}
-
-/// As much of a reason as is said.
-fn bounded(reason: &str) -> String {
-    let end = (0..=REASON_MAX.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end));
-    reason[..end.unwrap_or(0)].to_owned()
 }
 
 #[cfg(test)]

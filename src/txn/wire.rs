@@ -277,17 +277,26 @@ pub fn orders(mut bytes: &[u8]) -> Result<Vec<Order>, Malformed> {
             transaction: transaction(raw.transaction, raw.options)?,
             atomic,
             stage: stage(raw.stage)?,
-            trouble: match raw.trouble {
-                0 => None,
-                1 => Some(Trouble::Silent(unit)),
-                2 => Some(Trouble::Refused { unit, reason }),
-                3 => Some(Trouble::Forming),
-                _ => return Err(Malformed),
-            },
+            trouble: trouble(raw.trouble, unit, reason)?,
         });
         bytes = rest;
     }
     Ok(orders)
+}
+
+/// The trouble of that number, with its unit and reason where it has them.
+pub(crate) fn trouble(
+    number: u8,
+    unit: String,
+    reason: String,
+) -> Result<Option<Trouble>, Malformed> {
+    match number {
+        0 => Ok(None),
+        1 => Ok(Some(Trouble::Silent(unit))),
+        2 => Ok(Some(Trouble::Refused { unit, reason })),
+        3 => Ok(Some(Trouble::Forming)),
+        _ => Err(Malformed),
+    }
 }
 
 /// The stage of that number.

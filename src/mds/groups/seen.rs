@@ -7,7 +7,7 @@ use crate::format::group::TransactionId;
 use crate::format::ids::{PoolId, VolumeId};
 use crate::mds::raw::Malformed;
 use crate::mds::records::NAME_BYTES_MAX;
-use crate::txn::wire::{RawTransaction, cut, stage};
+use crate::txn::wire::{RawTransaction, cut, stage, trouble};
 use crate::txn::{GroupId, REASON_MAX, Stage, Trouble};
 
 /// Bytes of a unit's name: a pool's.
@@ -141,13 +141,7 @@ impl TryFrom<&RawGroupSeen> for GroupSeen {
             life: raw.life.get(),
             transaction: named.then(|| raw.transaction.into()),
             stage: stage(raw.stage)?,
-            trouble: match raw.trouble {
-                0 => None,
-                1 => Some(Trouble::Silent(unit)),
-                2 => Some(Trouble::Refused { unit, reason }),
-                3 => Some(Trouble::Forming),
-                _ => return Err(Malformed),
-            },
+            trouble: trouble(raw.trouble, unit, reason)?,
         })
     }
 }
