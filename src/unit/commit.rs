@@ -78,9 +78,6 @@ impl<E: Env> Inner<E> {
                 if let Some(reason) = &domain.failed {
                     return Err(IoError::Latched(Arc::clone(reason)));
                 }
-                if domain.over {
-                    return Err(IoError::Deleted);
-                }
                 domain.want(epoch);
                 Rc::clone(&domain.decided)
             };

@@ -210,14 +210,17 @@ impl Run {
         let made = group.filter(|_| self.checks[class].stage == Stage::Made);
         for &volume in members {
             let place = self.shared.ledger.borrow().places[volume].clone();
-            let Some((env, serving)) = self.units[place.unit].serving() else { continue };
+            let Some((env, slot)) = self.units[place.unit].slot() else { continue };
             let (shared, made) = (Rc::clone(&self.shared), made.clone());
             let handle = env.clone();
             env.spawn(async move {
                 if let Some(name) = made {
                     served(&handle, number, volume, &name).await;
                 }
-                let open = move || serving.volumes()[place.nth].clone();
+                let open = move || {
+                    let slot = slot.borrow();
+                    slot.as_ref().map(|serving| serving.volumes()[place.nth].clone())
+                };
                 shared.read_whole(handle, open, volume, number).await;
             });
         }
