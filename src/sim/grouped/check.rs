@@ -321,7 +321,7 @@ impl Run {
         let handle = env.clone();
         env.spawn(async move {
             let current = || shared.jobs.borrow().get(&class) == Some(&job);
-            while current() && !changed(&handle, job, &name, &volumes, making).await {
+            while current() && !changed(&handle, job, &name, &volumes, making, &current).await {
                 handle.sleep(Duration::from_millis(10)).await;
             }
             if current() {
@@ -331,19 +331,22 @@ impl Run {
     }
 }
 
-/// Whether the group is there, or is not, as it shall; if not, something is done about it.
+/// Whether the group is there, or is not, as it shall; if not, something is done about it, where
+/// the job is `current` still.
 async fn changed(
     env: &SimEnv,
     job: u64,
     name: &str,
     volumes: &[(Option<crate::format::ids::PoolId>, String)],
     making: bool,
+    current: impl Fn() -> bool,
 ) -> bool {
     let link = || env.link(JOBS + job as usize);
     let Ok((groups, _)) = groups::groups_at(env, link()).await else { return false };
     let there = groups.iter().find(|group| group.name == name);
     match (there, making) {
         (Some(_), true) | (None, false) => return true,
+        _ if !current() => {}
         (None, true) => drop(groups::create_at(env, link(), name, volumes).await),
         (Some(group), false) => drop(groups::delete_at(env, link(), group.group).await),
     }
