@@ -484,6 +484,9 @@ impl<E: Env> Inner<E> {
                 if let Some(reason) = &of.failed {
                     return Err(IoError::Latched(Arc::clone(reason)));
                 }
+                if self.stopped.get() {
+                    return Err(IoError::ShuttingDown);
+                }
                 Rc::clone(&of.decided)
             };
             decided.notified().await;

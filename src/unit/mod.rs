@@ -424,7 +424,10 @@ impl<E: Env> Inner<E> {
         self.grant_wanted.notify_one();
         self.journal.look_again();
         self.talk.speak();
-        self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
+        for domain in &self.state.borrow().domains {
+            domain.wake.notify_one();
+            domain.decided.notify_waiters();
+        }
     }
 
     /// Names of all devices, for messages.
