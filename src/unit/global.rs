@@ -157,6 +157,8 @@ impl<E: Env> Inner<E> {
             }
             match coordinator.coordinate(self.reports()).await {
                 Ok(orders) => self.receive(&orders),
+                // The session has ended with it.
+                Err(_) if self.stopped.get() => return,
                 Err(error) => {
                     tracing::error!(%error, "the metadata server refused what groups need");
                     self.note_refusal(&error);

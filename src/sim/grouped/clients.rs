@@ -261,6 +261,8 @@ impl Shared {
     ) {
         while let Some(served) = open() {
             match self.image(&served, volume).await {
+                // It must not keep a unit from stopping.
+                Ok(_) if open().is_none() => return,
                 Ok(image) => {
                     self.images.borrow_mut().insert((check, volume), (served, image));
                     return;

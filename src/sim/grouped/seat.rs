@@ -155,6 +155,7 @@ impl Unit {
     pub fn stop(&mut self) {
         if let Some(on) = &mut self.on {
             on.stopping = true;
+            on.serving.take();
             on.stop.notify_one();
         }
     }
