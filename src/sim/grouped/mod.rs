@@ -168,7 +168,7 @@ impl Run {
         shared.plan(now + 1, Event::Look);
         Ok(Self {
             operations: u64::MAX,
-            disturbances: rng.between(3, 12),
+            disturbances: rng.log_between(3, 60),
             disturbed: now,
             strike_at: rng.between(5, 60),
             away_ns: rng.pick(&[1_000_000, 1_000_000_000, 100_000_000_000]),
