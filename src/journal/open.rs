@@ -6,7 +6,7 @@
 //! anything else is written, so that it can never come back.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::{Mutex, Notify};
 
@@ -434,6 +434,7 @@ impl Scan {
         let Some(root) = root else { return damaged("the root of the list is lost".into()) };
         let mut at = root.link;
         let mut linked = BTreeMap::new();
+        let mut taken = BTreeSet::new();
         let mut groups = Vec::new();
         while let Some((group, slots)) = self.group_at(at.slot) {
             let unchecked =
@@ -451,8 +452,11 @@ impl Scan {
             if link.sequence <= group.sequence {
                 return damaged(format!("group {} links backward", group.sequence));
             }
-            let payload = group.payload().map(|payload| payload.slot).collect();
+            let payload: Vec<u32> = group.payload().map(|payload| payload.slot).collect();
             let number = group.sequence;
+            if let Some(slot) = slots.iter().chain(&payload).find(|slot| !taken.insert(**slot)) {
+                return damaged(format!("group {number} is in slot {slot}, which is taken"));
+            }
             let Group { transaction, domain, records, .. } = group;
             let bytes = records.iter().map(Record::stored_len).sum();
             let published = false;
@@ -485,7 +489,7 @@ impl Scan {
             return damaged(format!("the list ends in slot {}, which there is not", at.slot));
         }
         // The next group goes there, and what lies there is wiped before: never a linked one.
-        if linked.values().any(|group: &Linked| group.holds(at.slot)) {
+        if taken.contains(&at.slot) {
             return damaged(format!("the list ends in slot {}, which a group is in", at.slot));
         }
         if at.sequence.0 > SEQUENCE_MAX {
