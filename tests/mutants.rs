@@ -40,7 +40,7 @@ const SEEDS: u64 = 5000;
 /// What a failure shrinks to at most, in actions.
 const SMALL: usize = 20;
 /// Those whose shrunk plans are kept: quick to find, and of every part of the engine.
-const RECORDED: [Mutant; 12] = [
+const RECORDED: [Mutant; 16] = [
     Mutant::DataFlushDropped,
     Mutant::FlushBeforeDrain,
     Mutant::PublishedBeforeHardened,
@@ -53,6 +53,10 @@ const RECORDED: [Mutant; 12] = [
     Mutant::LastRunNotRecorded,
     Mutant::SealedIgnored,
     Mutant::BusyIgnored,
+    Mutant::PayloadNotRead,
+    Mutant::SupersededDestaged,
+    Mutant::UnlinkedBeforeDestaged,
+    Mutant::PayloadCrcIgnored,
 ];
 /// Those of readers beside the unit: a world of their own finds them.
 const OF_READERS: [Mutant; 4] = [
