@@ -476,26 +476,38 @@ impl Scan {
             groups.push(RecoveredGroup { sequence, transaction, domain, state, records });
             at = link;
         }
+        self.check_tail(at, status.len() - 1, &taken)?;
+        Ok((List::found(root.link, linked), groups))
+    }
+
+    /// Whether the next of so many slots can be the list's tail, where these are taken.
+    fn check_tail(
+        &self,
+        tail: Link,
+        slots: usize,
+        taken: &BTreeSet<u32>,
+    ) -> Result<(), JournalError> {
+        let damaged = |what: String| Err(JournalError::Damaged(what));
         let newer = self.parts.iter().find(|(slot, part)| {
-            part.is_head() && part.sequence >= at.sequence && self.group_at(**slot).is_some()
+            part.is_head() && part.sequence >= tail.sequence && self.group_at(**slot).is_some()
         });
         if let Some((slot, part)) = newer.filter(|_| !mutated(Mutant::NewerGroupsIgnored)) {
             return damaged(format!(
                 "the list ends before group {}, and group {} in slot {slot} is newer",
-                at.sequence, part.sequence
+                tail.sequence, part.sequence
             ));
         }
-        if at.slot as usize + 1 >= status.len() {
-            return damaged(format!("the list ends in slot {}, which there is not", at.slot));
+        if tail.slot as usize >= slots {
+            return damaged(format!("the list ends in slot {}, which there is not", tail.slot));
         }
         // The next group goes there, and what lies there is wiped before: never a linked one.
-        if taken.contains(&at.slot) {
-            return damaged(format!("the list ends in slot {}, which a group is in", at.slot));
+        if taken.contains(&tail.slot) {
+            return damaged(format!("the list ends in slot {}, which a group is in", tail.slot));
         }
-        if at.sequence.0 > SEQUENCE_MAX {
-            return damaged(format!("the list ends before group {}", at.sequence));
+        if tail.sequence.0 > SEQUENCE_MAX {
+            return damaged(format!("the list ends before group {}", tail.sequence));
         }
-        Ok((List::found(root.link, linked), groups))
+        Ok(())
     }
 }
 
