@@ -445,6 +445,10 @@ impl Engine for Flipside {
         long.then_some(2 * u64::from(self.geometry.block_size()))
     }
 
+    fn lease(&self) -> Option<Duration> {
+        self.config.ownership.lease
+    }
+
     fn volumes(&self) -> Vec<u64> {
         self.volumes.clone()
     }
