@@ -393,7 +393,10 @@ mod tests {
         };
         let good = [[1, 0, 0, 0], [1, 2, 0, 0], [1, 2, 3, 0]];
         let tried = [good.as_slice(), &[[0, 0, 0, 0], [1, 0, 3, 0]]].concat();
-        let then = |o: &mut Oracle| *o = o.demanding(history(o));
+        let then = |o: &mut Oracle| {
+            let moment = history(o);
+            *o = o.demanding(moment);
+        };
         assert_eq!(allowed(then, &tried), good);
         assert_eq!(allowed(|o| drop(history(o)), &tried), [good[2]]);
     }

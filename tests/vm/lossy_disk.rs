@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use flipside::env::Durability;
 use flipside::env::sim::faults::Faults;
@@ -29,6 +30,8 @@ use flipside::uring::{Ring, RingOptions};
 const SECTOR: u32 = 512;
 /// Room for payloads of requests under way.
 const PAYLOADS_MAX: usize = 64 << 20;
+/// A loss of power waits so long for something to lose.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A disk; what is in it outlives the machines.
 pub struct LossyDisk {
@@ -91,14 +94,23 @@ fn lock(contents: &Mutex<Contents>) -> MutexGuard<'_, Contents> {
 }
 
 impl Attached {
-    /// What was not flushed is lost, as chance has it. How many writes were at stake.
+    /// What was not flushed is lost, as chance has it, and as soon as a few writes are at stake, if
+    /// that is soon. How many they were.
     pub fn lose_power(&self) -> usize {
-        let mut contents = lock(&self.contents);
-        let Contents { medium, is_on, rng } = &mut *contents;
-        *is_on = false;
-        let (_, cached) = medium.volatile_writes();
-        medium.crash(Crash::Power, &Faults::none(), rng);
-        cached
+        let wanted = lock(&self.contents).rng.between(1, 24) as usize;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut contents = lock(&self.contents);
+            let Contents { medium, is_on, rng } = &mut *contents;
+            let (_, cached) = medium.volatile_writes();
+            if cached >= wanted || Instant::now() > deadline {
+                *is_on = false;
+                medium.crash(Crash::Power, &Faults::none(), rng);
+                return cached;
+            }
+            drop(contents);
+            thread::yield_now();
+        }
     }
 }
 

@@ -73,7 +73,7 @@ pub fn passes(options: &[&str], test: &str) {
 }
 
 /// How long a machine may take to come to where it is of use.
-const PATIENCE: Duration = Duration::from_secs(150);
+const PATIENCE: Duration = Duration::from_secs(250);
 
 /// A machine in which the inner half of a test runs while the outer one goes on.
 pub struct Machine {

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod databases;
 mod log;
 mod log_writes;
 mod lossy_disk;
