@@ -9,6 +9,7 @@ mod log;
 mod log_writes;
 mod lossy_disk;
 mod machine;
+mod network;
 mod pmem;
 mod power;
 #[path = "../support/mod.rs"]
