@@ -240,9 +240,11 @@ impl Domain {
         self.decided.notify_waiters();
     }
 
-    /// Its last volume has gone.
+    /// Its last volume has gone: who still waits for it to be committed waits for nothing.
     pub fn end(&mut self) {
+        assert!(self.is_clean(), "volumes go when nothing is pending");
         self.over = true;
+        self.committed = self.open.number;
         self.wake.notify_one();
         self.decided.notify_waiters();
     }

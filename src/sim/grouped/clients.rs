@@ -250,17 +250,19 @@ impl Shared {
         }
     }
 
-    /// Reads a volume for a check, again until that succeeds; nothing is pending on it then.
+    /// Reads a volume for a check, again until that succeeds or there is nothing to open; nothing
+    /// is pending on it then.
     pub async fn read_whole(
         self: Rc<Self>,
         env: SimEnv,
-        open: impl Fn() -> Served,
+        open: impl Fn() -> Option<Served>,
         volume: usize,
         check: u64,
     ) {
-        loop {
-            let served = open();
+        while let Some(served) = open() {
             match self.image(&served, volume).await {
+                // It must not keep a unit from stopping.
+                Ok(_) if open().is_none() => return,
                 Ok(image) => {
                     self.images.borrow_mut().insert((check, volume), (served, image));
                     return;

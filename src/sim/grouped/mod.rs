@@ -292,7 +292,7 @@ impl Run {
                 self.stopped(number);
                 self.off(number);
             }
-            Some(Ended::StoppedBadly(why)) if self.calm => {
+            Some(Ended::StoppedBadly(why)) if self.ending => {
                 return Err(format!("unit {number} does not stop as it should: {why}"));
             }
             Some(Ended::Crashed | Ended::StoppedBadly(_)) => self.crash(number),
