@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::support::programs::{skip, wait_for};
+use crate::support::programs::{say, skip, wait_for};
 
 /// Seconds that a machine may take which is not meant to be killed.
 const SECONDS: &str = "280";
@@ -59,7 +59,7 @@ pub fn run_inner(options: &[&str], test: &str) -> Output {
     run(options, &[binary, "--ignored", "--exact", "--nocapture", test])
 }
 
-/// Runs the inner half of a test in a machine, where it must succeed.
+/// Runs the inner half of a test in a machine, where it must succeed; what it says is said.
 #[track_caller]
 pub fn passes(options: &[&str], test: &str) {
     let output = run_inner(options, test);
@@ -70,6 +70,7 @@ pub fn passes(options: &[&str], test: &str) {
         text(&output.stdout),
         text(&output.stderr)
     );
+    say(text(&output.stderr).trim_end());
 }
 
 /// How long a machine may take to come to where it is of use, on a host that is busy with others.

@@ -96,7 +96,8 @@ fn a_far_disk() {
     if available() && installed(&["nbdkit", "nbd-client"]) {
         let directory = directory();
         let disk = sparse(&directory.path().join("disk"), DISK);
-        passes(&["--disk", &disk], "network::inner_a_far_disk");
+        let options = ["--seconds", "3000", "--disk", &disk];
+        passes(&options, "network::inner_a_far_disk");
     }
 }
 
