@@ -33,7 +33,7 @@ use crate::support::workload::{Load, Volume};
 
 const VOLUME: u64 = 16 << 20;
 /// Little enough for journal space to be short.
-const POOL: u64 = 32 << 20;
+const POOL: u64 = 48 << 20;
 const LOG: u64 = 8 << 30;
 /// What is known of the volume: a line for each round.
 const KNOWN: u64 = 1 << 30;
@@ -173,24 +173,26 @@ fn connect(target: &Target) -> std::io::Result<Client> {
     Client::unix(target.socket(), "vol0")
 }
 
-/// Replays the log without one of its writes, and judges at the mark after it: for the last write
-/// before each of some marks. Such a write is a commit, most of the time of what the mark is about.
+/// Replays the log without one of its writes, the last one before a mark, and judges two marks
+/// later: by then a commit that this write was a part of has been acknowledged, most of the time.
 fn lost_writes_are_noticed(log: &Path, oracles: &[Oracle]) {
-    let mut last_barrier = None;
-    let mut lost = BTreeMap::new();
+    let (mut last_barrier, mut before, mut lost) = (None, Vec::new(), BTreeMap::new());
     for (entry, number) in Log::open(log).zip(0_u64..) {
         match &entry.deed {
             Deed::Write { data, .. } if entry.is_barrier && !data.is_empty() => {
                 last_barrier = Some(number);
             }
             Deed::Mark(mark) if mark != END && parse(mark).0 == 0 => {
-                last_barrier.take().map(|write| lost.insert(number, write));
+                if let [.., write, _] = before[..] {
+                    lost.insert(number, write);
+                }
+                before.extend(last_barrier.take());
             }
             _ => {}
         }
     }
     let (mut tried, mut noticed) = (0, 0);
-    for (mark, write) in lost.into_iter().skip(1).take(6) {
+    for (mark, write) in lost.into_iter().take(6) {
         let mut judge = Judge::new(oracles);
         for (entry, number) in Log::open(log).zip(0..=mark) {
             if number != write {
