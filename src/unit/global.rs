@@ -263,6 +263,17 @@ impl<E: Env> Inner<E> {
             self.wait_for_orders(domain).await;
             return;
         };
+        self.state.borrow_mut().domains[domain].acting = true;
+        self.act(domain, action).await;
+        {
+            let of = &mut self.state.borrow_mut().domains[domain];
+            of.acting = false;
+            of.decided.notify_waiters();
+        }
+        self.talk.speak();
+    }
+
+    async fn act(&self, domain: usize, action: Action) {
         match action {
             Action::Seal(transaction) => {
                 self.seal_globally(domain, transaction);
@@ -284,7 +295,6 @@ impl<E: Env> Inner<E> {
             Action::GoBack(life) => self.go_back(domain, life).await,
             Action::Regroup => unreachable!("volumes are moved by a task of their own"),
         }
-        self.talk.speak();
     }
 
     fn next_action(&self, domain: usize) -> Option<Action> {
