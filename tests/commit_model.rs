@@ -204,7 +204,8 @@ impl Server {
         if changed.group {
             self.group = self.coordinator.group().clone();
         }
-        if changed.decision && flaw != Flaw::DecisionVolatile {
+        // Who is done is stored as late as can be: with the next decision.
+        if changed.decided && flaw != Flaw::DecisionVolatile {
             self.decision = self.coordinator.decision().cloned();
         }
         if self.begun > 0 {

@@ -211,8 +211,8 @@ fn records(datagram: &Datagram<'_>) -> Vec<String> {
     }
     let parsed = match datagram.header.kind {
         Kind::Request => request(datagram.header.operation, body),
-        Kind::Reply(Ok(())) => reply(datagram.header.operation, body),
-        Kind::Reply(Err(_)) | Kind::Nudge => None,
+        Kind::Reply(Ok(())) | Kind::Nudge => reply(datagram.header.operation, body),
+        Kind::Reply(Err(_)) => None,
     };
     let unknown =
         || if body.is_empty() { Vec::new() } else { vec![format!("{} bytes", body.len())] };

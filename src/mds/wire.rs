@@ -212,7 +212,8 @@ pub enum Kind {
     Request,
     /// From server to client: success or the reason why not.
     Reply(Result<(), Refusal>),
-    /// From server to client, unasked: there is news for [`Operation::Coordinate`].
+    /// From server to client, unasked, in one part: an answer to [`Operation::Coordinate`], or
+    /// nothing where that is to be asked.
     Nudge,
 }
 

@@ -61,8 +61,9 @@ pub trait Coordinator: 'static {
         reports: Vec<Report>,
     ) -> impl Future<Output = Result<Vec<Order>, MdsError>>;
 
-    /// Returns when it may be worth to ask at once.
-    fn nudged(&self) -> impl Future<Output = ()>;
+    /// Returns when there is news: what this unit is to do, of all of its groups, or nothing where
+    /// it is to ask at once.
+    fn nudged(&self) -> impl Future<Output = Vec<Order>>;
 }
 
 /// The conversation with the coordinator.
@@ -86,8 +87,8 @@ impl<E: Env> Coordinator for Client<E> {
         Client::coordinate(self, &reports).await
     }
 
-    async fn nudged(&self) {
-        Client::nudged(self).await;
+    async fn nudged(&self) -> Vec<Order> {
+        Client::nudged(self).await
     }
 }
 
@@ -148,9 +149,13 @@ impl<E: Env> Inner<E> {
     /// The task that speaks with the coordinator.
     async fn keep_groups(self: Rc<Self>, coordinator: impl Coordinator) {
         loop {
-            self.wait_to_speak(&coordinator).await;
+            let told = self.wait_to_speak(&coordinator).await;
             if self.stopped.get() {
                 return;
+            }
+            if !told.is_empty() {
+                self.receive(&told);
+                continue;
             }
             match coordinator.coordinate(self.reports()).await {
                 Ok(orders) => self.receive(&orders),
@@ -163,7 +168,8 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn wait_to_speak(&self, coordinator: &impl Coordinator) {
+    /// Returns when it is time to ask, or with what the coordinator said unasked.
+    async fn wait_to_speak(&self, coordinator: &impl Coordinator) -> Vec<Order> {
         let asked = pin!(self.talk.wake.notified());
         let nudged = pin!(coordinator.nudged());
         let woken = select(asked, nudged);
@@ -172,13 +178,16 @@ impl<E: Env> Inner<E> {
             let shared = state.domains.iter().filter(|domain| domain.is_shared());
             shared.map(|domain| if domain.is_hasty() { BUSY } else { IDLE }).min()
         };
-        match pace {
-            None => {
-                woken.await;
-            }
-            Some(pace) => {
-                select(woken, pin!(self.env.sleep(pace))).await;
-            }
+        let woken = match pace {
+            None => woken.await,
+            Some(pace) => match select(woken, pin!(self.env.sleep(pace))).await {
+                Either::Left((woken, _)) => woken,
+                Either::Right(_) => return Vec::new(),
+            },
+        };
+        match woken {
+            Either::Left(_) => Vec::new(),
+            Either::Right((told, _)) => told,
         }
     }
 
@@ -234,15 +243,16 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Hands orders to their domains.
+    /// Hands orders to their domains. Those of which nothing is said keep what they were told.
     fn take_orders(&self, orders: &[Order]) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         for (index, domain) in state.domains.iter_mut().enumerate() {
             let Some(membership) = &mut domain.group else { continue };
             let group = membership.group;
-            membership.orders = orders.iter().filter(|of| of.group == group).cloned().collect();
-            let Some(order) = membership.orders.last() else { continue };
+            let told = || orders.iter().filter(|of| of.group == group);
+            let Some(order) = told().last() else { continue };
+            membership.orders = told().cloned().collect();
             membership.trouble.clone_from(&order.trouble);
             let standing = membership.standing;
             let here = (order.version, order.life) == (standing.version, standing.life);

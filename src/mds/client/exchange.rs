@@ -68,6 +68,8 @@ struct Request {
 struct State {
     requests: BTreeMap<(LaneId, u64), Request>,
     next: [u64; 2],
+    /// What the newest nudge that nobody has taken says.
+    nudge: Option<Vec<u8>>,
     estimator: Estimator,
     heard: Moment,
     status: ClientStatus,
@@ -133,9 +135,14 @@ impl<E: Env> Exchange<E> {
         }
     }
 
-    /// Returns when the server has nudged since the last time.
-    pub(super) async fn nudged(&self) {
-        self.0.nudged.notified().await;
+    /// Returns what the server's newest nudge since the last time says.
+    pub(super) async fn nudged(&self) -> Vec<u8> {
+        loop {
+            if let Some(said) = self.0.state.borrow_mut().nudge.take() {
+                return said;
+            }
+            self.0.nudged.notified().await;
+        }
     }
 
     /// The largest datagram that can be sent, in bytes.
@@ -248,8 +255,12 @@ impl<E: Env> Shared<E> {
 
     fn take_part(&self, datagram: &Datagram<'_>) -> bool {
         if datagram.header.kind == Kind::Nudge {
-            self.nudged.notify_one();
-            return true;
+            let whole = datagram.parts == 1;
+            if whole {
+                self.state.borrow_mut().nudge = Some(datagram.body.to_vec());
+                self.nudged.notify_one();
+            }
+            return whole;
         }
         let Kind::Reply(verdict) = datagram.header.kind else {
             return false;

@@ -4,7 +4,8 @@
 //!
 //! - **Whole state**: a report is of the present when it is sent and may arrive later, again, or
 //!   out of order, as all queries; so may orders. [`crate::txn`] is made for it.
-//! - **Nudges** may be lost: who waits for one waits for the time to ask by itself, too.
+//! - **Nudges** may be lost: who waits for one waits for the time to ask by itself, too. Of those
+//!   that wait the newest counts, as each tells all.
 
 use zerocopy::little_endian::U32;
 
@@ -45,10 +46,13 @@ impl<E: Env> Client<E> {
         }
     }
 
-    /// Returns when the server has said, since the last time, that there is news for
-    /// [`Client::coordinate`]. One caller at a time.
-    pub async fn nudged(&self) {
-        self.exchange.nudged().await;
+    /// Returns when the server has said, since the last time, that there is news: an order for each
+    /// group of this unit, as [`Client::coordinate`] would give where nothing is asked about;
+    /// nothing where it is to be asked. One caller at a time.
+    pub async fn nudged(&self) -> Vec<Order> {
+        let said = self.exchange.nudged().await;
+        // What cannot be read is asked for.
+        orders(&said).unwrap_or_default()
     }
 
     /// Makes a group of these volumes, which may be of any pool of the server.

@@ -3,12 +3,14 @@
 //! A pool is one unit and has one session, so its name stands for the unit: that of a server of a
 //! single pool is all zeros. What a unit reports is taken as it arrives; once all of a turn has,
 //! each group that heard anything goes a step on; what that changes is in the turn's store
-//! transaction; then the units are answered, and those whose orders have changed nudged.
+//! transaction; then the units are answered, and those whose orders have changed are told them
+//! unasked.
 //!
 //! # Contracts
 //!
-//! - **Durability**: [`Groups::take_changes`] is called before the turn's commit, and nothing is
-//!   answered before it.
+//! - **Durability**: [`Groups::stage`] is called before the turn's commit, and nothing is answered
+//!   before it. Who is done with a transaction is stored with what else there is: see
+//!   [`crate::txn::coordinator`].
 //! - **Names of transactions**: each has the number of the server's start that began it, which is
 //!   stored with or before the first of them; none is ever used again.
 //! - **Once**: a group is made with the next free number, which the request names, and deleted by
@@ -39,7 +41,7 @@ use crate::txn::{COORDINATOR, GroupId, Order, Phase, Report, Stage};
 pub const GROUPS_MAX: usize = 256;
 /// The most volumes of a group.
 pub const VOLUMES_MAX: usize = 64;
-/// How long a unit has to react to a nudge before it is nudged again.
+/// How long a unit has to report after a nudge before it is nudged again.
 const NUDGE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The groups.
@@ -177,7 +179,7 @@ impl Groups {
         self.all.remove(&id);
         self.told.retain(|(of, _), _| *of != id);
         self.head.groups -= 1;
-        self.changes.extend([self.head_row(), rows::no_group(id)]);
+        self.changes.extend([self.head_row(), rows::no_group(id), rows::decision_row(id, None)]);
         Ok(())
     }
 
@@ -213,8 +215,8 @@ impl Groups {
         }
     }
 
-    /// All of the turn has been heard: what it led to, to be stored.
-    pub fn take_changes(&mut self, now: Moment) -> Changes {
+    /// All of the turn has been heard: what it led to becomes part of the next commit.
+    pub fn stage(&mut self, now: Moment, pools: &mut Pools) {
         for id in &self.touched {
             let Some(of) = self.all.get_mut(id) else { continue };
             let (begun, incarnation) = (&mut self.begun, Incarnation(self.head.starts));
@@ -226,15 +228,18 @@ impl Groups {
             if changed.group {
                 self.changes.extend([rows::group_row(of.group())]);
             }
-            if changed.decision {
-                self.changes.extend([rows::decision_row(*id, of.decision())]);
+            let row = rows::decision_row(*id, of.decision());
+            if changed.decided {
+                self.changes.extend([row]);
+            } else if changed.done {
+                pools.stage_late([row].into());
             }
         }
         if self.begun > 0 && !self.start_stored {
             self.start_stored = true;
             self.changes.extend([self.head.row()]);
         }
-        std::mem::take(&mut self.changes)
+        pools.stage(std::mem::take(&mut self.changes));
     }
 
     /// The orders for a unit that reported this: of its groups, and of those that it takes for its
@@ -252,6 +257,13 @@ impl Groups {
         let others = reports.iter().filter(|report| !is_member(report.group));
         orders.extend(others.map(no_group));
         orders
+    }
+
+    /// The orders that a unit would be given if it reported nothing; it has not heard them before
+    /// it says so.
+    pub fn news(&self, pool: PoolId, now: Moment) -> Vec<Order> {
+        let own = self.all.values().filter(|of| of.group().members.contains_key(&pool));
+        own.flat_map(|of| of.orders(pool, &[], now)).collect()
     }
 
     /// The units of groups of this turn that are to be told something new.

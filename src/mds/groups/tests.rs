@@ -49,8 +49,7 @@ impl Rig {
     }
 
     fn commit(&mut self) {
-        let changes = self.groups.take_changes(NOW);
-        self.pools.stage(changes);
+        self.groups.stage(NOW, &mut self.pools);
         self.pools.commit().unwrap();
     }
 
@@ -85,6 +84,19 @@ impl Rig {
         self.groups.hear(pool, std::slice::from_ref(&report), NOW);
         self.commit();
         self.groups.orders(pool, &[report], NOW).remove(0)
+    }
+}
+
+impl Rig {
+    /// A transaction that took place, and is not done.
+    fn decide(&mut self) -> Option<TransactionId> {
+        self.report(TWO, 1, None, Phase::Idle);
+        let at = self.report(ONE, 1, None, Phase::Idle).transaction;
+        for phase in [Phase::Sealed, Phase::Prepared] {
+            self.report(TWO, 1, at, phase.clone());
+            self.report(ONE, 1, at, phase);
+        }
+        at
     }
 }
 
@@ -183,6 +195,29 @@ fn a_transaction() {
     assert_eq!(rig.report(TWO, 1, order.transaction, Phase::Prepared).stage, Stage::Aborted);
 }
 
+/// Goal: that a unit is done costs no commit of the store. A start of the server that does not know
+/// it learns it again, from who says so and from who speaks of a later transaction.
+#[test]
+fn done_is_stored_late() {
+    let mut rig = rig_with_group();
+    let at = rig.decide();
+    let commits = rig.pools.totals().store_commits;
+    assert_eq!(rig.report(ONE, 1, at, Phase::Done).stage, Stage::Rest);
+    assert_eq!(rig.report(TWO, 1, at, Phase::Done).stage, Stage::Rest);
+    let later = rig.report(ONE, 1, None, Phase::Idle).transaction;
+    assert!(later > at);
+    assert_eq!(rig.pools.totals().store_commits, commits);
+    let mut rig = rig.restart();
+    assert_eq!(refusal_of(rig.groups.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 2));
+    let aborted = rig.report(ONE, 1, later, Phase::Sealed);
+    assert_eq!((aborted.transaction, aborted.stage), (later, Stage::Aborted));
+    assert_eq!(refusal_of(rig.groups.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 1));
+    assert_eq!(rig.report(TWO, 1, at, Phase::Done).stage, Stage::Rest);
+    rig.groups.delete(0).unwrap();
+    rig.commit();
+    assert_eq!(rig.restart().groups.iter().count(), 0);
+}
+
 /// Goal: what a unit lost begins a new life, durably, and aborts what was under way; nothing
 /// begins before all serve by it. Who detached has lost nothing.
 #[test]
@@ -209,12 +244,7 @@ fn lives() {
 #[test]
 fn who_has_left_is_not_waited_for() {
     let mut rig = rig_with_group();
-    rig.report(TWO, 1, None, Phase::Idle);
-    let at = rig.report(ONE, 1, None, Phase::Idle).transaction;
-    for phase in [Phase::Sealed, Phase::Prepared] {
-        rig.report(TWO, 1, at, phase.clone());
-        rig.report(ONE, 1, at, phase);
-    }
+    let at = rig.decide();
     assert_eq!(rig.report(TWO, 1, at, Phase::Done).transaction, None);
     rig.groups.detached(ONE);
     rig.commit();

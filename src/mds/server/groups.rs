@@ -30,8 +30,7 @@ impl<P: Clone + PartialEq> Server<P> {
 
     /// What the reports that were taken have led to goes into the turn's transaction.
     pub(super) fn stage_groups(&mut self) {
-        let changes = self.groups.take_changes(self.now);
-        self.pools.stage(changes);
+        self.groups.stage(self.now, &mut self.pools);
     }
 
     /// The orders for a unit that reported this, as they are after the turn's commit.
@@ -48,7 +47,8 @@ impl<P: Clone + PartialEq> Server<P> {
         Ok(reply)
     }
 
-    /// A datagram for each unit that is to ask for new orders.
+    /// A datagram for each unit that has new orders: they are in it, or it is to ask where they
+    /// are too many.
     pub(super) fn nudges(&mut self) -> Vec<(P, Vec<u8>)> {
         let pools = self.groups.to_nudge(self.now);
         if pools.is_empty() {
@@ -67,9 +67,14 @@ impl<P: Clone + PartialEq> Server<P> {
                 sequence: 0,
                 detail: 0,
             };
-            let datagrams = wire::encode(&header, &[], session.payload_max());
-            let place = session.place()?.clone();
-            datagrams.into_iter().next().map(|datagram| (place, datagram))
+            let mut body = Vec::new();
+            let news = self.groups.news(here(session), self.now);
+            news.iter().for_each(|order| said::put_order(order, &mut body));
+            let mut datagrams = wire::encode(&header, &body, session.payload_max());
+            if datagrams.len() > 1 {
+                datagrams = wire::encode(&header, &[], session.payload_max());
+            }
+            Some((session.place()?.clone(), datagrams.pop()?))
         };
         chosen.filter_map(nudge).collect()
     }
