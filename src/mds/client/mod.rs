@@ -19,6 +19,7 @@ pub mod groups;
 pub mod pools;
 #[cfg(test)]
 mod tests;
+mod timer;
 
 use std::rc::Rc;
 use std::time::Duration;

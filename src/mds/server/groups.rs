@@ -59,11 +59,11 @@ impl<P: Clone + PartialEq> Server<P> {
             .sessions
             .iter()
             .filter(|(_, session)| !session.claim().reads && pools.contains(&here(session)));
-        let nudge = |(id, session): (&u64, &Session<P>)| {
+        let nudge = |(id, session): (u64, &Session<P>)| {
             let header = Header {
                 kind: Kind::Nudge,
                 operation: Operation::Coordinate,
-                session: *id,
+                session: id,
                 sequence: 0,
                 detail: 0,
             };
