@@ -16,7 +16,7 @@ use crate::format::record;
 use crate::mds::auth::Key;
 use crate::mds::catalog::PoolSpec;
 use crate::mds::error::Refusal;
-use crate::mds::groups::rows::NewGroup;
+use crate::mds::groups::rows::{Deletion, NewGroup};
 use crate::mds::overview::Section;
 use crate::mds::raw::{
     self, RawAttach, RawChanges, RawForget, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
@@ -251,7 +251,10 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             Some(reports.iter().map(report).collect())
         }
         Operation::CreateGroup => new_group(body),
-        Operation::DeleteGroup => Some(vec![format!("group {}", raw::one::<U32>(body).ok()?)]),
+        Operation::DeleteGroup => {
+            let Deletion { group, force } = Deletion::parse(body).ok()?;
+            Some(vec![format!("group {}{}", group.0, if force { " by force" } else { "" })])
+        }
         Operation::CreateVolume
         | Operation::ResizeVolume
         | Operation::DeleteVolume

@@ -14,7 +14,7 @@ use super::{Client, parsed};
 use crate::env::Env;
 use crate::format::ids::PoolId;
 use crate::mds::error::{MdsError, Refusal};
-use crate::mds::groups::rows::{NamedVolume, NewGroup};
+use crate::mds::groups::rows::{Deletion, NamedVolume, NewGroup};
 use crate::mds::overview::PAGE_BYTES_MAX;
 use crate::mds::overview::{GroupSeen, MemberSeen, RawGroupSeen, RawMemberSeen, Section};
 use crate::mds::raw;
@@ -65,8 +65,8 @@ impl<E: Env> Client<E> {
     }
 
     /// Deletes a group; its volumes stay.
-    pub async fn delete_group(&self, group: GroupId) -> Result<(), MdsError> {
-        delete(&self.exchange, group).await
+    pub async fn delete_group(&self, deletion: Deletion) -> Result<(), MdsError> {
+        delete(&self.exchange, deletion).await
     }
 
     /// All groups of the server, and their volumes.
@@ -90,8 +90,8 @@ pub async fn create_at<E: Env>(
 }
 
 /// As [`Client::delete_group`], without a session.
-pub async fn delete_at<E: Env>(env: &E, link: E::Link, group: GroupId) -> Result<(), MdsError> {
-    delete(&Exchange::start(env, link), group).await
+pub async fn delete_at<E: Env>(env: &E, link: E::Link, deletion: Deletion) -> Result<(), MdsError> {
+    delete(&Exchange::start(env, link), deletion).await
 }
 
 /// As [`Client::groups`], without a session.
@@ -138,9 +138,8 @@ async fn create<E: Env>(
     }
 }
 
-async fn delete<E: Env>(exchange: &Exchange<E>, group: GroupId) -> Result<(), MdsError> {
-    let body = group.0.to_le_bytes();
-    exchange.call(Operation::DeleteGroup, &body).await.map(drop)
+async fn delete<E: Env>(exchange: &Exchange<E>, deletion: Deletion) -> Result<(), MdsError> {
+    exchange.call(Operation::DeleteGroup, &deletion.body()).await.map(drop)
 }
 
 /// All groups and their volumes, in pages of so many bytes.

@@ -25,7 +25,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use self::rows::{Head, NamedVolume, NewGroup};
+use self::rows::{Deletion, Head, NamedVolume, NewGroup};
 use super::catalog::Fault;
 use super::catalog::volumes::is_name;
 use super::error::Refusal;
@@ -166,15 +166,19 @@ impl Groups {
         Ok(asked.number)
     }
 
-    /// Deletes a group, if it is there: its volumes commit by themselves from now on.
-    pub fn delete(&mut self, number: u32) -> Result<(), Fault> {
-        let id = GroupId(number);
-        if number >= self.head.next {
-            return refused(Refusal::UnknownGroup, number.into());
+    /// Deletes a group, if it is there: its volumes commit by themselves from now on. By force also
+    /// where units that are not attached have not said that what took place is done: should they
+    /// come back, they take it for aborted.
+    pub fn delete(&mut self, Deletion { group: id, force }: Deletion) -> Result<(), Fault> {
+        if id.0 >= self.head.next {
+            return refused(Refusal::UnknownGroup, id.0.into());
         }
         let Some(coordinator) = self.all.get(&id) else { return Ok(()) };
         if let Some(decision) = coordinator.decision() {
-            return refused(Refusal::GroupInDoubt, decision.waiting.len() as u64);
+            let attached = decision.waiting.iter().any(|pool| coordinator.is_attached(*pool));
+            if attached || !force {
+                return refused(Refusal::GroupInDoubt, decision.waiting.len() as u64);
+            }
         }
         self.all.remove(&id);
         self.told.retain(|(of, _), _| *of != id);

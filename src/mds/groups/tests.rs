@@ -88,6 +88,10 @@ impl Rig {
 }
 
 impl Rig {
+    fn delete(&mut self, number: u32) -> Result<(), Fault> {
+        self.groups.delete(Deletion { group: GroupId(number), force: false })
+    }
+
     /// A transaction that took place, and is not done.
     fn decide(&mut self) -> Option<TransactionId> {
         self.report(TWO, 1, None, Phase::Idle);
@@ -152,7 +156,7 @@ fn made_once() {
 #[test]
 fn deleted_for_good() {
     let mut rig = rig_with_group();
-    rig.groups.delete(0).unwrap();
+    rig.delete(0).unwrap();
     rig.commit();
     let mut rig = rig.restart();
     assert_eq!(
@@ -160,9 +164,9 @@ fn deleted_for_good() {
         Err((Refusal::GroupStale, 1))
     );
     assert_eq!(rig.create(1, "g", &[(None, "one")]), Ok(1));
-    rig.groups.delete(0).unwrap();
+    rig.delete(0).unwrap();
     assert_eq!(rig.groups.iter().count(), 1);
-    assert_eq!(refusal_of(rig.groups.delete(2).unwrap_err()), (Refusal::UnknownGroup, 2));
+    assert_eq!(refusal_of(rig.delete(2).unwrap_err()), (Refusal::UnknownGroup, 2));
 }
 
 /// Goal: a transaction goes through its stages as both units report; the decision outlives a start
@@ -180,7 +184,7 @@ fn a_transaction() {
     assert_eq!(rig.report(TWO, 1, at, Phase::Prepared).stage, Stage::AllSealed);
     assert_eq!(rig.report(ONE, 1, at, Phase::Prepared).stage, Stage::Committed);
     let mut rig = rig.restart();
-    let in_doubt = refusal_of(rig.groups.delete(0).unwrap_err());
+    let in_doubt = refusal_of(rig.delete(0).unwrap_err());
     assert_eq!(in_doubt, (Refusal::GroupInDoubt, 2));
     assert_eq!(rig.report(TWO, 1, at, Phase::Prepared).stage, Stage::Committed);
     assert_eq!(rig.report(TWO, 1, at, Phase::Done).stage, Stage::Rest);
@@ -191,8 +195,29 @@ fn a_transaction() {
     let mut rig = rig.restart();
     let aborted = rig.report(ONE, 1, order.transaction, Phase::Sealed);
     assert_eq!((aborted.transaction, aborted.stage), (order.transaction, Stage::Aborted));
-    rig.groups.delete(0).unwrap();
+    rig.delete(0).unwrap();
     assert_eq!(rig.report(TWO, 1, order.transaction, Phase::Prepared).stage, Stage::Aborted);
+}
+
+/// Goal: by force a group goes though a transaction is not done everywhere, but only where those who
+/// are waited for are away; who comes back takes it for aborted.
+#[test]
+fn deleted_by_force() {
+    let mut rig = rig_with_group();
+    let at = rig.decide();
+    rig.report(ONE, 1, at, Phase::Done);
+    let by_force = Deletion { group: GroupId(0), force: true };
+    assert_eq!(refusal_of(rig.groups.delete(by_force).unwrap_err()), (Refusal::GroupInDoubt, 1));
+    let mut pools = open(&rig.memory);
+    pools.catalog_mut(TWO).unwrap().detach(UnitId(0), 7);
+    pools.commit().unwrap();
+    let mut rig = Rig { groups: Groups::load(&pools).unwrap(), pools, ..rig };
+    rig.report(ONE, 1, at, Phase::Done);
+    assert_eq!(refusal_of(rig.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 1));
+    rig.groups.delete(by_force).unwrap();
+    rig.commit();
+    let mut rig = rig.restart();
+    assert_eq!(rig.report(TWO, 1, at, Phase::Prepared).stage, Stage::Aborted);
 }
 
 /// Goal: that a unit is done costs no commit of the store. A start of the server that does not know
@@ -208,12 +233,12 @@ fn done_is_stored_late() {
     assert!(later > at);
     assert_eq!(rig.pools.totals().store_commits, commits);
     let mut rig = rig.restart();
-    assert_eq!(refusal_of(rig.groups.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 2));
+    assert_eq!(refusal_of(rig.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 2));
     let aborted = rig.report(ONE, 1, later, Phase::Sealed);
     assert_eq!((aborted.transaction, aborted.stage), (later, Stage::Aborted));
-    assert_eq!(refusal_of(rig.groups.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 1));
+    assert_eq!(refusal_of(rig.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 1));
     assert_eq!(rig.report(TWO, 1, at, Phase::Done).stage, Stage::Rest);
-    rig.groups.delete(0).unwrap();
+    rig.delete(0).unwrap();
     rig.commit();
     assert_eq!(rig.restart().groups.iter().count(), 0);
 }

@@ -11,9 +11,8 @@ use super::{Server, well_formed};
 use crate::format::ids::PoolId;
 use crate::mds::catalog::Fault;
 use crate::mds::error::Refusal;
-use crate::mds::groups::rows::NewGroup;
+use crate::mds::groups::rows::{Deletion, NewGroup};
 use crate::mds::overview::{GroupSeen, MemberSeen};
-use crate::mds::raw;
 use crate::mds::records::Claim;
 use crate::mds::session::Session;
 use crate::mds::wire::{self, Header, Kind, Operation};
@@ -88,8 +87,7 @@ impl<P: Clone + PartialEq> Server<P> {
 
     /// Deletes a group.
     pub(super) fn delete_group(&mut self, body: &[u8]) -> Result<Vec<u8>, Fault> {
-        let number: U32 = well_formed(raw::one(body))?;
-        self.groups.delete(number.get())?;
+        self.groups.delete(well_formed(Deletion::parse(body))?)?;
         Ok(Vec::new())
     }
 

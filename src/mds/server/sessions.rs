@@ -137,7 +137,7 @@ mod tests {
         for (id, pool, reads) in [(1, 1, false), (2, 2, false), (3, 1, true), (4, 2, true)] {
             sessions.insert(id, Session::new(claim(pool, reads), PAYLOAD_MIN as u32, 0));
         }
-        let mut send = |sessions: &mut Sessions<u8>, session, sequence, parts| {
+        let send = |sessions: &mut Sessions<u8>, session, sequence, parts| {
             let (kind, operation) = (Kind::Request, Operation::Transact);
             let header = Header { kind, operation, session, sequence, detail: 0 };
             let body = vec![7; 700];
