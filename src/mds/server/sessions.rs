@@ -140,7 +140,7 @@ mod tests {
         let send = |sessions: &mut Sessions<u8>, session, sequence, parts| {
             let (kind, operation) = (Kind::Request, Operation::Transact);
             let header = Header { kind, operation, session, sequence, detail: 0 };
-            let body = vec![7; 700];
+            let body = vec![7; 2000];
             for datagram in wire::encode(&header, &body, PAYLOAD_MIN).iter().take(parts) {
                 sessions.admit(&0, &wire::parse(datagram).unwrap());
             }
@@ -149,11 +149,11 @@ mod tests {
         send(&mut sessions, 1, 2, usize::MAX);
         send(&mut sessions, 1, 2, usize::MAX);
         send(&mut sessions, 2, 3, 1);
-        assert_eq!(sessions.buffered, 700 + part);
+        assert_eq!(sessions.buffered, 2000 + part);
         send(&mut sessions, 1, 1, usize::MAX);
         let answer = Answer { operation: Operation::Transact, outcome: Ok(Vec::new()) };
-        for left in [700, 0] {
-            assert_eq!(sessions.take_ready(1).unwrap().2.len(), 700);
+        for left in [2000, 0] {
+            assert_eq!(sessions.take_ready(1).unwrap().2.len(), 2000);
             sessions.executed(1, answer.clone());
             assert_eq!(sessions.buffered, left + part);
         }
