@@ -20,7 +20,9 @@ use serde_json::Value;
 use support::metadata_server::{ANY_PORT, Server};
 use support::nbd_client::Client;
 use support::programs::{PATIENCE, directory, try_run, wait_for};
-use support::target::{BINARY, Service, Target, format};
+use support::target::{
+    AT_THE_SERVER, BINARY, IN_NVRAM, ON_THE_DEVICE, PLACES, Place, Service, Target, format_at,
+};
 
 const DEVICE: u64 = 100 << 20;
 const BLOCK: usize = 4096;
@@ -36,14 +38,21 @@ fn refused(arguments: &[&str], text: &str) {
 
 /// A pool with a volume `data` and one of another name, in a directory of its own.
 fn pool(directory: &Path, name: &str, mds: &[&str]) -> Service {
+    pool_at(ON_THE_DEVICE, directory, name, mds)
+}
+
+/// The same, with its flags at a place.
+fn pool_at(place: Place, directory: &Path, name: &str, mds: &[&str]) -> Service {
     let directory = directory.join(name);
     fs::create_dir(&directory).unwrap();
     let device = directory.join("device");
     fs::File::create(&device).unwrap().set_len(DEVICE).unwrap();
     let own = format!("{name}=8M");
-    format(&device, &[mds, ["--volume", "data=8M", "--volume", &own].as_slice()].concat());
+    let volumes = ["--volume", "data=8M", "--volume", &own];
+    format_at(place, &device, &[mds, volumes.as_slice()].concat());
     let more = ["--commit-interval", "never"];
-    let arguments = mds.iter().chain(&more).map(ToString::to_string).collect();
+    let arguments = mds.iter().chain(&more).map(ToString::to_string);
+    let arguments = arguments.chain((place.serve)(&directory)).collect();
     Service { arguments, ..Service::new(&directory, &device) }
 }
 
@@ -76,15 +85,19 @@ fn first(target: &Target, volume: &str) -> u8 {
 
 /// Goal: a group of two targets: a flush of one makes durable what was written to both, killed
 /// members come back to one cut, survivors included, who tell their clients; a decided commit
-/// outlives the server; what a group holds is not deleted.
+/// outlives the server; what a group holds is not deleted. So it is with the flags at any place.
 #[test]
 fn two_targets_commit_together() {
+    PLACES.into_iter().for_each(commit_together);
+}
+
+fn commit_together(place: Place) {
     let directory = directory();
     let path = directory.path();
     let server = Server::start(path, &["--listen", ANY_PORT]);
     let at = server.at.to_string();
     let mds = ["--mds", at.as_str()];
-    let (one, two) = (pool(path, "one", &mds), pool(path, "two", &mds));
+    let (one, two) = (pool(path, "one", &mds), pool_at(place, path, "two", &mds));
     let (first_target, second_target) = (one.serve(), two.serve());
     refused(&[["group", "create", "pair", "data", "two"].as_slice(), &mds].concat(), "POOL:NAME");
     flipside(&[["group", "create", "pair", "one", "two"].as_slice(), &mds].concat()).unwrap();
@@ -268,9 +281,10 @@ fn killed_between_prepare_and_decision() {
     let at = server.at.to_string();
     let mds = ["--mds", at.as_str()];
     let gates = [(); 3].map(|()| Gate::to(server.at));
+    let places = [ON_THE_DEVICE, AT_THE_SERVER, IN_NVRAM];
     let services = [0, 1, 2].map(|which| {
         let way = gates[which].at.to_string();
-        pool(path, NAMES[which], &["--mds", &way])
+        pool_at(places[which], path, NAMES[which], &["--mds", &way])
     });
     let mut targets = [0, 1, 2].map(|which| services[which].serve());
     flipside(&[["group", "create", "all"].as_slice(), &NAMES, &mds].concat()).unwrap();

@@ -16,6 +16,7 @@ use crate::format::record;
 use crate::mds::auth::Key;
 use crate::mds::catalog::PoolSpec;
 use crate::mds::error::Refusal;
+use crate::mds::groups::prepared::Part;
 use crate::mds::groups::rows::{Deletion, NewGroup};
 use crate::mds::overview::Section;
 use crate::mds::raw::{
@@ -263,6 +264,11 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
         Operation::HardenExtentFlags => {
             Some(record::unpack(body)?.iter().map(|record| format!("{record:?}")).collect())
         }
+        Operation::PrepareExtentFlags => {
+            let Part { transaction, records } = Part::parse(body).ok()?;
+            let records = records.iter().map(|record| format!("{record:?}"));
+            Some(std::iter::once(format!("for {transaction}")).chain(records).collect())
+        }
         Operation::Changes => {
             let RawSince { since, used } = raw::one(body).ok()?;
             Some(vec![format!("since view {since}, none before {used} is used")])
@@ -335,7 +341,10 @@ fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             };
             records.iter().map(owned).collect()
         }
-        Operation::Renew | Operation::Transact | Operation::HardenExtentFlags => {
+        Operation::Renew
+        | Operation::Transact
+        | Operation::HardenExtentFlags
+        | Operation::PrepareExtentFlags => {
             let RawTold { view, horizon } = raw::one(body).ok()?;
             let horizon = if horizon == u64::MAX { "-".to_owned() } else { horizon.to_string() };
             Some(vec![format!("view {view} horizon {horizon}")])

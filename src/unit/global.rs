@@ -194,13 +194,9 @@ impl<E: Env> Inner<E> {
     /// How this unit stands in its groups.
     fn reports(&self) -> Vec<Report> {
         let state = self.state.borrow();
-        let at_server = self.journal.is_at_server();
         let reports = state.domains.iter().enumerate().filter_map(|(index, domain)| {
             let membership = domain.group.as_ref()?;
-            let unable = (membership.shared && at_server).then_some(
-                "its flags are at the metadata server, and its volumes commit only by themselves",
-            );
-            let refused = domain.failed.as_deref().or(membership.unformed.as_deref()).or(unable);
+            let refused = domain.failed.as_deref().or(membership.unformed.as_deref());
             let wants = self.is_wanted(&state, index);
             let mut said = membership.standing.reports(membership.group, wants, refused);
             let joined = state.joined_in(index).map(|staged| staged.atomic);
@@ -270,7 +266,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Does what a shared domain is told next, or waits.
-    pub(super) async fn take_part(&self, domain: usize) {
+    pub(super) async fn take_part(self: &Rc<Self>, domain: usize) {
         let Some(action) = self.next_action(domain) else {
             self.wait_for_orders(domain).await;
             return;
@@ -282,6 +278,9 @@ impl<E: Env> Inner<E> {
             Action::Prepare => {
                 if let Err(reason) = self.prepare(domain).await {
                     tracing::error!(domain, %reason, "a global commit failed here");
+                    if self.journal.is_at_server() {
+                        self.env.spawn(Rc::clone(self).learn_whether_replaced());
+                    }
                     let mut state = self.state.borrow_mut();
                     state.domains[domain].fail(&reason);
                     state.wake_everyone();

@@ -6,7 +6,7 @@
 //! messages, and keeps the writes and what is durable of them.
 //!
 //! Three things keep the states few and lose none that matters. A unit says at all times where it
-//! is: whoever does not hear it has lost it. A message that can never do anything again, at a
+//! is, and the server what it would answer: whoever does not hear it has lost it. A message that can never do anything again, at a
 //! standing that only goes forward, is dropped ([`World::tidy`]). And whether everybody comes to
 //! rest depends on the server and the units alone, so it is looked at once for all networks.
 
@@ -82,7 +82,7 @@ impl Model for Protocol {
         for _ in 0..2 {
             (0..self.units).for_each(|number| world.exchange(number, self.flaw));
         }
-        world.tidy();
+        world.tidy(self.flaw);
         vec![world]
     }
 
@@ -134,13 +134,12 @@ impl Model for Protocol {
         let mut world = before.clone();
         match action {
             Action::Deliver(Message::Reports(number, session, reports)) => {
-                let answer = world.hear(number, session, &reports, self.flaw);
-                world.network.extend(answer);
+                world.hear(number, session, &reports, self.flaw);
             }
-            Action::Deliver(Message::Orders(number, session, orders)) => {
+            Action::Deliver(Message::Order(number, session, order)) => {
                 let running = world.units[number].running.as_ref();
                 if running.is_some_and(|running| running.session == session) {
-                    orders.iter().for_each(|order| world.obey(number, order, self.flaw));
+                    world.obey(number, &order, self.flaw);
                 }
             }
             Action::Write(unit) => {
@@ -191,7 +190,7 @@ impl Model for Protocol {
             }
         }
         world.look();
-        world.tidy();
+        world.tidy(self.flaw);
         (world != *before).then_some(world)
     }
 

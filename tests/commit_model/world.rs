@@ -28,7 +28,7 @@ pub type Writes = u8;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Message {
     Reports(usize, u8, Vec<Report>),
-    Orders(usize, u8, Vec<Order>),
+    Order(usize, u8, Order),
 }
 
 /// A write of a client.
@@ -306,7 +306,7 @@ impl World {
     /// What the starts of a unit that are over have sent, and were sent, is for nobody.
     pub fn forget(&mut self, number: usize) {
         self.network.retain(|message| {
-            let (Message::Reports(of, ..) | Message::Orders(of, ..)) = message;
+            let (Message::Reports(of, ..) | Message::Order(of, ..)) = message;
             *of != number
         });
     }
@@ -398,16 +398,10 @@ impl World {
         self.units[number].running.as_ref().map_or(0, |running| running.open | running.sealed)
     }
 
-    /// The server hears reports and answers.
-    pub fn hear(
-        &mut self,
-        number: usize,
-        session: u8,
-        reports: &[Report],
-        flaw: Flaw,
-    ) -> Option<Message> {
+    /// The server hears reports.
+    pub fn hear(&mut self, number: usize, session: u8, reports: &[Report], flaw: Flaw) {
         if self.server.sessions[number] != Some(session) {
-            return None;
+            return;
         }
         for report in reports {
             self.server.coordinator.hear(pool(number), report, NOW);
@@ -416,6 +410,10 @@ impl World {
         if flaw == Flaw::IdleLeftOut {
             self.speak_for_the_idle();
         }
+    }
+
+    /// What the server answers to reports.
+    fn answer(&self, number: usize, reports: &[Report], flaw: Flaw) -> Vec<Order> {
         let said: Vec<&Report> = reports.iter().collect();
         let mut orders = self.server.coordinator.orders(pool(number), &said, NOW);
         for order in &mut orders {
@@ -430,7 +428,7 @@ impl World {
                 _ => {}
             }
         }
-        Some(Message::Orders(number, session, orders))
+        orders
     }
 
     /// Votes in the place of units that want no commit and have not sealed.
@@ -451,34 +449,39 @@ impl World {
         }
     }
 
-    /// Everyone says where it is; what can never do anything again is dropped, and of reports of
-    /// transactions that are past only the rest is kept, which still is news to a server that
-    /// starts.
-    pub fn tidy(&mut self) {
+    /// Everyone says where it is, and the server what it would answer; what can never do anything
+    /// again is dropped, and of reports of transactions that are past only the rest is kept, which
+    /// still is news to a server that starts.
+    pub fn tidy(&mut self, flaw: Flaw) {
         for (number, unit) in self.units.iter().enumerate() {
             let Some(running) = &unit.running else { continue };
             let reports = running.standing.reports(GROUP, running.wants(), None);
             self.network.insert(Message::Reports(number, running.session, reports));
         }
         let network = std::mem::take(&mut self.network);
-        let kept = network.into_iter().filter_map(|message| match message {
-            Message::Orders(number, session, mut orders) => {
-                let running = self.units[number].running.as_ref()?;
-                orders.retain(|order| !running.is_past(order));
-                (!orders.is_empty()).then_some(Message::Orders(number, session, orders))
-            }
-            Message::Reports(number, session, mut reports) => {
-                let running = self.units[number].running.as_ref()?;
-                let past = |of| self.server.is_past(of) && running.is_done_with(of);
-                for report in &mut reports {
-                    if report.transaction.is_some_and(past) {
-                        (report.transaction, report.phase) = (None, Phase::Idle);
+        for message in network {
+            let (Message::Reports(number, ..) | Message::Order(number, ..)) = message;
+            let Some(running) = &self.units[number].running else { continue };
+            match message {
+                Message::Order(_, session, order) => self.network.extend(
+                    (!running.is_past(&order)).then_some(Message::Order(number, session, order)),
+                ),
+                Message::Reports(_, session, mut reports) => {
+                    let past = |of| self.server.is_past(of) && running.is_done_with(of);
+                    for report in &mut reports {
+                        if report.transaction.is_some_and(past) {
+                            (report.transaction, report.phase) = (None, Phase::Idle);
+                        }
                     }
+                    let answer = self.answer(number, &reports, flaw).into_iter();
+                    let news = answer.filter(|order| !running.is_past(order));
+                    let news: Vec<_> =
+                        news.map(|order| Message::Order(number, session, order)).collect();
+                    self.network.extend(news);
+                    self.network.insert(Message::Reports(number, session, reports));
                 }
-                Some(Message::Reports(number, session, reports))
             }
-        });
-        self.network = kept.collect();
+        }
     }
 
     /// Whether everybody comes to rest once all are back and the network loses nothing.
@@ -532,8 +535,8 @@ impl World {
         let Some(running) = &self.units[number].running else { return };
         let (session, wants) = (running.session, running.wants());
         let reports = running.standing.reports(GROUP, wants, None);
-        if let Some(Message::Orders(_, _, orders)) = self.hear(number, session, &reports, flaw) {
-            orders.iter().for_each(|order| self.obey(number, order, flaw));
-        }
+        self.hear(number, session, &reports, flaw);
+        let orders = self.answer(number, &reports, flaw);
+        orders.iter().for_each(|order| self.obey(number, order, flaw));
     }
 }

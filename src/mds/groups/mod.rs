@@ -17,6 +17,7 @@
 //!   its number, which is never used again: requests that are repeated, or replayed, do nothing.
 //! - **Bounds**: [`GROUPS_MAX`] groups of [`VOLUMES_MAX`] volumes.
 
+pub mod prepared;
 pub mod rows;
 pub mod seen;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use self::prepared::{Part, Prepared};
 use self::rows::{Deletion, Head, NamedVolume, NewGroup};
 use super::catalog::Fault;
 use super::catalog::volumes::is_name;
@@ -33,7 +35,8 @@ use super::pools::Pools;
 use super::store::{Changes, StoreError, Table};
 use crate::env::Moment;
 use crate::format::group::TransactionId;
-use crate::format::ids::{Incarnation, PoolId, VolumeId};
+use crate::format::ids::{Incarnation, PoolId, UnitId, VolumeId};
+use crate::format::record::Record;
 use crate::txn::coordinator::{Coordinator, Group, Present};
 use crate::txn::{COORDINATOR, GroupId, Order, Phase, Report, Stage};
 
@@ -57,6 +60,7 @@ pub struct Groups {
     touched: BTreeSet<GroupId>,
     /// Rows of groups that were made or deleted in this turn.
     changes: Changes,
+    prepared: Prepared,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +105,7 @@ impl Groups {
             told: BTreeMap::new(),
             touched: BTreeSet::new(),
             changes: Changes::new(),
+            prepared: Prepared::default(),
         };
         for group in groups {
             let decision = decisions.remove(&group.id);
@@ -219,8 +224,26 @@ impl Groups {
         }
     }
 
+    /// Keeps what a unit whose flags are here has prepared, where that transaction is under way; of
+    /// another one it is told that it was aborted.
+    pub fn prepare(&mut self, pool: PoolId, unit: UnitId, part: Part) {
+        let under_way = |of: &&Coordinator| {
+            let present = of.present(pool);
+            (present.transaction, present.stage) == (Some(part.transaction), Stage::AllSealed)
+        };
+        let group = self.iter().find(under_way).map(|of| of.group().id);
+        if let Some(group) = group {
+            self.prepared.keep(group, pool, unit, part);
+        }
+    }
+
+    /// Whether a pair of these records is in something prepared.
+    pub fn holds_pair(&self, pool: PoolId, records: &[Record]) -> bool {
+        self.prepared.holds(pool, records)
+    }
+
     /// All of the turn has been heard: what it led to becomes part of the next commit.
-    pub fn stage(&mut self, now: Moment, pools: &mut Pools) {
+    pub fn stage(&mut self, now: Moment, pools: &mut Pools) -> Result<(), StoreError> {
         for id in &self.touched {
             let Some(of) = self.all.get_mut(id) else { continue };
             let (begun, incarnation) = (&mut self.begun, Incarnation(self.head.starts));
@@ -233,17 +256,24 @@ impl Groups {
                 self.changes.extend([rows::group_row(of.group())]);
             }
             let row = rows::decision_row(*id, of.decision());
-            if changed.decided {
+            let (under_way, ..) = of.progress();
+            if let (true, Some(transaction)) = (changed.decided, under_way) {
                 self.changes.extend([row]);
+                for (pool, unit, records) in self.prepared.decided(*id, transaction) {
+                    let catalog = pools.catalog_mut(pool).expect("a pool of a group is known");
+                    catalog.harden_prepared(unit, &records)?;
+                }
             } else if changed.done {
                 pools.stage_late([row].into());
             }
+            self.prepared.retain(*id, under_way);
         }
         if self.begun > 0 && !self.start_stored {
             self.start_stored = true;
             self.changes.extend([self.head.row()]);
         }
         pools.stage(std::mem::take(&mut self.changes));
+        Ok(())
     }
 
     /// The orders for a unit that reported this: of its groups, and of those that it takes for its

@@ -1,6 +1,8 @@
 use super::*;
-use crate::format::ids::{ExtentId, ExtentRun, UnitId};
+use crate::format::ids::{ExtentId, ExtentRun, Generation, LogicalExtent, PairId, Slot, UnitId};
+use crate::format::record::Binding;
 use crate::mds::catalog::PoolSpec;
+use crate::mds::catalog::space::Use;
 use crate::mds::ownership::Start;
 use crate::mds::redb_store::RedbStore;
 use crate::mds::testing::{EXTENT_SIZE, Memory};
@@ -49,7 +51,7 @@ impl Rig {
     }
 
     fn commit(&mut self) {
-        self.groups.stage(NOW, &mut self.pools);
+        self.groups.stage(NOW, &mut self.pools).unwrap();
         self.pools.commit().unwrap();
     }
 
@@ -197,6 +199,53 @@ fn a_transaction() {
     assert_eq!((aborted.transaction, aborted.stage), (order.transaction, Stage::Aborted));
     rig.delete(0).unwrap();
     assert_eq!(rig.report(TWO, 1, order.transaction, Phase::Prepared).stage, Stage::Aborted);
+}
+
+/// Goal: what units have prepared here is applied in the decision's store transaction, and not
+/// before; meanwhile nobody else hardens its pairs. Where the server starts before the decision, or
+/// the transaction is another one, it is forgotten.
+#[test]
+fn flags_prepared_here() {
+    let bind = |pair, extent| {
+        let binding = Binding {
+            generation: Generation(1),
+            owner: Some((VolumeId(1), LogicalExtent(0))),
+            extents: [Some(ExtentId(extent)), None],
+            data_slot: Slot::Zero,
+        };
+        vec![Record::Binding { pair: PairId(pair), binding }]
+    };
+    let lines = |rig: &Rig| {
+        let catalog = rig.pools.catalog(ONE).unwrap();
+        catalog.lines(UnitId(0), PairId(0), 9).unwrap().len()
+    };
+    for decided in [true, false] {
+        let mut rig = rig_with_group();
+        rig.pools.catalog_mut(ONE).unwrap().allocate(UnitId(0), Use::Journal, 5);
+        rig.report(TWO, 1, None, Phase::Idle);
+        let at = rig.report(ONE, 1, None, Phase::Idle).transaction;
+        rig.report(TWO, 1, at, Phase::Sealed);
+        let early = Part { transaction: at.unwrap(), records: bind(1, 1) };
+        rig.groups.prepare(ONE, UnitId(0), early);
+        assert!(!rig.groups.holds_pair(ONE, &bind(1, 1)), "not all are sealed");
+        rig.report(ONE, 1, at, Phase::Sealed);
+        let part = Part { transaction: at.unwrap(), records: bind(2, 2) };
+        rig.groups.prepare(ONE, UnitId(0), part);
+        rig.report(TWO, 1, at, Phase::Prepared);
+        assert!(rig.groups.holds_pair(ONE, &bind(2, 3)) && lines(&rig) == 0);
+        if !decided {
+            let mut rig = rig.restart();
+            assert!(!rig.groups.holds_pair(ONE, &bind(2, 3)));
+            assert_eq!(rig.report(ONE, 1, at, Phase::Prepared).stage, Stage::Aborted);
+            assert_eq!(lines(&rig), 0);
+            continue;
+        }
+        let commits = rig.pools.totals().store_commits;
+        assert_eq!(rig.report(ONE, 1, at, Phase::Prepared).stage, Stage::Committed);
+        assert_eq!((rig.pools.totals().store_commits, lines(&rig)), (commits + 1, 1));
+        assert!(!rig.groups.holds_pair(ONE, &bind(2, 3)));
+        assert_eq!(lines(&rig.restart()), 1);
+    }
 }
 
 /// Goal: by force a group goes though a transaction is not done everywhere, but only where those who

@@ -9,12 +9,16 @@ use zerocopy::little_endian::U32;
 
 use super::{Server, well_formed};
 use crate::format::ids::PoolId;
+use crate::format::record;
 use crate::mds::catalog::Fault;
 use crate::mds::error::Refusal;
+use crate::mds::groups::prepared::Part;
 use crate::mds::groups::rows::{Deletion, NewGroup};
 use crate::mds::overview::{GroupSeen, MemberSeen};
+use crate::mds::raw::Malformed;
 use crate::mds::records::Claim;
 use crate::mds::session::Session;
+use crate::mds::store::StoreError;
 use crate::mds::wire::{self, Header, Kind, Operation};
 use crate::txn::wire as said;
 
@@ -28,8 +32,39 @@ impl<P: Clone + PartialEq> Server<P> {
     }
 
     /// What the reports that were taken have led to goes into the turn's transaction.
-    pub(super) fn stage_groups(&mut self) {
-        self.groups.stage(self.now, &mut self.pools);
+    pub(super) fn stage_groups(&mut self) -> Result<(), StoreError> {
+        self.groups.stage(self.now, &mut self.pools)
+    }
+
+    /// Hardens a group, or keeps it for a transaction's decision.
+    pub(super) fn harden(
+        &mut self,
+        operation: Operation,
+        claim: &Claim,
+        body: &[u8],
+    ) -> Result<Vec<u8>, Fault> {
+        let (pool, unit) = (self.pools.name_here(claim.pool), claim.unit);
+        let part = match operation {
+            Operation::PrepareExtentFlags => Some(well_formed(Part::parse(body))?),
+            _ => None,
+        };
+        let records = match &part {
+            Some(part) => part.records.clone(),
+            None => well_formed(record::unpack(body).ok_or(Malformed))?,
+        };
+        let catalog = self.pools.catalog_mut(claim.pool);
+        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        if self.groups.holds_pair(pool, &records) {
+            return Err(Fault::Refused(Refusal::LineImpossible, 0));
+        }
+        match part {
+            Some(part) => {
+                catalog.may_harden(unit, &records)?;
+                self.groups.prepare(pool, unit, part);
+            }
+            None => catalog.harden(unit, &records)?,
+        }
+        Ok(self.told(claim.pool))
     }
 
     /// The orders for a unit that reported this, as they are after the turn's commit.

@@ -167,8 +167,8 @@ impl<P: Clone + PartialEq> Server<P> {
         let early = mutated(Mutant::AnsweredBeforeCommit) && self.counters.datagrams % 2 == 1;
         if self.failure.is_none() && !early {
             self.stage_sessions();
-            self.stage_groups();
-            self.failure = self.pools.commit().err();
+            let staged = self.stage_groups();
+            self.failure = staged.and_then(|()| self.pools.commit()).err();
         }
         for query in std::mem::take(&mut turn.queries) {
             let outcome = self.query(query.header, query.claim.as_ref(), &query.body);
@@ -382,10 +382,8 @@ impl<P: Clone + PartialEq> Server<P> {
                 catalog.transact(unit, &primitives(body)?)?;
                 return Ok(self.told(claim.pool));
             }
-            Operation::HardenExtentFlags => {
-                let records = record::unpack(body).ok_or(Malformed);
-                catalog.harden(unit, &well_formed(records)?)?;
-                return Ok(self.told(claim.pool));
+            Operation::HardenExtentFlags | Operation::PrepareExtentFlags => {
+                return self.harden(operation, claim, body);
             }
             Operation::AllocateJournalSpace | Operation::AllocateDataExtents => {
                 let any = operation == Operation::AllocateJournalSpace;
