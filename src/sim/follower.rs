@@ -345,8 +345,11 @@ impl World {
     /// Cuts the reader off, has its disks stall, and restarts the metadata server.
     async fn disturb(self: Rc<Self>) {
         let mut rng = self.rng();
-        while !self.is_over() {
+        loop {
             self.env.sleep(Duration::from_millis(rng.log_between(10, 3_000))).await;
+            if self.is_over() {
+                return;
+            }
             match rng.below(4) {
                 0 => {
                     let lease = LEASE.as_nanos() as u64;
