@@ -9,12 +9,19 @@
 //! and then a flush of one of them, which commits all: on one unit by itself, over two by the whole
 //! protocol, whose decision is durable at the server, on what `--dir` is on. Both units are on one
 //! thread and one ring, no front end; the NVRAM is trusted memory, and has the data, too.
+//!
+//! Beside them the device alone: one durable write of a block after the other, which is what a
+//! decision has to wait for. Of each commit there are the durable transactions of the server, the
+//! requests of all units, and the server's processor time.
+
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/writes.rs"]
+mod writes;
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +42,9 @@ use flipside::uring::buffers::{ARENA_BLOCK, BufferPool};
 use flipside::uring::{Ring, RingOptions};
 use futures_util::future::join_all;
 use hdrhistogram::Histogram;
+
+use self::process::Process;
+use self::writes::durable_writes;
 
 const UNIT: UnitId = UnitId(1);
 const EXTENT: u64 = 1 << 20;
@@ -61,33 +71,6 @@ struct Options {
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-/// `flipside mds`, until it is dropped.
-struct Server {
-    child: Child,
-    at: SocketAddr,
-}
-
-impl Server {
-    fn start(store: &Path) -> Server {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flipside"));
-        command.args(["mds", "--listen", "127.0.0.1:0", "--store"]).arg(store);
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary was built");
-        let mut line = String::new();
-        let output = child.stdout.take().expect("a pipe");
-        BufReader::new(output).read_line(&mut line).expect("a line");
-        let at = line.trim().strip_prefix("ready udp://").expect("a server that is ready");
-        Server { at: at.parse().expect("an address"), child }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A unit of a new pool, over a new device and a new NVRAM, with volumes of these names.
@@ -135,52 +118,85 @@ async fn write(env: &OsEnv, volume: &Volume<OsEnv>, offset: u64) {
     volume.write(offset, BLOCK, buf, false).await.expect("a write");
 }
 
-async fn case(env: &OsEnv, options: &Options, units: usize, volumes: usize) {
-    let store = options.dir.join(format!("bench-groups.{}", std::process::id()));
-    let server = Server::start(&store);
-    let names: Vec<String> = (0..volumes).map(|number| format!("vol{number}")).collect();
-    let mut members = Vec::new();
-    for names in names.chunks(volumes / units) {
-        members.push(unit(env, options, server.at, names).await);
+/// Units in one group.
+struct Members {
+    units: Vec<Unit<OsEnv>>,
+    volumes: Vec<Volume<OsEnv>>,
+}
+
+impl Members {
+    /// New ones, with so many volumes in all.
+    async fn new(env: &OsEnv, options: &Options, at: SocketAddr, units: usize, all: usize) -> Self {
+        let names: Vec<String> = (0..all).map(|number| format!("vol{number}")).collect();
+        let mut members = Vec::new();
+        for names in names.chunks(all / units) {
+            members.push(unit(env, options, at, names).await);
+        }
+        let named: Vec<_> = names.iter().map(|name| (None, name.clone())).collect();
+        let server = members[0].metadata_server();
+        let group = server.create_group("all", &named).await.expect("a group");
+        for unit in &members {
+            unit.join_groups().await.expect("a group to join");
+        }
+        let forming = Instant::now();
+        // What commits locally was joined at once.
+        while units > 1 && members.iter().any(|unit| unit.last_cut(group).is_none()) {
+            assert!(forming.elapsed() < FORMING, "the group is served");
+            // Who comes before all have joined is sent away.
+            let _ = members[0].volumes()[0].flush().await;
+        }
+        let volumes = members.iter().flat_map(Unit::volumes).collect();
+        Members { units: members, volumes }
     }
-    let named: Vec<_> = names.iter().map(|name| (None, name.clone())).collect();
-    let group = members[0].metadata_server().create_group("all", &named).await.expect("a group");
-    for unit in &members {
-        unit.join_groups().await.expect("a group to join");
-    }
-    let forming = Instant::now();
-    // What commits locally was joined at once.
-    while units > 1 && members.iter().any(|unit| unit.last_cut(group).is_none()) {
-        assert!(forming.elapsed() < FORMING, "the group is served");
-        // Who comes before all have joined is sent away.
-        let _ = members[0].volumes()[0].flush().await;
-    }
-    let volumes: Vec<_> = members.iter().flat_map(Unit::volumes).collect();
-    let mut rng = Rng::new(1);
-    let round = async |rng: &mut Rng| {
-        let writes = volumes.iter().map(|volume| {
+
+    /// A write to each volume, and a flush of one.
+    async fn round(&self, env: &OsEnv, rng: &mut Rng) {
+        let writes = self.volumes.iter().map(|volume| {
             let offset = rng.below(VOLUME / BLOCK) * BLOCK;
             write(env, volume, offset)
         });
         join_all(writes.collect::<Vec<_>>()).await;
-        volumes[0].flush().await.expect("a flush");
-    };
-    let mut times = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds");
-    let started = Instant::now();
+        self.volumes[0].flush().await.expect("a flush");
+    }
+
+    /// What they have asked the server, and what it has stored.
+    async fn asked(&self) -> (u64, u64) {
+        let requests = self.units.iter().map(|unit| unit.metadata_server().status().requests);
+        let status = self.units[0].metadata_server().server_status().await.expect("counters");
+        (requests.sum(), status.store_commits)
+    }
+}
+
+fn new_times() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds")
+}
+
+fn show(what: &str, times: &Histogram<u64>, elapsed: Duration, more: &str) {
+    let us = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
+    let per_second = times.len() as f64 / elapsed.as_secs_f64();
+    println!("{what:22} {per_second:8.0} {:9.1} {:9.1} {more}", us(0.5), us(0.99));
+}
+
+async fn case(env: &OsEnv, options: &Options, units: usize, volumes: usize) {
+    let store = options.dir.join(format!("bench-groups.{}", std::process::id()));
+    let server = Process::start(&store);
+    let members = Members::new(env, options, server.at, units, volumes).await;
+    let mut rng = Rng::new(1);
+    let mut times = new_times();
+    let (requests, commits) = members.asked().await;
+    let (started, cpu) = (Instant::now(), server.cpu_time());
     while started.elapsed() < Duration::from_secs(options.seconds) {
         let began = Instant::now();
-        round(&mut rng).await;
+        members.round(env, &mut rng).await;
         times.saturating_record(began.elapsed().as_nanos() as u64);
     }
-    let us = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
-    println!(
-        "  {units} units, {:2} volumes: {:8.0} commits a second  p50 {:8.1} us  p99 {:8.1} us",
-        volumes.len(),
-        times.len() as f64 / started.elapsed().as_secs_f64(),
-        us(0.5),
-        us(0.99)
-    );
-    for unit in members {
+    let (elapsed, cpu) = (started.elapsed(), server.cpu_time() - cpu);
+    let after = members.asked().await;
+    let each = |count: u64| count as f64 / times.len() as f64;
+    let (requests, commits) = (each(after.0 - requests), each(after.1 - commits));
+    let more = format!("{commits:8.2} {requests:8.2} {:8.1}", each(cpu));
+    show(&format!("{units} units, {volumes} volumes"), &times, elapsed, &more);
+    for unit in members.units {
         unit.shut_down().await.expect("a good end");
     }
     drop(server);
@@ -193,7 +209,16 @@ fn main() {
     let buffers = BufferPool::new(64 * ARENA_BLOCK, ARENA_BLOCK).expect("memory");
     let env = OsEnv::new(ring.clone(), buffers);
     ring.block_on(async move {
-        println!("a write of 4 KiB to each volume of a group, and a flush of one:");
+        println!("a write of 4 KiB to each volume of a group, and a flush of one; times in us");
+        println!(
+            "{:22} {:>8} {:>9} {:>9} {:>8} {:>8} {:>8}",
+            "", "a second", "p50", "p99", "stored", "requests", "cpu"
+        );
+        let mut times = new_times();
+        let elapsed = durable_writes(&options.dir, Duration::from_secs(options.seconds), |began| {
+            times.saturating_record(began.elapsed().as_nanos() as u64);
+        });
+        show("the device alone", &times, elapsed, "");
         for (units, volumes) in [(1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (2, 8)] {
             case(&env, &options, units, volumes).await;
         }

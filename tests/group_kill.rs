@@ -29,16 +29,17 @@ use support::killing::{choose, number, seed};
 use support::metadata_server::{ANY_PORT, Server};
 use support::nbd_client::Client;
 use support::programs::{PATIENCE, directory, run, say, wait_for};
-use support::target::{BINARY, IN_NVRAM, ON_THE_DEVICE, Place, Service, Target, format_at};
+use support::target::{
+    AT_THE_SERVER, BINARY, IN_NVRAM, ON_THE_DEVICE, Place, Service, Target, format_at,
+};
 
 const DEVICE: u64 = 64 << 20;
 /// Rounds where nothing else was said.
 const ROUNDS: u64 = 20;
 /// Chains at the same time.
 const CHAINS: u32 = 3;
-/// Volumes, and the pools that they are in, one of each kind.
+/// Volumes, and the pools that they are in.
 const NAMES: [&str; VOLUMES] = ["one", "two", "three"];
-const PLACES: [Place; VOLUMES] = [ON_THE_DEVICE, IN_NVRAM, IN_NVRAM];
 /// The pool whose NVRAM is always memory, so that data is in its journal.
 const TRUSTING: usize = 2;
 /// The pool whose NVRAM is memory in some rounds.
@@ -90,10 +91,13 @@ struct World {
     network: Network,
     services: [Service; VOLUMES],
     targets: [Option<Target>; VOLUMES],
+    places: [Place; VOLUMES],
 }
 
 impl World {
-    fn new(path: &Path, seed: u64, rng: &mut Rng) -> Self {
+    /// One pool has its flags at `place`, the others in NVRAM.
+    fn new(path: &Path, place: Place, seed: u64, rng: &mut Rng) -> Self {
+        let places = [place, IN_NVRAM, IN_NVRAM];
         let server = Server::start(path, &["--listen", ANY_PORT]);
         let (at, network) = (server.at, Network::to(server.at, seed));
         let services = [0, 1, 2].map(|which| {
@@ -103,12 +107,12 @@ impl World {
             File::create(&device).unwrap().set_len(DEVICE).unwrap();
             let volume = format!("{}=8M", NAMES[which]);
             let arguments = ["--mds", &at.to_string(), "--volume", &volume];
-            format_at(PLACES[which], &device, &arguments);
+            format_at(places[which], &device, &arguments);
             Service::new(&directory, &device)
         });
         let (path, server) = (path.to_owned(), Some(server));
         let targets = [const { None }; VOLUMES];
-        let mut world = World { path, server, at, network, services, targets };
+        let mut world = World { path, server, at, network, services, targets, places };
         (0..VOLUMES).for_each(|which| world.start(which, rng));
         world.wait_ready(&[0, 1, 2]);
         world
@@ -117,7 +121,7 @@ impl World {
     fn start(&mut self, which: usize, rng: &mut Rng) {
         let service = &mut self.services[which];
         service.arguments = choose(rng);
-        service.arguments.extend((PLACES[which].serve)(&service.directory));
+        service.arguments.extend((self.places[which].serve)(&service.directory));
         if which == TRUSTING || which == SOMETIMES_TRUSTING && share(rng, 2) {
             service.arguments.push("--nvram-trust-memory".to_owned());
         }
@@ -298,17 +302,13 @@ fn chains() -> Vec<Mutex<Chain>> {
     (0..CHAINS).map(|number| Mutex::new(Chain::new(number))).collect()
 }
 
-/// Goal: three targets and their metadata server killed and stopped, one, some and all of them, the
-/// network bad for some: what is left is always one cut of what was written to the three, no older
-/// than the last flush of any; where nothing pending was lost, it is everything; and who was there
-/// before a loss is told.
-#[test]
-fn one_cut_over_three_targets() {
+/// Rounds with a group of three targets, of which one has its flags at that place.
+fn rounds(place: Place, name: &str) {
     let count = number("FLIPSIDE_ROUNDS").unwrap_or(ROUNDS);
-    let seed = seed("a group of three targets", count);
+    let seed = seed(name, count);
     let mut rng = Rng::new(seed);
     let directory = directory();
-    let mut world = World::new(directory.path(), seed, &mut rng);
+    let mut world = World::new(directory.path(), place, seed, &mut rng);
     let mds = world.at.to_string();
     flipside(&[["group", "create", "all", "--mds", &mds].as_slice(), &NAMES].concat());
     let chains = chains();
@@ -321,10 +321,22 @@ fn one_cut_over_three_targets() {
         writes += left.unwrap_or_else(|why| panic!("{what}: {why}"));
     }
     let group = world.group();
-    say(&format!(
-        "kill test, a group of three targets: {writes} writes left, life {}",
-        group["life"]
-    ));
+    say(&format!("kill test, {name}: {writes} writes left, life {}", group["life"]));
+}
+
+/// Goal: three targets and their metadata server killed and stopped, one, some and all of them, the
+/// network bad for some: what is left is always one cut of what was written to the three, no older
+/// than the last flush of any; where nothing pending was lost, it is everything; and who was there
+/// before a loss is told.
+#[test]
+fn one_cut_over_three_targets() {
+    rounds(ON_THE_DEVICE, "a group of three targets");
+}
+
+/// Goal: the same where one of them has its flags at the metadata server.
+#[test]
+fn one_cut_with_flags_at_the_server() {
+    rounds(AT_THE_SERVER, "a group with flags at the server");
 }
 
 /// Goal: the rounds above can fail: volumes that are in no group do not come back at one cut.
@@ -333,7 +345,7 @@ fn without_a_group_the_cut_breaks() {
     let seed = seed("no group", ROUNDS);
     let mut rng = Rng::new(seed);
     let directory = directory();
-    let mut world = World::new(directory.path(), seed, &mut rng);
+    let mut world = World::new(directory.path(), ON_THE_DEVICE, seed, &mut rng);
     let chains = chains();
     let broken = (0..ROUNDS).any(|number| {
         let victims = vec![number as usize % VOLUMES];

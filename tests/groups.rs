@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
+#[path = "support/gate.rs"]
+mod gate;
 mod support;
 
 use std::ffi::OsStr;
@@ -12,12 +14,15 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use flipside::client::{ApplyError, Transaction};
+use gate::Gate;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::metadata_server::{ANY_PORT, Server};
 use support::nbd_client::Client;
 use support::programs::{PATIENCE, directory, try_run, wait_for};
-use support::target::{BINARY, Service, Target, format};
+use support::target::{
+    AT_THE_SERVER, BINARY, IN_NVRAM, ON_THE_DEVICE, PLACES, Place, Service, Target, format_at,
+};
 
 const DEVICE: u64 = 100 << 20;
 const BLOCK: usize = 4096;
@@ -33,14 +38,21 @@ fn refused(arguments: &[&str], text: &str) {
 
 /// A pool with a volume `data` and one of another name, in a directory of its own.
 fn pool(directory: &Path, name: &str, mds: &[&str]) -> Service {
+    pool_at(ON_THE_DEVICE, directory, name, mds)
+}
+
+/// The same, with its flags at a place.
+fn pool_at(place: Place, directory: &Path, name: &str, mds: &[&str]) -> Service {
     let directory = directory.join(name);
     fs::create_dir(&directory).unwrap();
     let device = directory.join("device");
     fs::File::create(&device).unwrap().set_len(DEVICE).unwrap();
     let own = format!("{name}=8M");
-    format(&device, &[mds, ["--volume", "data=8M", "--volume", &own].as_slice()].concat());
+    let volumes = ["--volume", "data=8M", "--volume", &own];
+    format_at(place, &device, &[mds, volumes.as_slice()].concat());
     let more = ["--commit-interval", "never"];
-    let arguments = mds.iter().chain(&more).map(ToString::to_string).collect();
+    let arguments = mds.iter().chain(&more).map(ToString::to_string);
+    let arguments = arguments.chain((place.serve)(&directory)).collect();
     Service { arguments, ..Service::new(&directory, &device) }
 }
 
@@ -73,15 +85,19 @@ fn first(target: &Target, volume: &str) -> u8 {
 
 /// Goal: a group of two targets: a flush of one makes durable what was written to both, killed
 /// members come back to one cut, survivors included, who tell their clients; a decided commit
-/// outlives the server; what a group holds is not deleted.
+/// outlives the server; what a group holds is not deleted. So it is with the flags at any place.
 #[test]
 fn two_targets_commit_together() {
+    PLACES.into_iter().for_each(commit_together);
+}
+
+fn commit_together(place: Place) {
     let directory = directory();
     let path = directory.path();
     let server = Server::start(path, &["--listen", ANY_PORT]);
     let at = server.at.to_string();
     let mds = ["--mds", at.as_str()];
-    let (one, two) = (pool(path, "one", &mds), pool(path, "two", &mds));
+    let (one, two) = (pool(path, "one", &mds), pool_at(place, path, "two", &mds));
     let (first_target, second_target) = (one.serve(), two.serve());
     refused(&[["group", "create", "pair", "data", "two"].as_slice(), &mds].concat(), "POOL:NAME");
     flipside(&[["group", "create", "pair", "one", "two"].as_slice(), &mds].concat()).unwrap();
@@ -243,4 +259,83 @@ fn atomic_requests_of_two_targets() {
     assert_eq!((first(&first_target, "one"), first(&second_target, "two")), (99, 99));
     assert!(first_target.stop().success());
     assert!(second_target.stop().success());
+}
+
+/// Who is killed while all have voted and one vote has not been heard.
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    /// A target; it starts again before the vote is heard, or after it.
+    Target(usize, bool),
+    Server,
+}
+
+/// Goal: an atomic request over three targets, of which one, or the server, is killed after all
+/// have prepared and before the decision: it takes place nowhere where the server had not heard all
+/// votes when that one came back, and everywhere where it had.
+#[test]
+fn killed_between_prepare_and_decision() {
+    const NAMES: [&str; 3] = ["one", "two", "three"];
+    let directory = directory();
+    let path = directory.path();
+    let mut server = Server::start(path, &["--listen", ANY_PORT]);
+    let at = server.at.to_string();
+    let mds = ["--mds", at.as_str()];
+    let gates = [(); 3].map(|()| Gate::to(server.at));
+    let places = [ON_THE_DEVICE, AT_THE_SERVER, IN_NVRAM];
+    let services = [0, 1, 2].map(|which| {
+        let way = gates[which].at.to_string();
+        pool_at(places[which], path, NAMES[which], &["--mds", &way])
+    });
+    let mut targets = [0, 1, 2].map(|which| services[which].serve());
+    flipside(&[["group", "create", "all"].as_slice(), &NAMES, &mds].concat()).unwrap();
+    let (mut before, withheld) = (0, 2);
+    for (round, victim) in [
+        Victim::Target(0, false),
+        Victim::Target(0, true),
+        Victim::Target(withheld, false),
+        Victim::Server,
+        Victim::Target(1, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        wait_for("the group", PATIENCE, || commit(&services[1], "all").ok());
+        let byte = round as u8 + 1;
+        let writes: Vec<_> = (0..3).map(|nth| (&services[nth], NAMES[nth], 0, byte)).collect();
+        let file = writes_file(path, &writes);
+        let last = gates[0].voted();
+        gates[withheld].close(true);
+        let mut command = Command::new(BINARY);
+        command.args(["txn", "apply", &file]).stdin(Stdio::null()).stderr(Stdio::null());
+        let mut applying = command.stdout(Stdio::null()).spawn().unwrap();
+        wait_for("all votes", PATIENCE, || {
+            let votes = [0, 1, 2].map(|nth| gates[nth].voted());
+            (votes.iter().all(|vote| *vote == votes[0]) && votes[0] > last).then_some(())
+        });
+        let heard = match victim {
+            Victim::Target(which, heard) => {
+                targets[which].strike();
+                gates[withheld].close(!heard);
+                if heard {
+                    let decided = || (listed(&mds, "all")["stage"] == "committing").then_some(());
+                    wait_for("the decision", PATIENCE, decided);
+                }
+                targets[which] = services[which].serve();
+                heard
+            }
+            Victim::Server => {
+                server = server.restart(path, &[], || ());
+                false
+            }
+        };
+        gates[withheld].close(false);
+        let applied = applying.wait().unwrap().success();
+        wait_for("the group", PATIENCE, || commit(&services[1], "all").ok());
+        let found = [0, 1, 2].map(|nth| first(&targets[nth], NAMES[nth]));
+        let expected = if heard { byte } else { before };
+        assert_eq!(found, [expected; 3], "{victim:?}");
+        assert!(heard || !applied, "{victim:?}: it was applied");
+        before = expected;
+    }
+    targets.into_iter().for_each(|target| assert!(target.stop().success()));
 }

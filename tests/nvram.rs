@@ -263,6 +263,9 @@ fn data_in_the_journal() {
     assert!(check().contains(words), "{}", check());
     Pool::exchange(&trusting, 1, 2);
     assert!(check().contains(words), "{}", check());
+    let journal = run(BINARY, arguments!["journal", "--nvram", &path, &device]);
+    let shown = "of volume vol0, this unit, ";
+    assert!(journal.contains(shown) && journal.contains("the data of 1 blocks"), "{journal}");
     let dumped = try_run(BINARY, arguments!["metadata", "dump", "--nvram", &path, &device]);
     assert!(dumped.unwrap_err().contains("the data of 1 blocks"));
     assert!(trusting.serve().stop().success());
@@ -282,6 +285,8 @@ fn data_in_the_journal() {
     Pool::exchange(&trusting, 6, 7);
     pool.relocate(&["--to", "device", "--nvram", name]).unwrap();
     Pool::exchange(&pool.with(&[]), 7, 8);
+    let journal = run(BINARY, arguments!["journal", &device]);
+    assert!(journal.contains(shown) && !journal.contains("the data of"), "{journal}");
     let target = pool.with(&["--nvram-write-max", "4K"]).start();
     assert!(!target.ready_or_ended(), "it serves");
 }

@@ -25,9 +25,13 @@
 //! A turn of the server is one transaction, of what many sessions ask: see `per commit`.
 
 mod outcome;
+#[path = "../support/process.rs"]
+mod process;
 mod server;
 mod stores;
 mod work;
+#[path = "../support/writes.rs"]
+mod writes;
 
 use std::fs;
 use std::path::{Path, PathBuf};

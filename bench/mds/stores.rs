@@ -1,28 +1,23 @@
 //! Stores alone, and the device alone: one commit, or write, after the other, by one thread; and
 //! the clock, by a thread that does nothing else.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use flipside::format::ids::ExtentId;
 use flipside::mds::hosted;
-use flipside::mds::log::format::BLOCK;
 use flipside::mds::raw::RawPair;
 use flipside::mds::records::Primitive;
 use flipside::mds::redb_store::RedbStore;
 use flipside::mds::store::{self, Changes, Store, Table};
-use nix::libc;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use zerocopy::IntoBytes;
 
 use crate::outcome::{Outcome, Times, per_second};
 use crate::work::Work;
-
-/// Bytes of the file that the device alone is written through, again and again.
-const DEVICE_FILE_LEN: u64 = 64 << 20;
+use crate::writes::durable_writes;
 
 /// A store in a new folder: redb behind our log, as the server has it, or redb alone.
 fn new_store(folder: &Path, logged: bool) -> Box<dyn Store> {
@@ -79,27 +74,14 @@ pub fn store(folder: &Path, logged: bool, pairs: u32, batch: u32, length: Durati
     outcome
 }
 
-/// The device: durable writes of a block, each past the page cache where the filesystem can.
+/// The device: see [`crate::writes`].
 pub fn device(dir: &Path, length: Duration) -> Outcome {
-    let path = dir.join("blocks");
-    fs::write(&path, vec![0; DEVICE_FILE_LEN as usize]).expect("a new file");
-    let open =
-        |flags| OpenOptions::new().write(true).custom_flags(libc::O_DSYNC | flags).open(&path);
-    let file = open(libc::O_DIRECT).or_else(|_| open(0)).expect("the file");
-    file.sync_all().expect("the file is durable");
-    let memory = vec![7; 2 * BLOCK];
-    let block = &memory[memory.as_ptr().align_offset(BLOCK)..][..BLOCK];
     let mut times = Times::new();
-    let (start, cpu) = (Instant::now(), cpu_time());
-    let mut writes = 0;
-    while start.elapsed() < length {
-        let began = Instant::now();
-        file.write_all_at(block, writes * BLOCK as u64 % DEVICE_FILE_LEN).expect("a write");
+    let (cpu, mut writes) = (cpu_time(), 0);
+    let elapsed = durable_writes(dir, length, |began| {
         times.end(began);
         writes += 1;
-    }
-    let elapsed = start.elapsed();
-    fs::remove_file(&path).expect("the file goes");
+    });
     let cpu_percent = per_second(cpu_time() - cpu, elapsed) / 10_000;
     Outcome { who: "device", load: "single", cpu_percent, ..times.outcome(writes, elapsed) }
 }

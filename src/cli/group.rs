@@ -62,6 +62,11 @@ enum Action {
     Delete {
         /// Its name
         name: String,
+        /// Delete it though a transaction took place that targets which are gone for good have not
+        /// heard of: should one come back, it drops its part of that, and the volumes are not at
+        /// one cut any more. Refused while such a target runs
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         place: PlaceArgs,
     },
@@ -84,11 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
             let count = volumes.len();
             let said = place.ask(GroupRequest::Create { name: name.clone(), volumes })?;
             println!("group {name} of {count} volumes");
-            if let Value::String(said) = said
-                && !said.is_empty()
-            {
-                eprintln!("flipside: group {name}: {said}");
-            }
+            tell(&name, said);
         }
         Action::List { json, place } => {
             let answer = place.ask(GroupRequest::List)?;
@@ -100,11 +101,20 @@ pub fn run(args: &Args) -> Result<()> {
                 println!("{}", text(&groups));
             }
         }
-        Action::Delete { name, place } => {
-            place.ask(GroupRequest::Delete { name: name.clone() })?;
+        Action::Delete { name, force, place } => {
+            tell(name, place.ask(GroupRequest::Delete { name: name.clone(), force: *force })?);
         }
     }
     Ok(())
+}
+
+/// Says what there is to say of a group.
+fn tell(name: &str, said: Value) {
+    if let Value::String(said) = said
+        && !said.is_empty()
+    {
+        eprintln!("flipside: group {name}: {said}");
+    }
 }
 
 /// The list for people.

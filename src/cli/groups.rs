@@ -1,6 +1,7 @@
 //! What can be asked about consistency groups, carried out: by a running target with its session at
 //! the metadata server, and by `flipside group --mds` without one. There is one way for both.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use crate::format::ids::PoolId;
 use crate::front::control::GroupRequest;
 use crate::mds::client::groups::{create_at, delete_at, groups_at};
 use crate::mds::error::{MdsError, Refusal};
+use crate::mds::groups::rows::Deletion;
 use crate::mds::overview::{GroupSeen, MemberSeen};
 use crate::txn::{GroupId, Stage, Trouble};
 use crate::unit::Unit;
@@ -64,7 +66,7 @@ pub trait Server {
     /// Makes a group.
     async fn create(&self, name: &str, volumes: &Volumes) -> Result<GroupId, MdsError>;
     /// Deletes a group.
-    async fn delete(&self, group: GroupId) -> Result<(), MdsError>;
+    async fn delete(&self, deletion: Deletion) -> Result<(), MdsError>;
     /// Waits.
     async fn pause(&self, time: Duration);
 }
@@ -86,8 +88,8 @@ impl Server for Unit<OsEnv> {
         self.metadata_server().create_group(name, volumes).await
     }
 
-    async fn delete(&self, group: GroupId) -> Result<(), MdsError> {
-        self.metadata_server().delete_group(group).await
+    async fn delete(&self, deletion: Deletion) -> Result<(), MdsError> {
+        self.metadata_server().delete_group(deletion).await
     }
 
     async fn pause(&self, time: Duration) {
@@ -107,8 +109,8 @@ where
         create_at(&self.env, (self.link)(), name, volumes).await
     }
 
-    async fn delete(&self, group: GroupId) -> Result<(), MdsError> {
-        delete_at(&self.env, (self.link)(), group).await
+    async fn delete(&self, deletion: Deletion) -> Result<(), MdsError> {
+        delete_at(&self.env, (self.link)(), deletion).await
     }
 
     async fn pause(&self, time: Duration) {
@@ -129,13 +131,30 @@ pub async fn carry_out(server: &impl Server, request: GroupRequest) -> Result<Va
             let made = made.map_err(|error| refused(&name, &volumes, &error))?;
             formed(server, made).await.map(Value::String)
         }
-        GroupRequest::Delete { name } => {
-            let (groups, _) = server.seen().await.map_err(|error| error.to_string())?;
+        GroupRequest::Delete { name, force } => {
+            let (groups, members) = server.seen().await.map_err(|error| error.to_string())?;
             let found = groups.iter().find(|of| of.name == name);
             let found = found.ok_or_else(|| format!("no group is named {name}"))?;
-            let deleted = server.delete(found.group).await;
-            deleted.map(|()| Value::Null).map_err(|error| format!("group {name}: {error}"))
+            let deleted = server.delete(Deletion { group: found.group, force }).await;
+            deleted.map_err(|error| format!("group {name}: {error}"))?;
+            Ok(Value::String(left_behind(found, &members)))
         }
+    }
+}
+
+/// What is to be said of a group that was deleted while a transaction of it was not done: nothing
+/// where there is none.
+fn left_behind(group: &GroupSeen, members: &[MemberSeen]) -> String {
+    let own = members.iter().filter(|of| of.group == group.group && of.waited);
+    let pools: BTreeSet<String> = own.map(|of| of.pool.to_string()).collect();
+    match group.transaction {
+        Some(transaction) if group.stage == Stage::Committed && !pools.is_empty() => format!(
+            "transaction {transaction} took place, and the targets of these pools have not said \
+             that they know: should one come back, it drops its part of it, and its volumes are \
+             not at one cut with the others: {}",
+            pools.into_iter().collect::<Vec<_>>().join(", ")
+        ),
+        _ => String::new(),
     }
 }
 
@@ -227,7 +246,8 @@ pub fn listed((groups, members): Seen) -> Vec<ListedGroup> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::ids::VolumeId;
+    use crate::format::group::TransactionId;
+    use crate::format::ids::{Incarnation, VolumeId};
 
     /// Goal: a pool is told from a name with a colon.
     #[test]
@@ -248,6 +268,36 @@ mod tests {
         let said = refused("g", &volumes, &error(Refusal::UnknownVolume, 1));
         assert_eq!(said, "group g: volume b: no such volume");
         assert!(refused("g", &volumes, &error(Refusal::NameTaken, 0)).starts_with("group g: the"));
+    }
+
+    /// Goal: who deletes a group that is not done everywhere is told what that means, and of whom.
+    #[test]
+    fn what_is_left_behind() {
+        let (coordinator, incarnation) = (crate::txn::COORDINATOR, Incarnation(1));
+        let transaction = Some(TransactionId { coordinator, incarnation, number: 4 });
+        let group = |stage| GroupSeen {
+            group: GroupId(1),
+            name: "g".to_owned(),
+            version: 1,
+            life: 1,
+            transaction,
+            stage,
+            trouble: None,
+        };
+        let member = |pool, waited| MemberSeen {
+            group: GroupId(1),
+            pool: PoolId([pool; 16]),
+            volume: VolumeId(1),
+            name: "v".to_owned(),
+            attached: false,
+            waited,
+        };
+        let members = [member(1, false), member(2, true)];
+        assert_eq!(left_behind(&group(Stage::Seal), &members), "");
+        assert_eq!(left_behind(&group(Stage::Committed), &members[..1]), "");
+        let said = left_behind(&group(Stage::Committed), &members);
+        let two = PoolId([2; 16]).to_string();
+        assert!(said.starts_with("transaction mds-1-4 took place") && said.ends_with(&two));
     }
 
     /// Goal: each group has its own volumes, and an embedded server's pool no name.

@@ -55,6 +55,10 @@ pub fn text(report: &Report) -> String {
          {journal_slots} slots for commits"
     );
     out.line("journal", &journal);
+    if report.txn_max > 0 {
+        let most = format!("{} of data at most (flipside txn)", Size(report.txn_max));
+        out.line("atomic requests", &most);
+    }
     let mut said = now.waiting.sentences(&now.volumes);
     if said.is_empty() {
         said.push("nothing".to_owned());

@@ -16,7 +16,8 @@ use crate::format::record;
 use crate::mds::auth::Key;
 use crate::mds::catalog::PoolSpec;
 use crate::mds::error::Refusal;
-use crate::mds::groups::rows::NewGroup;
+use crate::mds::groups::prepared::Part;
+use crate::mds::groups::rows::{Deletion, NewGroup};
 use crate::mds::overview::Section;
 use crate::mds::raw::{
     self, RawAttach, RawChanges, RawForget, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
@@ -211,8 +212,8 @@ fn records(datagram: &Datagram<'_>) -> Vec<String> {
     }
     let parsed = match datagram.header.kind {
         Kind::Request => request(datagram.header.operation, body),
-        Kind::Reply(Ok(())) => reply(datagram.header.operation, body),
-        Kind::Reply(Err(_)) | Kind::Nudge => None,
+        Kind::Reply(Ok(())) | Kind::Nudge => reply(datagram.header.operation, body),
+        Kind::Reply(Err(_)) => None,
     };
     let unknown =
         || if body.is_empty() { Vec::new() } else { vec![format!("{} bytes", body.len())] };
@@ -251,7 +252,10 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             Some(reports.iter().map(report).collect())
         }
         Operation::CreateGroup => new_group(body),
-        Operation::DeleteGroup => Some(vec![format!("group {}", raw::one::<U32>(body).ok()?)]),
+        Operation::DeleteGroup => {
+            let Deletion { group, force } = Deletion::parse(body).ok()?;
+            Some(vec![format!("group {}{}", group.0, if force { " by force" } else { "" })])
+        }
         Operation::CreateVolume
         | Operation::ResizeVolume
         | Operation::DeleteVolume
@@ -259,6 +263,11 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
         | Operation::RemoveVolume => volumes(body),
         Operation::HardenExtentFlags => {
             Some(record::unpack(body)?.iter().map(|record| format!("{record:?}")).collect())
+        }
+        Operation::PrepareExtentFlags => {
+            let Part { transaction, records } = Part::parse(body).ok()?;
+            let records = records.iter().map(|record| format!("{record:?}"));
+            Some(std::iter::once(format!("for {transaction}")).chain(records).collect())
         }
         Operation::Changes => {
             let RawSince { since, used } = raw::one(body).ok()?;
@@ -332,7 +341,10 @@ fn reply(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             };
             records.iter().map(owned).collect()
         }
-        Operation::Renew | Operation::Transact | Operation::HardenExtentFlags => {
+        Operation::Renew
+        | Operation::Transact
+        | Operation::HardenExtentFlags
+        | Operation::PrepareExtentFlags => {
             let RawTold { view, horizon } = raw::one(body).ok()?;
             let horizon = if horizon == u64::MAX { "-".to_owned() } else { horizon.to_string() };
             Some(vec![format!("view {view} horizon {horizon}")])

@@ -114,6 +114,9 @@ pub enum GroupRequest {
     Delete {
         /// Its name.
         name: String,
+        /// Also where targets that do not run do not know what took place last.
+        #[serde(default)]
+        force: bool,
     },
 }
 

@@ -8,6 +8,7 @@
 use std::io;
 
 use super::JournalError;
+use super::decide::Shown;
 use super::layout::{HEADER_PAGE, PageRuns, RegionLayout};
 use super::open::{PAGE_WORK, RecoveredGroup, failed, scan_slots};
 pub use super::pages::UnevenPage;
@@ -41,6 +42,8 @@ pub struct RegionFacts {
     pub lines: Vec<Option<Line>>,
     /// The linked groups, oldest first; or what is wrong with their list.
     pub groups: Result<Vec<RecoveredGroup>, JournalError>,
+    /// The same as a running unit would show them.
+    pub linked: Vec<Shown>,
 }
 
 /// Where the pages of a kind lie.
@@ -75,7 +78,8 @@ pub async fn inspect<E: Env, R: Region>(
     let Some((_, layout)) = header else {
         let text = "it has no header that can be used".to_owned();
         let groups = Err(JournalError::Foreign(text));
-        return Ok(RegionFacts { header: None, uneven, lines: Vec::new(), groups });
+        let (lines, linked) = (Vec::new(), Vec::new());
+        return Ok(RegionFacts { header: None, uneven, lines, groups, linked });
     };
     let mut status = vec![None; layout.slots as usize + 1];
     let entries = entries_per_page(layout.status.page);
@@ -102,8 +106,11 @@ pub async fn inspect<E: Env, R: Region>(
     }
     note(PageKind::Home, found);
     let scan = scan_slots(env, region, &layout, pool, &mut work).await?;
-    let groups = scan.walk(&status).map(|(_, groups)| groups);
-    Ok(RegionFacts { header, uneven, lines, groups })
+    let (linked, groups) = match scan.walk(&status) {
+        Ok((list, groups)) => (list.show(), Ok(groups)),
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    Ok(RegionFacts { header, uneven, lines, groups, linked })
 }
 
 /// Writes the copy of a page that is not as good as the other one, durably; `false` where neither

@@ -5,6 +5,8 @@
 //! | device, NVRAM | a write to the nonlinear journal ([`Journal`]) | pages beside it, later |
 //! | metadata server | one Harden_Extent_Flags, a transaction | the lines there, at once |
 //!
+//! What others decide is kept by the metadata server until then, and applied with the decision.
+//!
 //! # Contracts
 //!
 //! - **Durability**: when [`Place::append`] returns, the group's effect is found by a recovery,
@@ -33,6 +35,8 @@ use crate::format::ids::{Incarnation, PairId, Sequence, UnitId};
 use crate::format::record::Record;
 use crate::mds::client::Client;
 use crate::mds::error::{MdsError, Refusal};
+use crate::mds::groups::prepared::Part;
+use crate::mds::records::Told;
 use crate::mds::wire::MESSAGE_BYTES_MAX;
 use crate::mutants::{Mutant, mutated};
 
@@ -174,7 +178,7 @@ impl<E: Env, R: Region> Place<E, R> {
             }
             Place::Server(server) => {
                 assert!(blocks.is_empty(), "a server takes no payload");
-                server.append(&records).await
+                server.append(server.client.harden(&records)).await
             }
         }
     }
@@ -192,9 +196,11 @@ impl<E: Env, R: Region> Place<E, R> {
             Place::Local(journal) => {
                 journal.append(domain, transaction, GroupState::Prepared, records, blocks).await
             }
-            Place::Server(_) => Err(JournalError::Failed(
-                "the flags are at the metadata server, where nothing is prepared".into(),
-            )),
+            Place::Server(server) => {
+                assert!(blocks.is_empty(), "a server takes no payload");
+                let part = Part { transaction, records };
+                server.append(server.client.prepare(&part)).await
+            }
         }
     }
 
@@ -263,11 +269,15 @@ impl<E: Env, R: Region> Place<E, R> {
 }
 
 impl<E: Env> ServerPlace<E> {
-    async fn append(&self, records: &[Record]) -> Result<Sequence, JournalError> {
+    /// Waits for the answer to what was asked of the server.
+    async fn append(
+        &self,
+        answer: impl Future<Output = Result<Told, MdsError>>,
+    ) -> Result<Sequence, JournalError> {
         if let Some(reason) = &*self.failed.borrow() {
             return Err(JournalError::Failed(Arc::clone(reason)));
         }
-        let hardened = self.harden(records).await;
+        let hardened = self.answered(answer).await;
         let mut failed = self.failed.borrow_mut();
         if let Err(reason) = hardened {
             failed.get_or_insert(reason.into());
@@ -280,9 +290,12 @@ impl<E: Env> ServerPlace<E> {
         Ok(Sequence(self.appended.get()))
     }
 
-    /// Harden_Extent_Flags; the error is why the outcome is none or not known.
-    async fn harden(&self, records: &[Record]) -> Result<(), String> {
-        let answer = pin!(self.client.harden(records));
+    /// The error is why the outcome is none or not known.
+    async fn answered(
+        &self,
+        answer: impl Future<Output = Result<Told, MdsError>>,
+    ) -> Result<(), String> {
+        let answer = pin!(answer);
         let answer = match self.patience {
             None => answer.await,
             Some(patience) => match select(answer, pin!(self.env.sleep(patience))).await {

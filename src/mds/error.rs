@@ -86,7 +86,7 @@ refusals! {
     /// The group's last transaction took place and is not done everywhere; the detail holds how
     /// many units are missing.
     GroupInDoubt = 29: "a transaction of the group is not done on all of its units: start their \
-        targets and try again",
+        targets and try again (of targets that are gone for good: flipside group delete --force)",
     /// Several pools have a volume of that name; the detail holds its place in the request.
     VolumeAmbiguous = 30: "several pools have a volume of that name: say POOL:NAME",
     /// The pool has volumes in groups.

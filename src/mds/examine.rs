@@ -159,7 +159,7 @@ mod tests {
         let volumes = vec![NamedVolume { pool: None, name: "v".to_owned() }];
         let asked = NewGroup { number: 0, name: "g".to_owned(), volumes };
         groups.create(&asked, &pools, Moment::default()).unwrap();
-        pools.stage(groups.take_changes(Moment::default()));
+        groups.stage(Moment::default(), &mut pools).unwrap();
         pools.commit().unwrap();
         memory
     }

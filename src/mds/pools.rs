@@ -64,6 +64,8 @@ struct Hosted {
     touched: BTreeSet<PoolId>,
     /// Rows of pools that were registered or forgotten since the last commit.
     changes: Changes,
+    /// Older ones, which are stored when there is anything to be stored.
+    late: Changes,
     next_number: u32,
     damaged: BTreeMap<PoolId, Damaged>,
 }
@@ -108,6 +110,7 @@ impl Pools {
             pools: BTreeMap::new(),
             touched: BTreeSet::new(),
             changes: Changes::new(),
+            late: Changes::new(),
             next_number: 0,
             damaged: BTreeMap::new(),
         };
@@ -253,7 +256,20 @@ impl Pools {
     pub fn stage(&mut self, changes: Changes) {
         match &mut self.0 {
             Kind::Single(catalog) => catalog.stage_whole(changes),
-            Kind::Hosted(hosted) => hosted.changes.extend(changes),
+            Kind::Hosted(hosted) => {
+                hosted.late.retain(|row, _| !changes.contains_key(row));
+                hosted.changes.extend(changes);
+            }
+        }
+    }
+
+    /// Makes changes of such tables, which need not be durable, part of the next commit that there
+    /// is for another reason.
+    pub fn stage_late(&mut self, changes: Changes) {
+        match &mut self.0 {
+            // Its one unit has nobody to share a transaction with: there are none.
+            Kind::Single(catalog) => catalog.stage_whole(changes),
+            Kind::Hosted(hosted) => hosted.late.extend(changes),
         }
     }
 
@@ -455,6 +471,7 @@ impl Hosted {
             }
         }
         if !all.is_empty() {
+            all.extend(std::mem::take(&mut self.late));
             self.store.commit(&all)?;
         }
         let known = self.pools.iter_mut().filter(|(pool, _)| touched.contains(pool));

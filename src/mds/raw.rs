@@ -21,6 +21,7 @@
 //! | Overview | see [`super::overview`] | |
 //! | Coordinate | reports, as in [`crate::txn::wire`] | orders |
 //! | CreateGroup, DeleteGroup | see [`super::groups::rows`] | |
+//! | PrepareExtentFlags | see [`super::groups::prepared`] | one [`RawTold`] |
 //! | Lines | one [`RawPage`], from a pair | U64: view; [`RawPairLine`]s |
 //! | Changes | one [`RawSince`] | one [`RawChanges`]; [`RawPairLine`]s |
 //! | Status | empty | U64s in the order of [`super::records::ServerStatus`] |

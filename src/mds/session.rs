@@ -73,6 +73,8 @@ pub struct Session<P> {
     requests: u64,
     answers: BTreeMap<u64, Answer>,
     pending: BTreeMap<u64, Pending<P>>,
+    /// Bytes of those.
+    buffered: usize,
     /// Where its client was when something new was last heard from it.
     place: Option<P>,
     /// Above all queries of it that were heard.
@@ -104,6 +106,34 @@ struct RawAnswer {
 }
 const _: () = assert!(size_of::<RawAnswer>() == 24);
 
+impl<P: Clone> Pending<P> {
+    /// Bytes that are kept.
+    fn bytes(&self) -> usize {
+        match self {
+            Pending::Parts(_, assembly) => assembly.bytes(),
+            Pending::Held(_, _, body) => body.len(),
+        }
+    }
+
+    /// Takes a datagram; ready where it is whole now.
+    fn admit(&mut self, peer: &P, datagram: &Datagram<'_>) -> Admitted {
+        match self {
+            Pending::Held(known, _, _) => {
+                *known = peer.clone();
+                Admitted::Kept
+            }
+            Pending::Parts(known, _) if *known != datagram.header.operation => Admitted::Dropped,
+            Pending::Parts(_, assembly) => match assembly.add(datagram) {
+                Added::Waiting | Added::Useless => Admitted::Kept,
+                Added::Whole(body) => {
+                    *self = Pending::Held(peer.clone(), datagram.header, body);
+                    Admitted::Ready
+                }
+            },
+        }
+    }
+}
+
 impl<P: Clone + PartialEq> Session<P> {
     /// A session of that granted claim, whose attach was the mutation of that number.
     pub fn new(claim: Claim, payload_max: u32, sequence: u64) -> Self {
@@ -117,6 +147,7 @@ impl<P: Clone + PartialEq> Session<P> {
             requests: 0,
             answers: BTreeMap::new(),
             pending: BTreeMap::new(),
+            buffered: 0,
             place: None,
             next_query: 0,
             // Of one that was kept nothing is known: what it uses may be as old as can be.
@@ -183,11 +214,7 @@ impl<P: Clone + PartialEq> Session<P> {
 
     /// Bytes of mutations that wait.
     pub fn buffered(&self) -> usize {
-        let bytes = |pending: &Pending<P>| match pending {
-            Pending::Parts(_, assembly) => assembly.bytes(),
-            Pending::Held(_, _, body) => body.len(),
-        };
-        self.pending.values().map(bytes).sum()
+        self.buffered
     }
 
     /// Whether a query is to be answered: it is a new one, or it comes from where the client is.
@@ -215,7 +242,9 @@ impl<P: Clone + PartialEq> Session<P> {
             return Admitted::Dropped;
         }
         self.floor = self.floor.max(floor);
-        self.answers = self.answers.split_off(&self.floor);
+        while self.answers.first_key_value().is_some_and(|(known, _)| *known < self.floor) {
+            self.answers.pop_first();
+        }
         if sequence < self.next {
             return match self.answers.get(&sequence) {
                 Some(answer) if answer.operation == operation => {
@@ -233,20 +262,13 @@ impl<P: Clone + PartialEq> Session<P> {
             .pending
             .entry(sequence)
             .or_insert_with(|| Pending::Parts(operation, Assembly::new(datagram)));
-        match pending {
-            Pending::Held(known, _, _) => {
-                *known = peer.clone();
-                return Admitted::Kept;
-            }
-            Pending::Parts(known, _) if *known != operation => return Admitted::Dropped,
-            Pending::Parts(_, assembly) => match assembly.add(datagram) {
-                Added::Waiting | Added::Useless => return Admitted::Kept,
-                Added::Whole(body) => {
-                    *pending = Pending::Held(peer.clone(), datagram.header, body);
-                }
-            },
+        let before = pending.bytes();
+        let admitted = pending.admit(peer, datagram);
+        self.buffered = self.buffered + pending.bytes() - before;
+        match admitted {
+            Admitted::Ready if sequence != self.next => Admitted::Kept,
+            admitted => admitted,
         }
-        if sequence == self.next { Admitted::Ready } else { Admitted::Kept }
     }
 
     /// The next mutation, where it is whole.
@@ -255,7 +277,10 @@ impl<P: Clone + PartialEq> Session<P> {
             return None;
         }
         match self.pending.remove(&self.next) {
-            Some(Pending::Held(peer, header, body)) => Some((peer, header, body)),
+            Some(Pending::Held(peer, header, body)) => {
+                self.buffered -= body.len();
+                Some((peer, header, body))
+            }
             _ => None,
         }
     }

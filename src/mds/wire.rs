@@ -140,6 +140,9 @@ operations! {
     /// A group's records, applied to the lines that the server keeps, as one transaction:
     /// Harden_Extent_Flags.
     HardenExtentFlags = 12,
+    /// The same for a unit's part of a global transaction: applied with the decision, or dropped
+    /// with the abort ([`super::groups::prepared`]).
+    PrepareExtentFlags = 13,
     /// Says that the session lives. A query.
     Renew = 32,
     /// Volumes, paged. A query.
@@ -212,7 +215,8 @@ pub enum Kind {
     Request,
     /// From server to client: success or the reason why not.
     Reply(Result<(), Refusal>),
-    /// From server to client, unasked: there is news for [`Operation::Coordinate`].
+    /// From server to client, unasked, in one part: an answer to [`Operation::Coordinate`], or
+    /// nothing where that is to be asked.
     Nudge,
 }
 

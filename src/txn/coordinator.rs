@@ -12,8 +12,11 @@
 //! # Contracts
 //!
 //! - **Durability**: what [`Coordinator::take_changes`] gives is durable before any order is given
-//!   out. The decision is the commit point; all before it is forgotten by a start of the server,
-//!   and so aborted.
+//!   out, but for who is done, which may be stored later, or never. The decision is the commit
+//!   point; all before it is forgotten by a start of the server, and so aborted.
+//! - **Done again**: a start of the server may wait for units that had said that they are done.
+//!   They say it again, or speak of a later transaction, which says the same: a unit begins one
+//!   when it is done with all before.
 //! - **Monotone**: reports may be lost, repeated and reordered within their session. Those of
 //!   sessions that have ended are not for [`Coordinator::hear`].
 //! - **Everyone** ‡: every attached unit takes part in every transaction, idle ones too. One that
@@ -61,12 +64,14 @@ pub struct Decision {
 }
 
 /// What is to be stored, as it is now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Changes {
     /// The group has another life.
     pub group: bool,
-    /// The decision was made, is waited for by fewer, or is forgotten.
-    pub decision: bool,
+    /// A transaction was decided.
+    pub decided: bool,
+    /// Fewer units are waited for, or none any more: this may be stored later.
+    pub done: bool,
 }
 
 /// How one unit stands.
@@ -121,7 +126,7 @@ pub struct Coordinator {
     units: BTreeMap<PoolId, Unit>,
     under_way: Option<UnderWay>,
     decision: Option<Decision>,
-    changed: (bool, bool),
+    changed: Changes,
 }
 
 impl Coordinator {
@@ -137,7 +142,7 @@ impl Coordinator {
             (*pool, Unit { attached: attached(*pool), heard: now, ..Unit::default() })
         };
         let units = group.members.keys().map(unit).collect();
-        Coordinator { group, units, under_way: None, decision, changed: (false, false) }
+        Coordinator { group, units, under_way: None, decision, changed: Changes::default() }
     }
 
     /// All units are counted as heard now, which is when the server hears anything at all.
@@ -167,8 +172,7 @@ impl Coordinator {
 
     /// What was changed since the last time.
     pub fn take_changes(&mut self) -> Changes {
-        let (group, decision) = std::mem::take(&mut self.changed);
-        Changes { group, decision }
+        std::mem::take(&mut self.changed)
     }
 
     /// A unit has attached. `cold`: an earlier start of it had not detached, so what that had
@@ -179,7 +183,7 @@ impl Coordinator {
         *unit = Unit { attached: true, heard: now, ..Unit::default() };
         if cold && shared && !mutated(Mutant::LifeNotCounted) {
             self.group.life += 1;
-            self.changed.0 = true;
+            self.changed.group = true;
         }
         let aborts = |under_way: &UnderWay| {
             cold || !under_way.all_sealed || under_way.votes.contains_key(&pool)
@@ -219,8 +223,9 @@ impl Coordinator {
             unit.refuses = Some(reason.clone());
         }
         let Some(transaction) = report.transaction else { return };
-        let decided = self.decision.as_ref().is_some_and(|of| of.transaction == transaction);
-        if decided && report.phase == Phase::Done {
+        let decided = self.decision.as_ref().map(|of| of.transaction);
+        let is_done = |of| transaction > of || transaction == of && report.phase == Phase::Done;
+        if decided.is_some_and(is_done) {
             self.done(pool);
         }
         let vote = match report.phase {
@@ -387,13 +392,13 @@ impl Coordinator {
     fn decide(&mut self) {
         let Some(UnderWay { transaction, votes, .. }) = self.under_way.take() else { return };
         self.decision = Some(Decision { transaction, waiting: votes.into_keys().collect() });
-        self.changed.1 = !mutated(Mutant::DecisionNotStored);
+        self.changed.decided = !mutated(Mutant::DecisionNotStored);
     }
 
     fn done(&mut self, pool: PoolId) {
         let Some(decision) = &mut self.decision else { return };
         if decision.waiting.remove(&pool) {
-            self.changed.1 = true;
+            self.changed.done = true;
             if decision.waiting.is_empty() || mutated(Mutant::PreparedMemberForgotten) {
                 self.decision = None;
             }

@@ -118,8 +118,7 @@ impl Membership {
     /// In the group of a domain of that number, for which a recovery has found that transaction
     /// prepared; `None` where it is no group's.
     pub fn in_doubt(number: u32, of: TransactionId, sequence: Sequence) -> Option<Self> {
-        let group = (number & GROUP_BIT != 0).then_some(GroupId(number & !GROUP_BIT))?;
-        let mut membership = Self::new(group, "in doubt", true, 0);
+        let mut membership = Self::new(group_of_domain(number)?, "in doubt", true, 0);
         membership.standing.transaction = Some((of, Progress::Prepared));
         membership.prepared = Some(sequence);
         membership.doubt = true;
@@ -129,6 +128,14 @@ impl Membership {
 
 /// In a domain's number in the journal, that it is a group's and not a volume's.
 const GROUP_BIT: u32 = 1 << 31;
+/// The number in the journal of what is of no domain: groups of settles.
+pub const SETTLES: u32 = u32::MAX;
+
+/// The consistency group of a domain's number in the journal; none of a volume's, and of settles.
+pub fn group_of_domain(number: u32) -> Option<GroupId> {
+    let of_group = number & GROUP_BIT != 0 && number != SETTLES;
+    of_group.then_some(GroupId(number & !GROUP_BIT))
+}
 
 /// What commits together: a volume by itself, or the volumes of a group.
 #[derive(Debug)]

@@ -64,8 +64,9 @@ pub trait Coordinator: 'static {
         reports: Vec<Report>,
     ) -> impl Future<Output = Result<Vec<Order>, MdsError>>;
 
-    /// Returns when it may be worth to ask at once.
-    fn nudged(&self) -> impl Future<Output = ()>;
+    /// Returns when there is news: what this unit is to do, of all of its groups, or nothing where
+    /// it is to ask at once.
+    fn nudged(&self) -> impl Future<Output = Vec<Order>>;
 }
 
 /// The conversation with the coordinator.
@@ -89,8 +90,8 @@ impl<E: Env> Coordinator for Client<E> {
         Client::coordinate(self, &reports).await
     }
 
-    async fn nudged(&self) {
-        Client::nudged(self).await;
+    async fn nudged(&self) -> Vec<Order> {
+        Client::nudged(self).await
     }
 }
 
@@ -151,9 +152,13 @@ impl<E: Env> Inner<E> {
     /// The task that speaks with the coordinator.
     async fn keep_groups(self: Rc<Self>, coordinator: impl Coordinator) {
         loop {
-            self.wait_to_speak(&coordinator).await;
+            let told = self.wait_to_speak(&coordinator).await;
             if self.stopped.get() {
                 return;
+            }
+            if !told.is_empty() {
+                self.receive(&told);
+                continue;
             }
             match coordinator.coordinate(self.reports()).await {
                 Ok(orders) => self.receive(&orders),
@@ -168,7 +173,8 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn wait_to_speak(&self, coordinator: &impl Coordinator) {
+    /// Returns when it is time to ask, or with what the coordinator said unasked.
+    async fn wait_to_speak(&self, coordinator: &impl Coordinator) -> Vec<Order> {
         let asked = pin!(self.talk.wake.notified());
         let nudged = pin!(coordinator.nudged());
         let woken = select(asked, nudged);
@@ -177,19 +183,19 @@ impl<E: Env> Inner<E> {
             let shared = state.domains.iter().filter(|domain| domain.is_shared());
             shared.map(|domain| if domain.is_hasty() { BUSY } else { IDLE }).min()
         };
-        select(woken, pin!(self.env.sleep(pace.unwrap_or(SELDOM)))).await;
+        let pause = self.env.sleep(pace.unwrap_or(SELDOM));
+        match select(woken, pin!(pause)).await {
+            Either::Left((Either::Right((told, _)), _)) => told,
+            Either::Left(_) | Either::Right(_) => Vec::new(),
+        }
     }
 
     /// How this unit stands in its groups.
     fn reports(&self) -> Vec<Report> {
         let state = self.state.borrow();
-        let at_server = self.journal.is_at_server();
         let reports = state.domains.iter().enumerate().filter_map(|(index, domain)| {
             let membership = domain.group.as_ref()?;
-            let unable = (membership.shared && at_server).then_some(
-                "its flags are at the metadata server, and its volumes commit only by themselves",
-            );
-            let refused = domain.failed.as_deref().or(membership.unformed.as_deref()).or(unable);
+            let refused = domain.failed.as_deref().or(membership.unformed.as_deref());
             let wants = self.is_wanted(&state, index);
             let mut said = membership.standing.reports(membership.group, wants, refused);
             let joined = state.joined_in(index).map(|staged| staged.atomic);
@@ -232,15 +238,16 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Hands orders to their domains.
+    /// Hands orders to their domains. Those of which nothing is said keep what they were told.
     fn take_orders(&self, orders: &[Order]) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         for (index, domain) in state.domains.iter_mut().enumerate() {
             let Some(membership) = &mut domain.group else { continue };
             let group = membership.group;
-            membership.orders = orders.iter().filter(|of| of.group == group).cloned().collect();
-            let Some(order) = membership.orders.last() else { continue };
+            let told = || orders.iter().filter(|of| of.group == group);
+            let Some(order) = told().last() else { continue };
+            membership.orders = told().cloned().collect();
             membership.trouble.clone_from(&order.trouble);
             let standing = membership.standing;
             let here = (order.version, order.life) == (standing.version, standing.life);
@@ -258,7 +265,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Does what a shared domain is told next, or waits.
-    pub(super) async fn take_part(&self, domain: usize) {
+    pub(super) async fn take_part(self: &Rc<Self>, domain: usize) {
         let Some(action) = self.next_action(domain) else {
             self.wait_for_orders(domain).await;
             return;
@@ -273,7 +280,7 @@ impl<E: Env> Inner<E> {
         self.talk.speak();
     }
 
-    async fn act(&self, domain: usize, action: Action) {
+    async fn act(self: &Rc<Self>, domain: usize, action: Action) {
         match action {
             Action::Seal(transaction) => {
                 self.seal_globally(domain, transaction);
@@ -281,6 +288,9 @@ impl<E: Env> Inner<E> {
             Action::Prepare => {
                 if let Err(reason) = self.prepare(domain).await {
                     tracing::error!(domain, %reason, "a global commit failed here");
+                    if self.journal.is_at_server() {
+                        self.env.spawn(Rc::clone(self).learn_whether_replaced());
+                    }
                     let mut state = self.state.borrow_mut();
                     state.domains[domain].fail(&reason);
                     state.wake_everyone();

@@ -86,17 +86,18 @@ impl<E: Env> Inner<E> {
             global: shown.transaction.coordinator == crate::txn::COORDINATOR,
             slots: shown.slots,
             bytes: shown.bytes,
-            why: why(shown),
+            why: why(shown, state.payload.blocks_of(shown.sequence)),
         }
     }
 }
 
-/// Why a group is still linked.
-fn why(shown: &Shown) -> String {
+/// Why a group is still linked, of which so many blocks are in the journal alone.
+fn why(shown: &Shown, blocks: usize) -> String {
     match (shown.state, shown.follows) {
         (GroupState::Prepared, _) => "the coordinator has not said whether it took place".into(),
         (GroupState::Aborted, _) => "it did not take place; the next checkpoint takes it".into(),
         _ if !shown.published => "it is being applied".into(),
+        _ if blocks > 0 => format!("the data of {blocks} blocks is not destaged yet"),
         (_, Some(older)) => format!("group {older} names one of its extents and goes first"),
         _ => "the home is older than it; the next checkpoint takes it".into(),
     }
@@ -121,14 +122,15 @@ mod tests {
             published,
             follows: follows.map(Sequence),
         };
-        for (shown, words) in [
-            (shown(GroupState::Prepared, false, Some(2)), "coordinator"),
-            (shown(GroupState::Aborted, false, None), "did not take place"),
-            (shown(GroupState::Committed, false, None), "being applied"),
-            (shown(GroupState::Committed, true, Some(3)), "group 3 names"),
-            (shown(GroupState::Done, true, None), "home is older"),
+        for (shown, blocks, words) in [
+            (shown(GroupState::Prepared, false, Some(2)), 4, "coordinator"),
+            (shown(GroupState::Aborted, false, None), 0, "did not take place"),
+            (shown(GroupState::Committed, false, None), 4, "being applied"),
+            (shown(GroupState::Committed, true, Some(3)), 4, "4 blocks is not destaged"),
+            (shown(GroupState::Committed, true, Some(3)), 0, "group 3 names"),
+            (shown(GroupState::Done, true, None), 0, "home is older"),
         ] {
-            let said = why(&shown);
+            let said = why(&shown, blocks);
             assert!(said.contains(words), "'{words}' is not in: {said}");
         }
     }

@@ -77,6 +77,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify, RwLock};
 
 pub use atomic::{AtomicError, AtomicWrite, HOLD_MAX, Ready, TXN_MAX_DEFAULT};
+pub use domain::{SETTLES, group_of_domain};
 pub use error::{IoError, ManageError, RecoverError};
 pub use global::Coordinator;
 pub use lease::Ownership;

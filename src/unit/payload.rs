@@ -158,6 +158,11 @@ impl Ledger {
         self.needed.contains_key(&group)
     }
 
+    /// How many blocks of a group the journal alone has.
+    pub fn blocks_of(&self, group: Sequence) -> usize {
+        self.needed.get(&group).copied().unwrap_or(0)
+    }
+
     /// The newest group that the journal alone has anything of.
     pub fn newest(&self) -> Option<Sequence> {
         self.needed.last_key_value().map(|(group, _)| *group)

@@ -23,7 +23,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 
 use super::Inner;
-use super::domain::{Domain, Point};
+use super::domain::{Domain, Point, SETTLES};
 use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, settlement};
 use super::readers::followed;
 use super::state::{Settling, State, Work};
@@ -403,7 +403,7 @@ impl<E: Env> Inner<E> {
                     .extend(runs.map(|run| Record::placed(item.pair, generation, &run, location)));
                 records.push(Record::Binding { pair: item.pair, binding: item.after() });
             }
-            let appended = self.journal.append(u32::MAX, records, Vec::new());
+            let appended = self.journal.append(SETTLES, records, Vec::new());
             let sequence = appended.await.map_err(|error| {
                 self.fail_all(&error.to_string());
                 error.to_string()

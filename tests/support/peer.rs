@@ -176,8 +176,9 @@ impl Coordinator for Way {
         Ok(self.world.machinery.borrow().orders(OURS, &reports, now))
     }
 
-    async fn nudged(&self) {
+    async fn nudged(&self) -> Vec<Order> {
         self.world.nudge.notified().await;
+        Vec::new()
     }
 }
 

@@ -193,6 +193,11 @@ impl Target {
 
     /// SIGKILL, and waits until it is gone.
     pub fn kill(mut self) {
+        self.strike();
+    }
+
+    /// SIGKILL, and waits until it is gone; nothing else can be asked of it then.
+    pub fn strike(&mut self) {
         self.child.kill().expect("it is ours");
         self.child.wait().expect("it is ours");
     }

@@ -20,10 +20,43 @@ impl Catalog {
     /// Harden_Extent_Flags: applies a group's records to the unit's lines, in their order, whole or
     /// not at all. A refusal's detail is the index of the record that it is for.
     pub fn harden(&mut self, unit: UnitId, records: &[Record]) -> Result<(), Fault> {
+        self.check_hardenable(unit, records)?;
+        let lines = self.hardened(unit, records)?;
+        self.put_lines(unit, lines);
+        Ok(())
+    }
+
+    /// What [`Catalog::harden`] would say; nothing is changed.
+    pub fn may_harden(&self, unit: UnitId, records: &[Record]) -> Result<(), Fault> {
+        self.check_hardenable(unit, records)?;
+        self.hardened(unit, records).map(drop)
+    }
+
+    fn check_hardenable(&self, unit: UnitId, records: &[Record]) -> Result<(), Fault> {
+        for (index, record) in records.iter().enumerate() {
+            let refuse = |refusal| Fault::Refused(refusal, index as u64);
+            self.hardenable(unit, record).map_err(refuse)?;
+        }
+        Ok(())
+    }
+
+    /// Applies a group that [`Catalog::may_harden`], and whose lines nothing has changed since.
+    pub fn harden_prepared(&mut self, unit: UnitId, records: &[Record]) -> Result<(), StoreError> {
+        let lines = match self.hardened(unit, records) {
+            Ok(lines) => lines,
+            Err(Fault::Store(error)) => return Err(error),
+            Err(Fault::Refused(refusal, _)) => panic!("its lines were held: {refusal}"),
+        };
+        self.put_lines(unit, lines);
+        Ok(())
+    }
+
+    /// The lines as they are with a group's records applied.
+    fn hardened(&self, unit: UnitId, records: &[Record]) -> Result<BTreeMap<PairId, Line>, Fault> {
         let mut staged: BTreeMap<PairId, Line> = BTreeMap::new();
         for (index, record) in records.iter().enumerate() {
             let refuse = |refusal| Fault::Refused(refusal, index as u64);
-            let pair = self.hardenable(unit, record).map_err(refuse)?;
+            let pair = record.pair().ok_or(refuse(Refusal::Unsupported))?;
             let line = match staged.entry(pair) {
                 Entry::Occupied(line) => line.into_mut(),
                 Entry::Vacant(line) => line.insert(self.line(unit, pair)?),
@@ -32,7 +65,11 @@ impl Catalog {
                 return Err(refuse(Refusal::LineImpossible));
             }
         }
-        for (pair, line) in staged {
+        Ok(staged)
+    }
+
+    fn put_lines(&mut self, unit: UnitId, lines: BTreeMap<PairId, Line>) {
+        for (pair, line) in lines {
             let row = (Table::Lines, store::key(&[unit.0, pair.0]));
             if !mutated(Mutant::HardenNotStored) {
                 self.changes.insert(row, Some(line.bytes().to_vec()));
@@ -40,11 +77,10 @@ impl Catalog {
             self.views.note((unit, pair));
         }
         self.counters.hardens += 1;
-        Ok(())
     }
 
-    /// The pair that a record is of, where the unit may say such a thing.
-    fn hardenable(&self, unit: UnitId, record: &Record) -> Result<PairId, Refusal> {
+    /// Whether the unit may say such a thing.
+    fn hardenable(&self, unit: UnitId, record: &Record) -> Result<(), Refusal> {
         let pair = match record {
             Record::Binding { pair, binding } => {
                 let mut extents = binding.extents.into_iter().flatten();
@@ -56,7 +92,7 @@ impl Catalog {
             Record::Place { pair, payload: None, .. } => *pair,
             Record::Place { .. } | Record::Participant(_) => return Err(Refusal::Unsupported),
         };
-        if pair.0 < self.info.extents { Ok(pair) } else { Err(Refusal::OutOfRange) }
+        if pair.0 < self.info.extents { Ok(()) } else { Err(Refusal::OutOfRange) }
     }
 
     /// A page of the unit's lines from a pair on. Asks the store alone.

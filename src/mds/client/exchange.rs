@@ -9,11 +9,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::ClientStatus;
+use super::timer::{Timer, later};
 use crate::env::{Env, Link, Moment};
 use crate::mds::assembly::{Added, Assembly};
 use crate::mds::error::{MdsError, Refusal};
@@ -58,8 +60,10 @@ struct Request {
     operation: Operation,
     datagrams: Vec<Vec<u8>>,
     sent_first: Moment,
+    sent_last: Moment,
+    /// The timeout at that time.
+    timeout: Duration,
     sendings: u32,
-    due: Moment,
     answer: Option<Assembly>,
     outcome: oneshot::Sender<Outcome>,
 }
@@ -68,10 +72,22 @@ struct Request {
 struct State {
     requests: BTreeMap<(LaneId, u64), Request>,
     next: [u64; 2],
+    /// What the newest nudge that nobody has taken says.
+    nudge: Option<Vec<u8>>,
     estimator: Estimator,
+    timer: Timer,
+    /// Until when the sending task sleeps; none: until it is woken.
+    wakes: Option<Moment>,
     heard: Moment,
     status: ClientStatus,
     closed: bool,
+}
+
+impl Request {
+    /// When it is sent again, if it is a query.
+    fn due(&self) -> Moment {
+        later(self.sent_last, self.timeout)
+    }
 }
 
 impl LaneId {
@@ -89,6 +105,47 @@ impl State {
 
     fn has_room(&self, lane: LaneId) -> bool {
         self.next[lane as usize] - self.floor(lane) < WINDOW
+    }
+
+    /// Where something is to be sent again next, and when: the oldest mutation ([`Timer`]), or
+    /// queries, which do not wait for each other.
+    fn next_due(&self) -> Option<(Moment, LaneId)> {
+        let lane = |lane| self.requests.range((lane, 0)..=(lane, u64::MAX)).map(|(_, of)| of);
+        let oldest = lane(LaneId::Mutations).next();
+        let mutation = oldest.map(|of| self.timer.due(of.sent_last, &self.estimator));
+        let query = lane(LaneId::Queries).map(Request::due).min();
+        let of = |lane| move |due| (due, lane);
+        let both = [mutation.map(of(LaneId::Mutations)), query.map(of(LaneId::Queries))];
+        both.into_iter().flatten().min()
+    }
+
+    /// What of the lane is sent again now: its datagrams.
+    fn send_again(&mut self, lane: LaneId, now: Moment) -> Vec<Vec<u8>> {
+        let State { requests, estimator, timer, heard, status, .. } = self;
+        let mut of_lane = requests.range_mut((lane, 0)..=(lane, u64::MAX)).map(|(_, of)| of);
+        let due: Vec<&mut Request> = match lane {
+            LaneId::Mutations => {
+                let oldest = of_lane.next();
+                oldest.iter().for_each(|of| timer.expire(of.sent_last, now, estimator));
+                oldest.into_iter().collect()
+            }
+            LaneId::Queries => {
+                estimator.back_off();
+                of_lane.filter(|of| of.due() <= now).collect()
+            }
+        };
+        let mut datagrams = Vec::new();
+        for request in due {
+            (request.sent_last, request.timeout) = (now, estimator.timeout());
+            request.sendings += 1;
+            status.repeated += 1;
+            if *heard <= request.sent_first {
+                let since = status.silent_since.get_or_insert(request.sent_first);
+                *since = (*since).min(request.sent_first);
+            }
+            datagrams.extend(request.datagrams.iter().cloned());
+        }
+        datagrams
     }
 
     /// Ends everything: whoever waits is told that it is closed.
@@ -133,9 +190,14 @@ impl<E: Env> Exchange<E> {
         }
     }
 
-    /// Returns when the server has nudged since the last time.
-    pub(super) async fn nudged(&self) {
-        self.0.nudged.notified().await;
+    /// Returns what the server's newest nudge since the last time says.
+    pub(super) async fn nudged(&self) -> Vec<u8> {
+        loop {
+            if let Some(said) = self.0.state.borrow_mut().nudge.take() {
+                return said;
+            }
+            self.0.nudged.notified().await;
+        }
     }
 
     /// The largest datagram that can be sent, in bytes.
@@ -196,25 +258,33 @@ impl<E: Env> Shared<E> {
         };
         let datagrams = wire::encode(&header, body, self.link.payload_max());
         let now = self.env.now();
-        let due = later(now, state.estimator.timeout());
         let (outcome, answer) = oneshot::channel();
         let request = Request {
             operation,
             datagrams: datagrams.clone(),
             sent_first: now,
+            sent_last: now,
+            timeout: state.estimator.timeout(),
             sendings: 1,
-            due,
             answer: None,
             outcome,
         };
         state.requests.insert((id, sequence), request);
         state.status.requests += 1;
+        self.look_at_timer(&state);
         drop(state);
         for datagram in datagrams {
             self.link.send(datagram);
         }
-        self.due.notify_one();
         Ok(answer)
+    }
+
+    /// Wakes the sending task where something is due earlier than it thinks.
+    fn look_at_timer(&self, state: &State) {
+        let due = state.next_due().map(|(due, _)| due);
+        if due.is_some_and(|due| state.wakes.is_none_or(|wakes| due < wakes)) {
+            self.due.notify_one();
+        }
     }
 
     async fn receive_all(self: Rc<Self>) {
@@ -248,8 +318,12 @@ impl<E: Env> Shared<E> {
 
     fn take_part(&self, datagram: &Datagram<'_>) -> bool {
         if datagram.header.kind == Kind::Nudge {
-            self.nudged.notify_one();
-            return true;
+            let whole = datagram.parts == 1;
+            if whole {
+                self.state.borrow_mut().nudge = Some(datagram.body.to_vec());
+                self.nudged.notify_one();
+            }
+            return whole;
         }
         let Kind::Reply(verdict) = datagram.header.kind else {
             return false;
@@ -280,6 +354,10 @@ impl<E: Env> Shared<E> {
         if request.sendings == 1 {
             state.estimator.sample(now.since(request.sent_first));
         }
+        if lane == LaneId::Mutations {
+            state.timer.answered(now);
+        }
+        self.look_at_timer(&state);
         drop(state);
         // The caller may have given up the answer: nobody is left to be told.
         let _ = request.outcome.send(outcome);
@@ -290,17 +368,22 @@ impl<E: Env> Shared<E> {
     async fn send_again(self: Rc<Self>) {
         loop {
             let now = self.env.now();
-            let earliest = {
-                let state = self.state.borrow();
+            let next = {
+                let mut state = self.state.borrow_mut();
                 if state.closed {
                     return;
                 }
-                state.requests.values().map(|request| request.due).min()
+                let next = state.next_due();
+                state.wakes = next.map(|(due, _)| due);
+                next
             };
-            match earliest {
+            match next {
                 None => self.due.notified().await,
-                Some(due) if due <= now => self.repeat_due(now),
-                Some(due) => {
+                Some((due, lane)) if due <= now => {
+                    let datagrams = self.state.borrow_mut().send_again(lane, now);
+                    datagrams.into_iter().for_each(|datagram| self.link.send(datagram));
+                }
+                Some((due, _)) => {
                     let sleep = pin!(self.env.sleep(due.since(now)));
                     let sooner = pin!(self.due.notified());
                     select(sleep, sooner).await;
@@ -308,31 +391,4 @@ impl<E: Env> Shared<E> {
             }
         }
     }
-
-    /// Sends again all that is due; backs off once for all of it.
-    fn repeat_due(&self, now: Moment) {
-        let mut state = self.state.borrow_mut();
-        let State { requests, estimator, heard, status, .. } = &mut *state;
-        estimator.back_off();
-        let due = later(now, estimator.timeout());
-        let mut datagrams = Vec::new();
-        for request in requests.values_mut().filter(|request| request.due <= now) {
-            request.due = due;
-            request.sendings += 1;
-            status.repeated += 1;
-            if *heard <= request.sent_first {
-                let since = status.silent_since.get_or_insert(request.sent_first);
-                *since = (*since).min(request.sent_first);
-            }
-            datagrams.extend(request.datagrams.iter().cloned());
-        }
-        drop(state);
-        for datagram in datagrams {
-            self.link.send(datagram);
-        }
-    }
-}
-
-fn later(moment: Moment, duration: std::time::Duration) -> Moment {
-    Moment(moment.0 + duration.as_nanos() as u64)
 }

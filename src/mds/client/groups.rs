@@ -4,7 +4,8 @@
 //!
 //! - **Whole state**: a report is of the present when it is sent and may arrive later, again, or
 //!   out of order, as all queries; so may orders. [`crate::txn`] is made for it.
-//! - **Nudges** may be lost: who waits for one waits for the time to ask by itself, too.
+//! - **Nudges** may be lost: who waits for one waits for the time to ask by itself, too. Of those
+//!   that wait the newest counts, as each tells all.
 
 use zerocopy::little_endian::U32;
 
@@ -13,7 +14,7 @@ use super::{Client, parsed};
 use crate::env::Env;
 use crate::format::ids::PoolId;
 use crate::mds::error::{MdsError, Refusal};
-use crate::mds::groups::rows::{NamedVolume, NewGroup};
+use crate::mds::groups::rows::{Deletion, NamedVolume, NewGroup};
 use crate::mds::overview::PAGE_BYTES_MAX;
 use crate::mds::overview::{GroupSeen, MemberSeen, RawGroupSeen, RawMemberSeen, Section};
 use crate::mds::raw;
@@ -45,10 +46,13 @@ impl<E: Env> Client<E> {
         }
     }
 
-    /// Returns when the server has said, since the last time, that there is news for
-    /// [`Client::coordinate`]. One caller at a time.
-    pub async fn nudged(&self) {
-        self.exchange.nudged().await;
+    /// Returns when the server has said, since the last time, that there is news: an order for each
+    /// group of this unit, as [`Client::coordinate`] would give where nothing is asked about;
+    /// nothing where it is to be asked. One caller at a time.
+    pub async fn nudged(&self) -> Vec<Order> {
+        let said = self.exchange.nudged().await;
+        // What cannot be read is asked for.
+        orders(&said).unwrap_or_default()
     }
 
     /// Makes a group of these volumes, which may be of any pool of the server.
@@ -61,8 +65,8 @@ impl<E: Env> Client<E> {
     }
 
     /// Deletes a group; its volumes stay.
-    pub async fn delete_group(&self, group: GroupId) -> Result<(), MdsError> {
-        delete(&self.exchange, group).await
+    pub async fn delete_group(&self, deletion: Deletion) -> Result<(), MdsError> {
+        delete(&self.exchange, deletion).await
     }
 
     /// All groups of the server, and their volumes.
@@ -86,8 +90,8 @@ pub async fn create_at<E: Env>(
 }
 
 /// As [`Client::delete_group`], without a session.
-pub async fn delete_at<E: Env>(env: &E, link: E::Link, group: GroupId) -> Result<(), MdsError> {
-    delete(&Exchange::start(env, link), group).await
+pub async fn delete_at<E: Env>(env: &E, link: E::Link, deletion: Deletion) -> Result<(), MdsError> {
+    delete(&Exchange::start(env, link), deletion).await
 }
 
 /// As [`Client::groups`], without a session.
@@ -134,9 +138,8 @@ async fn create<E: Env>(
     }
 }
 
-async fn delete<E: Env>(exchange: &Exchange<E>, group: GroupId) -> Result<(), MdsError> {
-    let body = group.0.to_le_bytes();
-    exchange.call(Operation::DeleteGroup, &body).await.map(drop)
+async fn delete<E: Env>(exchange: &Exchange<E>, deletion: Deletion) -> Result<(), MdsError> {
+    exchange.call(Operation::DeleteGroup, &deletion.body()).await.map(drop)
 }
 
 /// All groups and their volumes, in pages of so many bytes.

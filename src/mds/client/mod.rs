@@ -19,6 +19,7 @@ pub mod groups;
 pub mod pools;
 #[cfg(test)]
 mod tests;
+mod timer;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use zerocopy::little_endian::{U32, U64};
 
 use self::exchange::Exchange;
 use super::error::{MdsError, Refusal};
+use super::groups::prepared::Part;
 use super::ownership;
 use super::raw::{
     self, Malformed, RawAttach, RawChanges, RawOwned, RawPage, RawPool, RawPrimitive, RawRun,
@@ -215,12 +217,19 @@ impl<E: Env> Client<E> {
     /// Harden_Extent_Flags: applies a group's records to the lines that the server keeps, as one
     /// durable transaction, or none of them. They are [`wire::MESSAGE_BYTES_MAX`] at most together.
     pub async fn harden(&self, records: &[Record]) -> Result<Told, MdsError> {
-        let body = record::pack(records);
+        self.harden_by(Operation::HardenExtentFlags, record::pack(records)).await
+    }
+
+    /// As [`Client::harden`], with a transaction's decision, if that is made.
+    pub async fn prepare(&self, part: &Part) -> Result<Told, MdsError> {
+        self.harden_by(Operation::PrepareExtentFlags, part.body()).await
+    }
+
+    async fn harden_by(&self, operation: Operation, body: Vec<u8>) -> Result<Told, MdsError> {
         if body.len() > wire::MESSAGE_BYTES_MAX {
             let limit = wire::MESSAGE_BYTES_MAX;
             return Err(MdsError::TooLarge { what: "bytes of records", limit });
         }
-        let operation = Operation::HardenExtentFlags;
         told(operation, &self.exchange.call(operation, &body).await?)
     }
 

@@ -3,18 +3,21 @@
 //! A pool is one unit and has one session, so its name stands for the unit: that of a server of a
 //! single pool is all zeros. What a unit reports is taken as it arrives; once all of a turn has,
 //! each group that heard anything goes a step on; what that changes is in the turn's store
-//! transaction; then the units are answered, and those whose orders have changed nudged.
+//! transaction; then the units are answered, and those whose orders have changed are told them
+//! unasked.
 //!
 //! # Contracts
 //!
-//! - **Durability**: [`Groups::take_changes`] is called before the turn's commit, and nothing is
-//!   answered before it.
+//! - **Durability**: [`Groups::stage`] is called before the turn's commit, and nothing is answered
+//!   before it. Who is done with a transaction is stored with what else there is: see
+//!   [`crate::txn::coordinator`].
 //! - **Names of transactions**: each has the number of the server's start that began it, which is
 //!   stored with or before the first of them; none is ever used again.
 //! - **Once**: a group is made with the next free number, which the request names, and deleted by
 //!   its number, which is never used again: requests that are repeated, or replayed, do nothing.
 //! - **Bounds**: [`GROUPS_MAX`] groups of [`VOLUMES_MAX`] volumes.
 
+pub mod prepared;
 pub mod rows;
 pub mod seen;
 #[cfg(test)]
@@ -23,7 +26,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use self::rows::{Head, NamedVolume, NewGroup};
+use self::prepared::{Part, Prepared};
+use self::rows::{Deletion, Head, NamedVolume, NewGroup};
 use super::catalog::Fault;
 use super::catalog::volumes::is_name;
 use super::error::Refusal;
@@ -31,7 +35,8 @@ use super::pools::Pools;
 use super::store::{Changes, StoreError, Table};
 use crate::env::Moment;
 use crate::format::group::TransactionId;
-use crate::format::ids::{Incarnation, PoolId, VolumeId};
+use crate::format::ids::{Incarnation, PoolId, UnitId, VolumeId};
+use crate::format::record::Record;
 use crate::txn::coordinator::{Coordinator, Group, Present};
 use crate::txn::{COORDINATOR, GroupId, Order, Phase, Report, Stage};
 
@@ -39,7 +44,7 @@ use crate::txn::{COORDINATOR, GroupId, Order, Phase, Report, Stage};
 pub const GROUPS_MAX: usize = 256;
 /// The most volumes of a group.
 pub const VOLUMES_MAX: usize = 64;
-/// How long a unit has to react to a nudge before it is nudged again.
+/// How long a unit has to report after a nudge before it is nudged again.
 const NUDGE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The groups.
@@ -55,6 +60,7 @@ pub struct Groups {
     touched: BTreeSet<GroupId>,
     /// Rows of groups that were made or deleted in this turn.
     changes: Changes,
+    prepared: Prepared,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +105,7 @@ impl Groups {
             told: BTreeMap::new(),
             touched: BTreeSet::new(),
             changes: Changes::new(),
+            prepared: Prepared::default(),
         };
         for group in groups {
             let decision = decisions.remove(&group.id);
@@ -164,15 +171,19 @@ impl Groups {
         Ok(asked.number)
     }
 
-    /// Deletes a group, if it is there: its volumes commit by themselves from now on.
-    pub fn delete(&mut self, number: u32) -> Result<(), Fault> {
-        let id = GroupId(number);
-        if number >= self.head.next {
-            return refused(Refusal::UnknownGroup, number.into());
+    /// Deletes a group, if it is there: its volumes commit by themselves from now on. By force also
+    /// where units that are not attached have not said that what took place is done: should they
+    /// come back, they take it for aborted.
+    pub fn delete(&mut self, Deletion { group: id, force }: Deletion) -> Result<(), Fault> {
+        if id.0 >= self.head.next {
+            return refused(Refusal::UnknownGroup, id.0.into());
         }
         let Some(coordinator) = self.all.get(&id) else { return Ok(()) };
         if let Some(decision) = coordinator.decision() {
-            return refused(Refusal::GroupInDoubt, decision.waiting.len() as u64);
+            let attached = decision.waiting.iter().any(|pool| coordinator.is_attached(*pool));
+            if attached || !force {
+                return refused(Refusal::GroupInDoubt, decision.waiting.len() as u64);
+            }
         }
         self.all.remove(&id);
         self.told.retain(|(of, _), _| *of != id);
@@ -215,8 +226,26 @@ impl Groups {
         }
     }
 
-    /// All of the turn has been heard: what it led to, to be stored.
-    pub fn take_changes(&mut self, now: Moment) -> Changes {
+    /// Keeps what a unit whose flags are here has prepared, where that transaction is under way; of
+    /// another one it is told that it was aborted.
+    pub fn prepare(&mut self, pool: PoolId, unit: UnitId, part: Part) {
+        let under_way = |of: &&Coordinator| {
+            let present = of.present(pool);
+            (present.transaction, present.stage) == (Some(part.transaction), Stage::AllSealed)
+        };
+        let group = self.iter().find(under_way).map(|of| of.group().id);
+        if let Some(group) = group {
+            self.prepared.keep(group, pool, unit, part);
+        }
+    }
+
+    /// Whether a pair of these records is in something prepared.
+    pub fn holds_pair(&self, pool: PoolId, records: &[Record]) -> bool {
+        self.prepared.holds(pool, records)
+    }
+
+    /// All of the turn has been heard: what it led to becomes part of the next commit.
+    pub fn stage(&mut self, now: Moment, pools: &mut Pools) -> Result<(), StoreError> {
         for id in &self.touched {
             let Some(of) = self.all.get_mut(id) else { continue };
             let (begun, incarnation) = (&mut self.begun, Incarnation(self.head.starts));
@@ -228,15 +257,25 @@ impl Groups {
             if changed.group {
                 self.changes.extend([rows::group_row(of.group())]);
             }
-            if changed.decision {
-                self.changes.extend([rows::decision_row(*id, of.decision())]);
+            let row = rows::decision_row(*id, of.decision());
+            let (under_way, ..) = of.progress();
+            if let (true, Some(transaction)) = (changed.decided, under_way) {
+                self.changes.extend([row]);
+                for (pool, unit, records) in self.prepared.decided(*id, transaction) {
+                    let catalog = pools.catalog_mut(pool).expect("a pool of a group is known");
+                    catalog.harden_prepared(unit, &records)?;
+                }
+            } else if changed.done {
+                pools.stage_late([row].into());
             }
+            self.prepared.retain(*id, under_way);
         }
         if self.begun > 0 && !self.start_stored {
             self.start_stored = true;
             self.changes.extend([self.head.row()]);
         }
-        std::mem::take(&mut self.changes)
+        pools.stage(std::mem::take(&mut self.changes));
+        Ok(())
     }
 
     /// The orders for a unit that reported this: of its groups, and of those that it takes for its
@@ -254,6 +293,13 @@ impl Groups {
         let others = reports.iter().filter(|report| !is_member(report.group));
         orders.extend(others.map(no_group));
         orders
+    }
+
+    /// The orders that a unit would be given if it reported nothing; it has not heard them before
+    /// it says so.
+    pub fn news(&self, pool: PoolId, now: Moment) -> Vec<Order> {
+        let own = self.all.values().filter(|of| of.group().members.contains_key(&pool));
+        own.flat_map(|of| of.orders(pool, &[], now)).collect()
     }
 
     /// The units of groups of this turn that are to be told something new.

@@ -9,13 +9,13 @@
 //! | operation | request's body | reply's body |
 //! | --- | --- | --- |
 //! | CreateGroup | one [`RawCreate`]; the name; [`RawNamed`]s, each before its name | U32: number |
-//! | DeleteGroup | one U32: number | empty |
+//! | DeleteGroup | one [`RawDelete`] | empty |
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::format::ids::{PoolId, VolumeId};
-use crate::mds::raw::{Malformed, first, many, pack};
+use crate::mds::raw::{Malformed, first, many, one, pack};
 use crate::mds::store::{self, StoreError, Table};
 use crate::txn::GroupId;
 use crate::txn::coordinator::{Decision, Group};
@@ -86,6 +86,15 @@ struct RawNamed {
 }
 const _: () = assert!(size_of::<RawNamed>() == 18);
 
+/// A group that is to be deleted; option 1: also where units do not know what took place.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawDelete {
+    number: U32,
+    options: U32,
+}
+const _: () = assert!(size_of::<RawDelete>() == 8);
+
 /// What is kept of all groups together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
@@ -115,6 +124,15 @@ pub struct NewGroup {
     pub name: String,
     /// Its volumes.
     pub volumes: Vec<NamedVolume>,
+}
+
+/// A group that is to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deletion {
+    /// Its number.
+    pub group: GroupId,
+    /// Also where units that are not attached have not heard what took place.
+    pub force: bool,
 }
 
 /// A row's place and value.
@@ -260,6 +278,24 @@ impl NewGroup {
     }
 }
 
+impl Deletion {
+    /// The body that asks for it.
+    pub fn body(&self) -> Vec<u8> {
+        let (number, options) = (U32::new(self.group.0), U32::new(self.force.into()));
+        RawDelete { number, options }.as_bytes().to_vec()
+    }
+
+    /// What a body asks for.
+    pub fn parse(body: &[u8]) -> Result<Deletion, Malformed> {
+        let raw = one::<RawDelete>(body)?;
+        let group = GroupId(raw.number.get());
+        match raw.options.get() {
+            options @ 0..=1 => Ok(Deletion { group, force: options == 1 }),
+            _ => Err(Malformed),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -303,6 +339,11 @@ mod tests {
         let volumes = vec![named(None, "logs"), named(Some(pool(2)), "data")];
         let asked = NewGroup { number: 5, name: "pair".to_owned(), volumes };
         assert_eq!(NewGroup::parse(&asked.body()), Ok(asked));
+        for force in [false, true] {
+            let deletion = Deletion { group: GroupId(7), force };
+            assert_eq!(Deletion::parse(&deletion.body()), Ok(deletion));
+        }
+        assert_eq!(Deletion::parse(&[7, 0, 0, 0, 2, 0, 0, 0]), Err(Malformed));
     }
 
     proptest! {

@@ -1,6 +1,8 @@
 use super::*;
-use crate::format::ids::{ExtentId, ExtentRun, UnitId};
+use crate::format::ids::{ExtentId, ExtentRun, Generation, LogicalExtent, PairId, Slot, UnitId};
+use crate::format::record::Binding;
 use crate::mds::catalog::PoolSpec;
+use crate::mds::catalog::space::Use;
 use crate::mds::ownership::Start;
 use crate::mds::redb_store::RedbStore;
 use crate::mds::testing::{EXTENT_SIZE, Memory};
@@ -49,8 +51,7 @@ impl Rig {
     }
 
     fn commit(&mut self) {
-        let changes = self.groups.take_changes(NOW);
-        self.pools.stage(changes);
+        self.groups.stage(NOW, &mut self.pools).unwrap();
         self.pools.commit().unwrap();
     }
 
@@ -85,6 +86,23 @@ impl Rig {
         self.groups.hear(pool, std::slice::from_ref(&report), NOW);
         self.commit();
         self.groups.orders(pool, &[report], NOW).remove(0)
+    }
+}
+
+impl Rig {
+    fn delete(&mut self, number: u32) -> Result<(), Fault> {
+        self.groups.delete(Deletion { group: GroupId(number), force: false })
+    }
+
+    /// A transaction that took place, and is not done.
+    fn decide(&mut self) -> Option<TransactionId> {
+        self.report(TWO, 1, None, Phase::Idle);
+        let at = self.report(ONE, 1, None, Phase::Idle).transaction;
+        for phase in [Phase::Sealed, Phase::Prepared] {
+            self.report(TWO, 1, at, phase.clone());
+            self.report(ONE, 1, at, phase);
+        }
+        at
     }
 }
 
@@ -140,7 +158,7 @@ fn made_once() {
 #[test]
 fn deleted_for_good() {
     let mut rig = rig_with_group();
-    rig.groups.delete(0).unwrap();
+    rig.delete(0).unwrap();
     rig.commit();
     let mut rig = rig.restart();
     assert_eq!(
@@ -148,9 +166,9 @@ fn deleted_for_good() {
         Err((Refusal::GroupStale, 1))
     );
     assert_eq!(rig.create(1, "g", &[(None, "one")]), Ok(1));
-    rig.groups.delete(0).unwrap();
+    rig.delete(0).unwrap();
     assert_eq!(rig.groups.iter().count(), 1);
-    assert_eq!(refusal_of(rig.groups.delete(2).unwrap_err()), (Refusal::UnknownGroup, 2));
+    assert_eq!(refusal_of(rig.delete(2).unwrap_err()), (Refusal::UnknownGroup, 2));
 }
 
 /// Goal: a transaction goes through its stages as both units report; the decision outlives a start
@@ -168,7 +186,7 @@ fn a_transaction() {
     assert_eq!(rig.report(TWO, 1, at, Phase::Prepared).stage, Stage::AllSealed);
     assert_eq!(rig.report(ONE, 1, at, Phase::Prepared).stage, Stage::Committed);
     let mut rig = rig.restart();
-    let in_doubt = refusal_of(rig.groups.delete(0).unwrap_err());
+    let in_doubt = refusal_of(rig.delete(0).unwrap_err());
     assert_eq!(in_doubt, (Refusal::GroupInDoubt, 2));
     assert_eq!(rig.report(TWO, 1, at, Phase::Prepared).stage, Stage::Committed);
     assert_eq!(rig.report(TWO, 1, at, Phase::Done).stage, Stage::Rest);
@@ -179,8 +197,99 @@ fn a_transaction() {
     let mut rig = rig.restart();
     let aborted = rig.report(ONE, 1, order.transaction, Phase::Sealed);
     assert_eq!((aborted.transaction, aborted.stage), (order.transaction, Stage::Aborted));
-    rig.groups.delete(0).unwrap();
+    rig.delete(0).unwrap();
     assert_eq!(rig.report(TWO, 1, order.transaction, Phase::Prepared).stage, Stage::Aborted);
+}
+
+/// Goal: what units have prepared here is applied in the decision's store transaction, and not
+/// before; meanwhile nobody else hardens its pairs. Where the server starts before the decision, or
+/// the transaction is another one, it is forgotten.
+#[test]
+fn flags_prepared_here() {
+    let bind = |pair, extent| {
+        let binding = Binding {
+            generation: Generation(1),
+            owner: Some((VolumeId(1), LogicalExtent(0))),
+            extents: [Some(ExtentId(extent)), None],
+            data_slot: Slot::Zero,
+        };
+        vec![Record::Binding { pair: PairId(pair), binding }]
+    };
+    let lines = |rig: &Rig| {
+        let catalog = rig.pools.catalog(ONE).unwrap();
+        catalog.lines(UnitId(0), PairId(0), 9).unwrap().len()
+    };
+    for decided in [true, false] {
+        let mut rig = rig_with_group();
+        rig.pools.catalog_mut(ONE).unwrap().allocate(UnitId(0), Use::Journal, 5);
+        rig.report(TWO, 1, None, Phase::Idle);
+        let at = rig.report(ONE, 1, None, Phase::Idle).transaction;
+        rig.report(TWO, 1, at, Phase::Sealed);
+        let early = Part { transaction: at.unwrap(), records: bind(1, 1) };
+        rig.groups.prepare(ONE, UnitId(0), early);
+        assert!(!rig.groups.holds_pair(ONE, &bind(1, 1)), "not all are sealed");
+        rig.report(ONE, 1, at, Phase::Sealed);
+        let part = Part { transaction: at.unwrap(), records: bind(2, 2) };
+        rig.groups.prepare(ONE, UnitId(0), part);
+        rig.report(TWO, 1, at, Phase::Prepared);
+        assert!(rig.groups.holds_pair(ONE, &bind(2, 3)) && lines(&rig) == 0);
+        if !decided {
+            let mut rig = rig.restart();
+            assert!(!rig.groups.holds_pair(ONE, &bind(2, 3)));
+            assert_eq!(rig.report(ONE, 1, at, Phase::Prepared).stage, Stage::Aborted);
+            assert_eq!(lines(&rig), 0);
+            continue;
+        }
+        let commits = rig.pools.totals().store_commits;
+        assert_eq!(rig.report(ONE, 1, at, Phase::Prepared).stage, Stage::Committed);
+        assert_eq!((rig.pools.totals().store_commits, lines(&rig)), (commits + 1, 1));
+        assert!(!rig.groups.holds_pair(ONE, &bind(2, 3)));
+        assert_eq!(lines(&rig.restart()), 1);
+    }
+}
+
+/// Goal: by force a group goes though a transaction is not done everywhere, but only where those who
+/// are waited for are away; who comes back takes it for aborted.
+#[test]
+fn deleted_by_force() {
+    let mut rig = rig_with_group();
+    let at = rig.decide();
+    rig.report(ONE, 1, at, Phase::Done);
+    let by_force = Deletion { group: GroupId(0), force: true };
+    assert_eq!(refusal_of(rig.groups.delete(by_force).unwrap_err()), (Refusal::GroupInDoubt, 1));
+    let mut pools = open(&rig.memory);
+    pools.catalog_mut(TWO).unwrap().detach(UnitId(0), 7);
+    pools.commit().unwrap();
+    let mut rig = Rig { groups: Groups::load(&pools).unwrap(), pools, ..rig };
+    rig.report(ONE, 1, at, Phase::Done);
+    assert_eq!(refusal_of(rig.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 1));
+    rig.groups.delete(by_force).unwrap();
+    rig.commit();
+    let mut rig = rig.restart();
+    assert_eq!(rig.report(TWO, 1, at, Phase::Prepared).stage, Stage::Aborted);
+}
+
+/// Goal: that a unit is done costs no commit of the store. A start of the server that does not know
+/// it learns it again, from who says so and from who speaks of a later transaction.
+#[test]
+fn done_is_stored_late() {
+    let mut rig = rig_with_group();
+    let at = rig.decide();
+    let commits = rig.pools.totals().store_commits;
+    assert_eq!(rig.report(ONE, 1, at, Phase::Done).stage, Stage::Rest);
+    assert_eq!(rig.report(TWO, 1, at, Phase::Done).stage, Stage::Rest);
+    let later = rig.report(ONE, 1, None, Phase::Idle).transaction;
+    assert!(later > at);
+    assert_eq!(rig.pools.totals().store_commits, commits);
+    let mut rig = rig.restart();
+    assert_eq!(refusal_of(rig.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 2));
+    let aborted = rig.report(ONE, 1, later, Phase::Sealed);
+    assert_eq!((aborted.transaction, aborted.stage), (later, Stage::Aborted));
+    assert_eq!(refusal_of(rig.delete(0).unwrap_err()), (Refusal::GroupInDoubt, 1));
+    assert_eq!(rig.report(TWO, 1, at, Phase::Done).stage, Stage::Rest);
+    rig.delete(0).unwrap();
+    rig.commit();
+    assert_eq!(rig.restart().groups.iter().count(), 0);
 }
 
 /// Goal: what a unit lost begins a new life, durably, and aborts what was under way; nothing
@@ -209,12 +318,7 @@ fn lives() {
 #[test]
 fn who_has_left_is_not_waited_for() {
     let mut rig = rig_with_group();
-    rig.report(TWO, 1, None, Phase::Idle);
-    let at = rig.report(ONE, 1, None, Phase::Idle).transaction;
-    for phase in [Phase::Sealed, Phase::Prepared] {
-        rig.report(TWO, 1, at, phase.clone());
-        rig.report(ONE, 1, at, phase);
-    }
+    let at = rig.decide();
     assert_eq!(rig.report(TWO, 1, at, Phase::Done).transaction, None);
     rig.groups.detached(ONE);
     rig.commit();
@@ -235,10 +339,10 @@ fn a_deletion_takes_the_last_decision_along() {
         rig.report(TWO, 1, at, phase.clone());
         rig.report(ONE, 1, at, phase);
     }
-    assert!(rig.groups.delete(0).is_err(), "decided, and not done");
+    assert!(rig.delete(0).is_err(), "decided, and not done");
     rig.groups.detached(ONE);
     rig.groups.detached(TWO);
-    rig.groups.delete(0).unwrap();
+    rig.delete(0).unwrap();
     rig.commit();
     assert_eq!(rig.restart().groups.iter().count(), 0);
 }

@@ -57,7 +57,7 @@ impl<P: Clone + PartialEq> Server<P> {
     fn attach(&mut self, id: u64, sequence: u64, body: &[u8]) -> Result<Vec<u8>, Fault> {
         let attach: RawAttach = well_formed(raw::one(body))?;
         let claim = well_formed(Claim::try_from(&attach))?;
-        if let Some(known) = self.sessions.get(&id) {
+        if let Some(known) = self.sessions.get(id) {
             let known = *known.claim();
             let same =
                 (known.pool, known.unit, known.reads) == (claim.pool, claim.unit, claim.reads);
@@ -106,7 +106,7 @@ impl<P: Clone + PartialEq> Server<P> {
     fn attach_writer(&mut self, id: u64, claim: Claim) -> Result<Claim, Fault> {
         let catalog = self.known_pool(claim.pool)?;
         let attached = catalog.attached(claim.unit);
-        let owner = attached.and_then(|session| self.sessions.get(&session)).map(|session| Owner {
+        let owner = attached.and_then(|session| self.sessions.get(session)).map(|session| Owner {
             host: session.claim().host,
             left_ms: session.left_ms(self.now),
         });
@@ -121,24 +121,23 @@ impl<P: Clone + PartialEq> Server<P> {
         let (incarnation, earlier) = catalog.attach(claim.unit, asked, id)?;
         let flags_here = catalog.flags_here();
         if let Some(earlier) = earlier {
-            self.sessions.remove(&earlier);
+            self.sessions.remove(earlier);
         }
         let pool = self.pools.name_here(claim.pool);
         self.groups.attached(pool, earlier.is_some(), flags_here, self.now);
         if !flags_here {
             // What readers knew of the flags is not kept up any more.
-            self.forget_readers(|of, _| of.pool == claim.pool);
+            self.forget_readers(|session| session.claim().pool == claim.pool);
         }
         Ok(Claim { incarnation: Some(incarnation), ..claim })
     }
 
     /// Forgets sessions of readers; what they ask from now on is refused.
-    pub(super) fn forget_readers(&mut self, which: impl Fn(&Claim, &Session<P>) -> bool) {
-        let sessions = self.sessions.iter().map(|(id, session)| (*id, session.claim(), session));
-        let chosen = sessions.filter(|(_, claim, session)| claim.reads && which(claim, session));
-        let chosen: Vec<(u64, PoolId)> = chosen.map(|(id, claim, _)| (id, claim.pool)).collect();
+    pub(super) fn forget_readers(&mut self, which: impl Fn(&Session<P>) -> bool) {
+        let chosen = self.sessions.readers().filter(|(_, session)| which(session));
+        let chosen: Vec<_> = chosen.map(|(id, session)| (id, session.claim().pool)).collect();
         for (id, pool) in chosen {
-            self.sessions.remove(&id);
+            self.sessions.remove(id);
             self.put_session(pool, id, None);
         }
     }
@@ -179,15 +178,16 @@ impl<P: Clone + PartialEq> Server<P> {
             }
             _ => {}
         }
-        let attached = self.sessions.values().any(|session| session.claim().pool == pool);
-        if attached && !force {
+        let attached = self.sessions.iter().filter(|(_, session)| session.claim().pool == pool);
+        let attached: Vec<u64> = attached.map(|(id, _)| id).collect();
+        if !attached.is_empty() && !force {
             return refuse((Refusal::PoolAttached, 0));
         }
         if self.groups.holds(pool, None) {
             return refuse((Refusal::PoolInGroup, 0));
         }
         self.pools.forget(pool)?;
-        self.sessions.retain(|_, session| session.claim().pool != pool);
+        attached.into_iter().for_each(|id| self.sessions.remove(id));
         Ok(Vec::new())
     }
 
@@ -216,6 +216,7 @@ impl<P: Clone + PartialEq> Server<P> {
                 requests: session.requests(),
             }
         };
-        self.sessions.values().skip(skip as usize).take(limit).map(seen).collect()
+        let shown = self.sessions.iter().skip(skip as usize).take(limit);
+        shown.map(|(_, session)| seen(session)).collect()
     }
 }

@@ -9,13 +9,16 @@ use zerocopy::little_endian::U32;
 
 use super::{Server, well_formed};
 use crate::format::ids::PoolId;
+use crate::format::record;
 use crate::mds::catalog::Fault;
 use crate::mds::error::Refusal;
-use crate::mds::groups::rows::NewGroup;
+use crate::mds::groups::prepared::Part;
+use crate::mds::groups::rows::{Deletion, NewGroup};
 use crate::mds::overview::{GroupSeen, MemberSeen};
-use crate::mds::raw;
+use crate::mds::raw::Malformed;
 use crate::mds::records::Claim;
 use crate::mds::session::Session;
+use crate::mds::store::StoreError;
 use crate::mds::wire::{self, Header, Kind, Operation};
 use crate::txn::wire as said;
 
@@ -29,9 +32,39 @@ impl<P: Clone + PartialEq> Server<P> {
     }
 
     /// What the reports that were taken have led to goes into the turn's transaction.
-    pub(super) fn stage_groups(&mut self) {
-        let changes = self.groups.take_changes(self.now);
-        self.pools.stage(changes);
+    pub(super) fn stage_groups(&mut self) -> Result<(), StoreError> {
+        self.groups.stage(self.now, &mut self.pools)
+    }
+
+    /// Hardens a group, or keeps it for a transaction's decision.
+    pub(super) fn harden(
+        &mut self,
+        operation: Operation,
+        claim: &Claim,
+        body: &[u8],
+    ) -> Result<Vec<u8>, Fault> {
+        let (pool, unit) = (self.pools.name_here(claim.pool), claim.unit);
+        let part = match operation {
+            Operation::PrepareExtentFlags => Some(well_formed(Part::parse(body))?),
+            _ => None,
+        };
+        let records = match &part {
+            Some(part) => part.records.clone(),
+            None => well_formed(record::unpack(body).ok_or(Malformed))?,
+        };
+        let catalog = self.pools.catalog_mut(claim.pool);
+        let catalog = catalog.ok_or(Fault::Refused(Refusal::UnknownPool, 0))?;
+        if self.groups.holds_pair(pool, &records) {
+            return Err(Fault::Refused(Refusal::LineImpossible, 0));
+        }
+        match part {
+            Some(part) => {
+                catalog.may_harden(unit, &records)?;
+                self.groups.prepare(pool, unit, part);
+            }
+            None => catalog.harden(unit, &records)?,
+        }
+        Ok(self.told(claim.pool))
     }
 
     /// The orders for a unit that reported this, as they are after the turn's commit.
@@ -48,7 +81,8 @@ impl<P: Clone + PartialEq> Server<P> {
         Ok(reply)
     }
 
-    /// A datagram for each unit that is to ask for new orders.
+    /// A datagram for each unit that has new orders: they are in it, or it is to ask where they
+    /// are too many.
     pub(super) fn nudges(&mut self) -> Vec<(P, Vec<u8>)> {
         let pools = self.groups.to_nudge(self.now);
         if pools.is_empty() {
@@ -59,17 +93,22 @@ impl<P: Clone + PartialEq> Server<P> {
             .sessions
             .iter()
             .filter(|(_, session)| !session.claim().reads && pools.contains(&here(session)));
-        let nudge = |(id, session): (&u64, &Session<P>)| {
+        let nudge = |(id, session): (u64, &Session<P>)| {
             let header = Header {
                 kind: Kind::Nudge,
                 operation: Operation::Coordinate,
-                session: *id,
+                session: id,
                 sequence: 0,
                 detail: 0,
             };
-            let datagrams = wire::encode(&header, &[], session.payload_max());
-            let place = session.place()?.clone();
-            datagrams.into_iter().next().map(|datagram| (place, datagram))
+            let mut body = Vec::new();
+            let news = self.groups.news(here(session), self.now);
+            news.iter().for_each(|order| said::put_order(order, &mut body));
+            let mut datagrams = wire::encode(&header, &body, session.payload_max());
+            if datagrams.len() > 1 {
+                datagrams = wire::encode(&header, &[], session.payload_max());
+            }
+            Some((session.place()?.clone(), datagrams.pop()?))
         };
         chosen.filter_map(nudge).collect()
     }
@@ -83,8 +122,7 @@ impl<P: Clone + PartialEq> Server<P> {
 
     /// Deletes a group.
     pub(super) fn delete_group(&mut self, body: &[u8]) -> Result<Vec<u8>, Fault> {
-        let number: U32 = well_formed(raw::one(body))?;
-        self.groups.delete(number.get())?;
+        self.groups.delete(well_formed(Deletion::parse(body))?)?;
         Ok(Vec::new())
     }
 

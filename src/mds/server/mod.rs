@@ -25,6 +25,7 @@ mod attach;
 mod groups;
 #[cfg(test)]
 mod pools_tests;
+mod sessions;
 #[cfg(test)]
 mod stranger_tests;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
+use self::sessions::Sessions;
 use crate::env::Moment;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentRun, LogicalExtent, PairId, PoolId, UnitId, VolumeId};
@@ -72,7 +74,7 @@ const _: () = assert!(PAGE_BYTES_MAX < wire::MESSAGE_BYTES_MAX);
 pub struct Server<P> {
     pools: Pools,
     groups: Groups,
-    sessions: BTreeMap<u64, Session<P>>,
+    sessions: Sessions<P>,
     /// Of pools that are set aside: not answered, as their targets can go on without.
     silent: BTreeSet<u64>,
     /// When the turn under way began; none before the first.
@@ -129,7 +131,7 @@ impl<P: Clone + PartialEq> Server<P> {
         Ok(Server {
             pools,
             groups,
-            sessions,
+            sessions: Sessions::new(sessions),
             silent,
             now: Moment::default(),
             started: false,
@@ -164,8 +166,9 @@ impl<P: Clone + PartialEq> Server<P> {
         }
         let early = mutated(Mutant::AnsweredBeforeCommit) && self.counters.datagrams % 2 == 1;
         if self.failure.is_none() && !early {
-            self.stage_groups();
-            self.failure = self.pools.commit().err();
+            self.stage_sessions();
+            let staged = self.stage_groups();
+            self.failure = staged.and_then(|()| self.pools.commit()).err();
         }
         for query in std::mem::take(&mut turn.queries) {
             let outcome = self.query(query.header, query.claim.as_ref(), &query.body);
@@ -192,11 +195,11 @@ impl<P: Clone + PartialEq> Server<P> {
         self.now = self.now.max(now);
         if !self.started {
             self.started = true;
-            self.sessions.values_mut().for_each(|session| session.begin(now));
+            self.sessions.begin(now);
             self.groups.begin(now);
         }
         if self.failure.is_none() {
-            self.forget_readers(|_, session| session.left_ms(now) == 0);
+            self.forget_readers(|session| session.left_ms(now) == 0);
         }
     }
 
@@ -248,7 +251,7 @@ impl<P: Clone + PartialEq> Server<P> {
             return false;
         }
         self.harden_for_anyone(datagram);
-        let Some(session) = self.sessions.get_mut(&header.session) else {
+        let Some(session) = self.sessions.get_mut(header.session) else {
             turn.answer_unknown(peer, datagram);
             return true;
         };
@@ -265,10 +268,8 @@ impl<P: Clone + PartialEq> Server<P> {
             turn.queries.push(Query { peer, header, claim, payload_max, body });
             return true;
         }
-        // The next one is kept in any case, and is the usual one.
-        let room = session.is_next(header.sequence) || self.has_room(datagram.body.len());
-        let session = self.sessions.get_mut(&header.session).expect("looked up above");
-        let admitted = session.admit(&peer, datagram, room);
+        let admitted = self.sessions.admit(&peer, datagram).expect("looked up above");
+        let session = self.sessions.get_mut(header.session).expect("looked up above");
         if admitted != Admitted::Dropped {
             session.hear(self.now);
         }
@@ -297,18 +298,12 @@ impl<P: Clone + PartialEq> Server<P> {
         }
     }
 
-    /// Whether there is room for so many bytes that wait.
-    fn has_room(&self, bytes: usize) -> bool {
-        let buffered: usize = self.sessions.values().map(Session::buffered).sum();
-        buffered + bytes <= BUFFERED_BYTES_MAX
-    }
-
     /// Hardens for a session that was replaced, which is a mutant's doing.
     fn harden_for_anyone(&mut self, datagram: &Datagram<'_>) {
         let stale = mutated(Mutant::HardenOfStaleSession)
-            && !self.sessions.contains_key(&datagram.header.session)
+            && self.sessions.get(datagram.header.session).is_none()
             && datagram.header.operation == Operation::HardenExtentFlags;
-        let claim = self.sessions.values().next().map(|known| *known.claim()).filter(|_| stale);
+        let claim = self.sessions.iter().next().map(|(_, of)| *of.claim()).filter(|_| stale);
         if let (Some(claim), Some(records)) = (claim, record::unpack(datagram.body))
             && let Some(catalog) = self.pools.catalog_mut(claim.pool)
         {
@@ -327,10 +322,8 @@ impl<P: Clone + PartialEq> Server<P> {
 
     /// Executes the mutations of a session whose turn it is, as far as they are there.
     fn run_ready(&mut self, turn: &mut Turn<P>, id: u64) {
-        while let Some(session) = self.sessions.get_mut(&id) {
-            let Some((peer, header, body)) = session.take_ready() else {
-                return;
-            };
+        while let Some((peer, header, body)) = self.sessions.take_ready(id) {
+            let session = self.sessions.get(id).expect("it is the session's mutation");
             let (claim, payload_max) = (*session.claim(), session.payload_max());
             let outcome = match self.mutate(header.operation, &claim, id, &body) {
                 Ok(body) => Ok(body),
@@ -346,14 +339,18 @@ impl<P: Clone + PartialEq> Server<P> {
             {
                 catalog.begin(claim.unit, id);
             }
-            if let Some(session) = self.sessions.get_mut(&id) {
-                session.executed(Answer { operation: header.operation, outcome: outcome.clone() });
-                let row = session.row();
-                if !mutated(Mutant::SessionNotStored) {
-                    self.put_session(claim.pool, id, Some(row));
-                }
-            }
+            let answer = Answer { operation: header.operation, outcome: outcome.clone() };
+            self.sessions.executed(id, answer);
             turn.reply(peer, header, payload_max, outcome);
+        }
+    }
+
+    /// What sessions have executed in this turn is kept with what that did.
+    fn stage_sessions(&mut self) {
+        for (pool, id, row) in self.sessions.take_rows() {
+            if !mutated(Mutant::SessionNotStored) {
+                self.put_session(pool, id, Some(row));
+            }
         }
     }
 
@@ -379,16 +376,14 @@ impl<P: Clone + PartialEq> Server<P> {
                 if !claim.reads {
                     self.groups.detached(self.pools.name_here(claim.pool));
                 }
-                self.sessions.remove(&session);
+                self.sessions.remove(session);
             }
             Operation::Transact => {
                 catalog.transact(unit, &primitives(body)?)?;
                 return Ok(self.told(claim.pool));
             }
-            Operation::HardenExtentFlags => {
-                let records = record::unpack(body).ok_or(Malformed);
-                catalog.harden(unit, &well_formed(records)?)?;
-                return Ok(self.told(claim.pool));
+            Operation::HardenExtentFlags | Operation::PrepareExtentFlags => {
+                return self.harden(operation, claim, body);
             }
             Operation::AllocateJournalSpace | Operation::AllocateDataExtents => {
                 let any = operation == Operation::AllocateJournalSpace;
@@ -431,8 +426,7 @@ impl<P: Clone + PartialEq> Server<P> {
     /// followed.
     fn told(&self, pool: PoolId) -> Vec<u8> {
         let view = self.pools.catalog(pool).map_or(0, Catalog::view);
-        let of_pool = self.sessions.values().filter(|known| known.claim().pool == pool);
-        let acknowledged = of_pool.filter_map(Session::acknowledged);
+        let acknowledged = self.sessions.readers_of(pool).filter_map(Session::acknowledged);
         let told = Told { view, horizon: acknowledged.min().unwrap_or(u64::MAX) };
         RawTold::from(told).as_bytes().to_vec()
     }
@@ -440,7 +434,7 @@ impl<P: Clone + PartialEq> Server<P> {
     fn query(&mut self, header: Header, claim: Option<&Claim>, body: &[u8]) -> Outcome {
         if header.operation == Operation::Changes
             && let Ok(asked) = raw::one::<RawSince>(body)
-            && let Some(session) = self.sessions.get_mut(&header.session)
+            && let Some(session) = self.sessions.get_mut(header.session)
         {
             // A view that there is not, of a store that lost count, says nothing of later ones.
             let catalog = self.pools.catalog(session.claim().pool);

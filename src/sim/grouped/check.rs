@@ -14,6 +14,7 @@ use super::{Run, Unit};
 use crate::env::Env as _;
 use crate::env::sim::SimEnv;
 use crate::mds::client::groups;
+use crate::mds::groups::rows::Deletion;
 use crate::sim::engine::Running as _;
 use crate::sim::flipside::Served;
 use crate::sim::oracle::Violation;
@@ -348,7 +349,10 @@ async fn changed(
         (Some(_), true) | (None, false) => return true,
         _ if !current() => {}
         (None, true) => drop(groups::create_at(env, link(), name, volumes).await),
-        (Some(group), false) => drop(groups::delete_at(env, link(), group.group).await),
+        (Some(group), false) => {
+            let deletion = Deletion { group: group.group, force: false };
+            drop(groups::delete_at(env, link(), deletion).await);
+        }
     }
     false
 }

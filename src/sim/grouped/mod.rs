@@ -302,6 +302,7 @@ impl Run {
                 return Err(format!("unit {number} does not stop as it should: {why}"));
             }
             Some(Ended::Crashed | Ended::StoppedBadly(_)) => self.crash(number),
+            None if self.units[number].has_given_up() => self.crash(number),
             None => {
                 if self.units[number].has_come_up() {
                     self.came_up(number);

@@ -160,6 +160,12 @@ impl Unit {
         }
     }
 
+    /// Whether it serves nothing any more, and was not told to stop: a late claim of an earlier
+    /// start has taken its place at the server, say. Whoever looks after it starts it again.
+    pub fn has_given_up(&self) -> bool {
+        self.serving().is_some_and(|(_, serving)| serving.has_given_up())
+    }
+
     /// Whether it serves since the last time.
     pub fn has_come_up(&mut self) -> bool {
         let Some(on) = &mut self.on else { return false };
