@@ -17,7 +17,7 @@ use flipside::format::layout::Geometry;
 use flipside::mds::error::MdsError;
 use flipside::sim::engine::{Running as _, Volume as _};
 use flipside::sim::flipside::{Flipside, Served, Serving};
-use flipside::txn::coordinator::{Coordinator as Machinery, Group};
+use flipside::txn::coordinator::{Coordinator as Machinery, Decision, Group};
 use flipside::txn::participant::{Action, Progress, Standing};
 use flipside::txn::{Atomic, COORDINATOR, GroupId, Order, Phase, Report, Stage};
 use flipside::unit::{Config, Coordinator};
@@ -47,6 +47,8 @@ pub fn engine() -> Flipside {
 pub struct World {
     pub engine: Flipside,
     pub machinery: RefCell<Machinery>,
+    /// What the coordinator has stored.
+    pub stored: RefCell<(Group, Option<Decision>)>,
     pub next: Cell<u64>,
     pub peer: RefCell<Standing>,
     /// The peer does not go beyond this.
@@ -69,11 +71,12 @@ impl World {
         let members = BTreeMap::from([(OURS, volumes), (PEER, [VolumeId(0)].into())]);
         let group = Group { id: GROUP, name: "pair".to_owned(), version: 1, life: 1, members };
         let now = flipside::env::Moment::default();
-        let mut machinery = Machinery::new(group, None, |_| false, now);
+        let mut machinery = Machinery::new(group.clone(), None, |_| false, now);
         machinery.attached(PEER, false, false, now);
         Rc::new(World {
             engine,
             machinery: RefCell::new(machinery),
+            stored: RefCell::new((group, None)),
             next: Cell::new(1),
             peer: RefCell::new(Standing { version: 1, life: 1, transaction: None }),
             peer_stops_at: Cell::new(None),
@@ -102,6 +105,7 @@ impl World {
             }
             reports.iter().for_each(|report| machinery.hear(PEER, report, now));
             machinery.step(now, || self.transaction());
+            self.store(&mut machinery);
             let reports: Vec<&Report> = reports.iter().collect();
             let orders = machinery.orders(PEER, &reports, now);
             let Some(action) = orders.iter().find_map(|order| peer.next(order)) else { continue };
@@ -124,6 +128,24 @@ impl World {
                 }
             }
         }
+    }
+
+    fn store(&self, machinery: &mut Machinery) {
+        let changes = machinery.take_changes();
+        let mut stored = self.stored.borrow_mut();
+        if changes.group {
+            stored.0 = machinery.group().clone();
+        }
+        // Who is done is stored late: with the next decision.
+        if changes.decided {
+            stored.1 = machinery.decision().cloned();
+        }
+    }
+
+    /// The coordinator loses all that it has not stored.
+    pub fn restart(&self, now: flipside::env::Moment) {
+        let (group, decision) = self.stored.borrow().clone();
+        *self.machinery.borrow_mut() = Machinery::new(group, decision, |_| true, now);
     }
 
     /// Lets the peer go on, and the unit ask.

@@ -77,8 +77,8 @@ pub(super) struct Shared {
 
 /// How long an operation takes at most once nothing fails any more.
 const OPERATION_TIME: Duration = Duration::from_secs(120);
-/// What requests fail with while other units, or the server, are away, or the unit has to be started
-/// again; then they are sent again.
+/// What requests fail with while other units, or the server, are away, or the unit has to be
+/// started again; then they are sent again.
 const WAITED: [&str; 4] = ["was being committed when", "has to wait", FENCED, STOPPING];
 /// What they fail with when a claim of an earlier start came late to the server.
 const FENCED: &str = "fenced: another target attached";
