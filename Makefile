@@ -47,9 +47,11 @@ vm-test: setup ## what needs a kernel of its own, in a virtual machine (qemu, no
 
 soak: setup ## the same tests with the long counts: hours
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
-	FLIPSIDE_SEEDS=$${FLIPSIDE_CLUSTERS:-100000} $(CARGO) test --test cluster -- --nocapture
+	FLIPSIDE_SEEDS=$${FLIPSIDE_CLUSTERS:-100000} $(CARGO) test --test cluster --test grouped \
+		-- --nocapture
 	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move --test mds_kill \
 		--test group_kill -- --nocapture
+	FLIPSIDE_ROUNDS=50 $(CARGO) test --test vm -- --nocapture
 	FLIPSIDE_GROUPS=1000000 $(CARGO) test --test global one_in_doubt -- --nocapture
 	@tools/nbd_tester.sh
 
@@ -58,11 +60,11 @@ soak: setup ## the same tests with the long counts: hours
 SIM_SECONDS = $(if $(filter command environment,$(firstword $(origin SECONDS))),$(SECONDS))
 SIM_SEEDS = $(if $(SIM_SECONDS),$(if $(filter command environment,$(firstword $(origin SEEDS))),$(SEEDS)),$(SEEDS))
 
-sim: ## simulate SEEDS random seeds from SEED on and CLUSTERS of several machines, or each for SECONDS
+sim: ## simulate SEEDS random seeds from SEED on and CLUSTERS of several machines and groups, or each for SECONDS
 	FLIPSIDE_SEEDS=$(SIM_SEEDS) FLIPSIDE_SECONDS=$(SIM_SECONDS) FLIPSIDE_SEED=$(SEED) \
 		$(CARGO) test --test sim -- --nocapture
 	FLIPSIDE_SEEDS=$(if $(SIM_SEEDS),$(CLUSTERS)) FLIPSIDE_SECONDS=$(SIM_SECONDS) FLIPSIDE_SEED=$(SEED) \
-		$(CARGO) test --test cluster -- --nocapture
+		$(CARGO) test --test cluster --test grouped -- --nocapture
 
 sim-exhaustive: ## every crash of up to ACTIONS operations, nested to DEPTH; all of it takes days
 	FLIPSIDE_ACTIONS=$(ACTIONS) FLIPSIDE_DEPTH=$(DEPTH) FLIPSIDE_EVERY=$(EVERY) \

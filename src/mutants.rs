@@ -54,6 +54,7 @@ mutants! {
     SealedIgnored: "a request does not wait for the commit of its blocks",
     SettlingIgnored: "a request does not wait for a settle of its pair",
     WakeLost: "who waits for a block is not woken",
+    PlaceShrinks: "who waits lets go of blocks without a word to those behind it",
     EpochNotWanted: "a full epoch is not committed",
     SpaceWakeLost: "who waits for extents is not woken",
     ReserveIgnored: "thin allocation takes the journal reserve, too",

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/waiting.rs"]
+mod scenarios;
 #[path = "support/simulated.rs"]
 mod simulated;
 
@@ -215,4 +217,10 @@ fn a_stop_does_not_wait_for_a_silent_server() {
     let handle = env.clone();
     let told = env.run(LIMIT, async move { quiet(&handle, &serving).await });
     assert_eq!(told.expect("it ends").waiting.metadata_server_silent_ms, None);
+}
+
+/// Goal: who waits for a block that another gave up while it waited for extents gets it.
+#[test]
+fn who_waits_behind_fewer_blocks_is_woken() {
+    scenarios::who_waits_behind_fewer_blocks_is_woken();
 }

@@ -33,12 +33,14 @@ mod regressions;
 mod scenarios;
 #[path = "support/simulated.rs"]
 mod simulated;
+#[path = "support/waiting.rs"]
+mod waiting;
 
 const SEEDS: u64 = 5000;
 /// What a failure shrinks to at most, in actions.
 const SMALL: usize = 20;
 /// Those whose shrunk plans are kept: quick to find, and of every part of the engine.
-const RECORDED: [Mutant; 12] = [
+const RECORDED: [Mutant; 16] = [
     Mutant::DataFlushDropped,
     Mutant::FlushBeforeDrain,
     Mutant::PublishedBeforeHardened,
@@ -51,6 +53,10 @@ const RECORDED: [Mutant; 12] = [
     Mutant::LastRunNotRecorded,
     Mutant::SealedIgnored,
     Mutant::BusyIgnored,
+    Mutant::PayloadNotRead,
+    Mutant::SupersededDestaged,
+    Mutant::UnlinkedBeforeDestaged,
+    Mutant::PayloadCrcIgnored,
 ];
 /// Those of readers beside the unit: a world of their own finds them.
 const OF_READERS: [Mutant; 4] = [
@@ -61,8 +67,9 @@ const OF_READERS: [Mutant; 4] = [
 ];
 /// Those of destaging that a world of its own finds sooner.
 const OF_DESTAGING: [Mutant; 2] = [Mutant::PayloadDroppedForPending, Mutant::DestageUnheld];
-/// Those of atomic requests, and the scenario that shows each.
-const OF_ATOMIC_REQUESTS: [(Mutant, fn()); 5] = [
+/// Those of atomic requests and of rare meetings, and the scenario that shows each.
+const OF_SCENARIOS: [(Mutant, fn()); 6] = [
+    (Mutant::PlaceShrinks, waiting::who_waits_behind_fewer_blocks_is_woken),
     (Mutant::StagedVisible, scenarios::staged_writes_are_invisible_and_held),
     (Mutant::StagedNotHeld, scenarios::staged_writes_are_invisible_and_held),
     (Mutant::JoinedNotRecorded, scenarios::atomic_requests_of_two_units),
@@ -203,7 +210,7 @@ fn every_mutant_is_found() {
     let mut out = std::io::stderr();
     let mut survivors = Vec::new();
     writeln!(out, "| mutant | seeds | time | found by |\n| --- | --- | --- | --- |").unwrap();
-    let elsewhere = |mutant: &Mutant| OF_ATOMIC_REQUESTS.iter().any(|(of, _)| of == mutant);
+    let elsewhere = |mutant: &Mutant| OF_SCENARIOS.iter().any(|(of, _)| of == mutant);
     let wanted = Mutant::ALL.iter().copied().filter(|m| format!("{m:?}").contains(&only));
     for mutant in wanted.filter(|mutant| !elsewhere(mutant)) {
         choose(Some(mutant));
@@ -242,9 +249,9 @@ fn every_mutant_is_found() {
 
 /// Goal: a scenario goes well without its mutant, and fails with it.
 #[test]
-fn mutants_of_atomic_requests_are_found() {
+fn mutants_of_scenarios_are_found() {
     let _one = CHOICE.lock().unwrap_or_else(PoisonError::into_inner);
-    for (mutant, scenario) in OF_ATOMIC_REQUESTS {
+    for (mutant, scenario) in OF_SCENARIOS {
         scenario();
         choose(Some(mutant));
         let shown = std::panic::catch_unwind(scenario).is_err();

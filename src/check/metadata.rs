@@ -94,7 +94,7 @@ fn home_in(catalog: &CatalogFacts, unit: UnitId, pairs: u32) -> Option<Recovered
     }
     let known = catalog.units.iter().find(|of| of.unit == unit);
     let incarnation = known.map_or(Incarnation::default(), |known| known.incarnation);
-    Some(Recovered { lines, incarnation, groups: 0, in_journal: 0 })
+    Some(Recovered { lines, incarnation, groups: 0, in_doubt: 0, in_journal: 0 })
 }
 
 /// The volumes in what a table keeps.

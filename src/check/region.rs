@@ -1,28 +1,31 @@
 //! The unit's region: its pages, the list of its groups, and their replay.
 
 use super::finding::{Code, Finding, Mend};
+use crate::format::group::GroupState;
 use crate::format::home::Line;
 use crate::format::ids::{Incarnation, PairId};
 use crate::format::page::CopyState;
 use crate::format::superblock::Superblock;
 use crate::journal::inspect::{PageKind, RegionFacts, UnevenPage, runs};
 use crate::journal::payload::{DECIDED, held};
-use crate::journal::replay;
+use crate::journal::{RecoveredGroup, as_if_committed, replay};
 
 /// What a region says when all of it can be believed.
 #[derive(Debug)]
 pub struct Recovered {
-    /// The line of each pair with all groups applied.
+    /// The line of each pair with all groups applied that are decided.
     pub lines: Vec<Line>,
     /// The unit's starts so far.
     pub incarnation: Incarnation,
     /// Groups that were applied.
     pub groups: usize,
+    /// Groups that are not, since only the coordinator knows what became of their transactions.
+    pub in_doubt: usize,
     /// Blocks whose data is in the journal alone.
     pub in_journal: usize,
 }
 
-/// What is wrong with a region called `name`, and what it says where nothing is in doubt.
+/// What is wrong with a region called `name`, and what it says where all of it can be read.
 pub fn judge(
     facts: &RegionFacts,
     superblock: &Superblock,
@@ -61,7 +64,11 @@ pub fn judge(
         }
     };
     let Some(mut lines) = lines else { return (None, findings) };
-    if let Err(error) = replay(&mut lines, groups) {
+    let prepared = |group: &RecoveredGroup| group.state == GroupState::Prepared;
+    let (doubts, decided): (Vec<_>, Vec<_>) = groups.iter().cloned().partition(prepared);
+    let possible =
+        replay(&mut lines, &decided).and_then(|_| as_if_committed(&lines, &doubts).map(drop));
+    if let Err(error) = possible {
         findings.push(Finding::lasting(Code::GroupReplay, name, error));
         return (None, findings);
     }
@@ -72,9 +79,9 @@ pub fn judge(
             return (None, findings);
         }
     }
-    let (groups, in_journal) = (groups.len(), payload.len());
+    let (groups, in_doubt, in_journal) = (decided.len(), doubts.len(), payload.len());
     let incarnation = header.incarnation;
-    (Some(Recovered { lines, incarnation, groups, in_journal }), findings)
+    (Some(Recovered { lines, incarnation, groups, in_doubt, in_journal }), findings)
 }
 
 /// What is wrong with a page whose copies differ, if that is not what a crash leaves: copies are

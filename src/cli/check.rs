@@ -75,6 +75,8 @@ struct Report<'a> {
     extents: u64,
     extents_used: u64,
     groups: usize,
+    /// Groups of which only the metadata server knows whether they count.
+    in_doubt: usize,
     /// Blocks whose data is in the journal alone.
     in_journal: usize,
     repaired: Vec<&'a Finding>,
@@ -243,6 +245,7 @@ fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> 
         extents: found.pool.as_ref().map_or(0, |pool| pool.superblock.pool_extents().into()),
         extents_used: used,
         groups: found.home.as_ref().map_or(0, |home| home.groups),
+        in_doubt: found.home.as_ref().map_or(0, |home| home.in_doubt),
         in_journal: found.home.as_ref().map_or(0, |home| home.in_journal),
         repaired,
         findings: found.findings.iter().collect(),
@@ -264,6 +267,10 @@ fn tell(found: &Examination, repaired: Vec<&Finding>, json: bool) -> Result<()> 
         "pool {pool}: {} of {} extents in use by {} volumes, {} groups in the journal",
         report.extents_used, report.extents, report.volumes, report.groups
     )?;
+    if report.in_doubt > 0 {
+        let count = report.in_doubt;
+        writeln!(out, "{count} groups are in doubt: the metadata server says at the next start")?;
+    }
     if report.in_journal > 0 {
         writeln!(out, "the data of {} blocks is in the journal alone", report.in_journal)?;
     }

@@ -161,6 +161,12 @@ async fn dump(offline: &Offline, output: Option<&Path>) -> Result<()> {
          stop it, which puts all data in its place, and dump then",
         home.in_journal
     );
+    ensure!(
+        home.in_doubt == 0,
+        "{} groups of the journal are in doubt: serve the pool, so that it asks the metadata \
+         server what became of their transactions, stop it, and dump then",
+        home.in_doubt
+    );
     let document = Dump::new(&verified, home.groups, store.map(|store| &store.catalog));
     document.verify().context("the metadata contradicts itself: run flipside check")?;
     if home.groups > 0 {

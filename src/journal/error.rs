@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::format::ids::Sequence;
+
 /// Why the journal or the home cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum JournalError {
@@ -13,6 +15,12 @@ pub enum JournalError {
         "the journal is damaged: {0}; run `flipside check`, or restore the volumes from a copy"
     )]
     Damaged(String),
+    /// A group is prepared for a transaction whose outcome is not known here.
+    #[error(
+        "group {0} of the journal is in doubt: only the metadata server knows whether its \
+         transaction took place; start the target, so that it asks, and try again"
+    )]
+    InDoubt(Sequence),
     /// The region holds another pool's journal, or none.
     #[error("the journal region holds no journal of this pool: {0}")]
     Foreign(String),

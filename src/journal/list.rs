@@ -33,11 +33,6 @@ pub struct Linked {
 }
 
 impl Linked {
-    /// Whether anything of it is in a slot.
-    pub fn holds(&self, slot: u32) -> bool {
-        self.slots.contains(&slot) || self.payload.contains(&slot)
-    }
-
     /// Whether a recovery would apply it, now or when it is decided. What was aborted it passes
     /// over, so that this may go, or stay, whatever others do.
     fn has_effect(&self) -> bool {

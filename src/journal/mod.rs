@@ -46,7 +46,7 @@ use list::{Linked, List};
 pub use open::{Opened, Payloads, RecoveredGroup};
 use pages::PageStore;
 use payload::Bytes;
-pub use replay::replay;
+pub use replay::{as_if_committed, replay};
 use slots::Slots;
 
 use crate::env::Region;

@@ -6,7 +6,7 @@
 //! anything else is written, so that it can never come back.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::{Mutex, Notify};
 
@@ -434,6 +434,7 @@ impl Scan {
         let Some(root) = root else { return damaged("the root of the list is lost".into()) };
         let mut at = root.link;
         let mut linked = BTreeMap::new();
+        let mut taken = BTreeSet::new();
         let mut groups = Vec::new();
         while let Some((group, slots)) = self.group_at(at.slot) {
             let unchecked =
@@ -451,8 +452,11 @@ impl Scan {
             if link.sequence <= group.sequence {
                 return damaged(format!("group {} links backward", group.sequence));
             }
-            let payload = group.payload().map(|payload| payload.slot).collect();
+            let payload: Vec<u32> = group.payload().map(|payload| payload.slot).collect();
             let number = group.sequence;
+            if let Some(slot) = slots.iter().chain(&payload).find(|slot| !taken.insert(**slot)) {
+                return damaged(format!("group {number} is in slot {slot}, which is taken"));
+            }
             let Group { transaction, domain, records, .. } = group;
             let bytes = records.iter().map(Record::stored_len).sum();
             let published = false;
@@ -472,26 +476,38 @@ impl Scan {
             groups.push(RecoveredGroup { sequence, transaction, domain, state, records });
             at = link;
         }
+        self.check_tail(at, status.len() - 1, &taken)?;
+        Ok((List::found(root.link, linked), groups))
+    }
+
+    /// Whether the next of so many slots can be the list's tail, where these are taken.
+    fn check_tail(
+        &self,
+        tail: Link,
+        slots: usize,
+        taken: &BTreeSet<u32>,
+    ) -> Result<(), JournalError> {
+        let damaged = |what: String| Err(JournalError::Damaged(what));
         let newer = self.parts.iter().find(|(slot, part)| {
-            part.is_head() && part.sequence >= at.sequence && self.group_at(**slot).is_some()
+            part.is_head() && part.sequence >= tail.sequence && self.group_at(**slot).is_some()
         });
         if let Some((slot, part)) = newer.filter(|_| !mutated(Mutant::NewerGroupsIgnored)) {
             return damaged(format!(
                 "the list ends before group {}, and group {} in slot {slot} is newer",
-                at.sequence, part.sequence
+                tail.sequence, part.sequence
             ));
         }
-        if at.slot as usize + 1 >= status.len() {
-            return damaged(format!("the list ends in slot {}, which there is not", at.slot));
+        if tail.slot as usize >= slots {
+            return damaged(format!("the list ends in slot {}, which there is not", tail.slot));
         }
         // The next group goes there, and what lies there is wiped before: never a linked one.
-        if linked.values().any(|group: &Linked| group.holds(at.slot)) {
-            return damaged(format!("the list ends in slot {}, which a group is in", at.slot));
+        if taken.contains(&tail.slot) {
+            return damaged(format!("the list ends in slot {}, which a group is in", tail.slot));
         }
-        if at.sequence.0 > SEQUENCE_MAX {
-            return damaged(format!("the list ends before group {}", at.sequence));
+        if tail.sequence.0 > SEQUENCE_MAX {
+            return damaged(format!("the list ends before group {}", tail.sequence));
         }
-        Ok((List::found(root.link, linked), groups))
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::format::group::{Parts, TransactionId};
 use crate::format::home::HOME_PAGE;
 use crate::format::ids::{ExtentId, Generation, LogicalExtent, Slot, VolumeId};
 use crate::format::page::PageIdentity;
-use crate::format::record::Binding;
+use crate::format::record::{Binding, Payload};
 use crate::uring::buffers::{ARENA_BLOCK, View};
 
 const POOL: PoolId = PoolId([5; 16]);
@@ -20,6 +20,8 @@ const UNIT: UnitId = UnitId(1);
 const PAIRS: u32 = 46;
 const LEN: u64 = 1 << 20;
 const SLOTS: usize = 64;
+/// The checksum of what is in a slot, where nobody looks at that.
+const CRC: u32 = 7;
 
 /// A region in memory.
 #[derive(Clone)]
@@ -172,7 +174,16 @@ fn unreadable_is_not_unreachable() {
     }
 }
 
-fn part(sequence: u64, slot: u32, link: Link) -> Part {
+/// A group that has the data of a block in each of these slots.
+fn part(sequence: u64, slot: u32, link: Link, held: &[u32]) -> Part {
+    let (pair, generation) = (PairId(0), Generation(1));
+    let records = held.iter().map(|&slot| {
+        let payload = Some(Payload { slot, crc: CRC, veiled: false });
+        let location = Location::At(Slot::Zero);
+        Record::Place { pair, generation, first: slot as u16, count: 1, location, payload }
+    });
+    let records: Vec<_> = records.collect();
+    let parts = Parts::of(&records);
     let group = Group {
         sequence: Sequence(sequence),
         incarnation: Incarnation(3),
@@ -180,10 +191,10 @@ fn part(sequence: u64, slot: u32, link: Link) -> Part {
         domain: 0,
         state: GroupState::Committed,
         link,
-        records: Vec::new(),
+        records,
     };
     let mut bytes = vec![0; SLOT_BYTES];
-    group.store(POOL, &Parts::of(&[]), &[slot], &mut bytes);
+    group.store(POOL, &parts, &[slot], &mut bytes);
     Part::parse(&bytes, POOL).expect("what was stored")
 }
 
@@ -197,11 +208,19 @@ fn walk(
     groups: &[(u32, u64, Link)],
     entries: &[(u32, StatusEntry)],
 ) -> Result<Vec<(u64, GroupState)>, String> {
+    let parts =
+        groups.iter().map(|&(slot, sequence, next)| (slot, part(sequence, slot, next, &[])));
+    walk_over(parts.collect(), entries)
+}
+
+fn walk_over(
+    parts: BTreeMap<u32, Part>,
+    entries: &[(u32, StatusEntry)],
+) -> Result<Vec<(u64, GroupState)>, String> {
     let mut status = vec![None; SLOTS + 1];
     status[0] = Some(StatusEntry { of: ROOT, state: GroupState::Done, link: link(9, 77) });
     entries.iter().for_each(|(slot, entry)| status[*slot as usize + 1] = Some(*entry));
-    let parts = groups.iter().map(|&(slot, sequence, next)| (slot, part(sequence, slot, next)));
-    match (Scan { parts: parts.collect(), crcs: Vec::new() }).walk(&status) {
+    match (Scan { parts, crcs: vec![CRC; SLOTS] }).walk(&status) {
         Ok((_, found)) => Ok(found.iter().map(|group| (group.sequence.0, group.state)).collect()),
         Err(JournalError::Damaged(what)) => Err(what),
         Err(other) => panic!("{other}"),
@@ -218,6 +237,24 @@ fn a_list_ends_where_a_group_can_go() {
         let result = walk(&[(9, 77, link(slot, sequence))], &[]);
         assert!(result.is_err(), "{slot} {sequence}");
     }
+}
+
+/// Goal: what is in a slot is of one group, and once; anything else is damage, also where all of it
+/// has good checksums. (Found by fuzzing: a panic.)
+#[test]
+fn a_slot_is_of_one_group() {
+    let two = |first: &[u32], second: &[u32]| {
+        let parts =
+            [(9, part(77, 9, link(10, 78), first)), (10, part(78, 10, link(11, 79), second))];
+        walk_over(parts.into(), &[]).map(|found| found.len())
+    };
+    assert_eq!(two(&[20, 21], &[22, 63]), Ok(2));
+    for [first, second] in [[[20, 20], [22, 23]], [[20, 9], [22, 23]], [[20, 21], [21, 22]]] {
+        let what = two(&first, &second).expect_err("a slot is in two places");
+        assert!(what.contains("which is taken"), "{what}");
+    }
+    assert!(two(&[20, 10], &[22, 23]).is_err(), "the data of the first are the second");
+    assert!(two(&[20, 21], &[22, 11]).is_err(), "the next group would overwrite data");
 }
 
 /// Goal: state and link are those of the slot's entry where that is of the same group, and the

@@ -21,12 +21,7 @@ pub fn replay(
         match group.state {
             GroupState::Committed | GroupState::Done => {}
             GroupState::Aborted => continue,
-            GroupState::Prepared => {
-                return Err(JournalError::Damaged(format!(
-                    "group {} is in doubt: start the target, so that it asks the coordinator",
-                    group.sequence
-                )));
-            }
+            GroupState::Prepared => return Err(JournalError::InDoubt(group.sequence)),
         }
         for record in &group.records {
             let Some(pair) = record.pair() else { continue };
@@ -42,6 +37,22 @@ pub fn replay(
         }
     }
     Ok(stale)
+}
+
+/// The lines as they are if all that is in doubt took place: what they name is nobody else's.
+pub fn as_if_committed(
+    lines: &[Line],
+    doubts: &[RecoveredGroup],
+) -> Result<Vec<Line>, JournalError> {
+    let mut seen = lines.to_vec();
+    for record in doubts.iter().flat_map(|group| &group.records) {
+        let Some(pair) = record.pair() else { continue };
+        let line = seen.get_mut(pair.0 as usize);
+        if line.is_none_or(|line| line.apply(record) != Applied::Changed) {
+            return Err(JournalError::Damaged(format!("{record:?} is in doubt and cannot be")));
+        }
+    }
+    Ok(seen)
 }
 
 #[cfg(test)]

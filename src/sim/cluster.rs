@@ -55,7 +55,8 @@ fn member(host: &Host, seat: usize, rng: &mut Rng, loud: bool) -> Member {
     let mut rng = rng.fork();
     let pool = PoolId([seat as u8 + 1; 16]);
     let engine = Flipside::draw(&mut rng.fork()).hosted(pool, host.seat(seat));
-    let engine = engine.leased(rng.pick(&[None, None, Some(3), Some(20)]).map(Duration::from_secs));
+    let engine =
+        engine.leased(rng.pick(&[None, Some(3), Some(3), Some(20)]).map(Duration::from_secs));
     let pace = Pace::beside(rng.below(1_000_000));
     let mut subject = Subject::of(engine, &mut rng, loud);
     subject.machine.set_pace(pace.clone());

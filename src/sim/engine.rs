@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{Shape, SimEnv, SimStorage};
@@ -56,6 +57,10 @@ pub trait Engine: Clone + 'static {
     /// Where commits come only where clients ask for them, so that they may be large: the bytes
     /// between two writes that are not neighbours.
     fn long_epochs(&self) -> Option<u64> {
+        None
+    }
+    /// How long it goes on at most when nobody renews its lease, where it has one.
+    fn lease(&self) -> Option<Duration> {
         None
     }
     /// What serves it from outside fails no more.

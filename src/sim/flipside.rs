@@ -33,6 +33,8 @@ use crate::unit::{self, Config, IoError, Member, Ownership, SettlePolicy, Unit, 
 
 pub(super) const POOL: PoolId = PoolId(*b"simulated pool!!");
 pub(super) const UNIT: UnitId = UnitId(1);
+/// What a move of the flags is refused with where a group is in doubt.
+const IN_DOUBT: &str = "of the journal is in doubt";
 const SLOT: u64 = SLOT_BYTES as u64;
 
 /// A pool, and how it is served.
@@ -361,7 +363,10 @@ impl Flipside {
         self.metadata.serve(&env)?;
         if env.random() % 1_000_000 < u64::from(self.moves_ppm) {
             let to = self.places.any(env.random());
-            self.places.relocate(&env, to).await?;
+            match self.places.relocate(&env, to).await {
+                Err(why) if !why.contains(IN_DOUBT) => return Err(why),
+                Ok(_) | Err(_) => {}
+            }
         }
         let disks: Vec<_> = env.disks().into_iter().map(Latching::new).collect();
         let region =
@@ -438,6 +443,10 @@ impl Engine for Flipside {
         let long =
             self.config.commit_interval.is_none() && self.config.epoch_data_max == EPOCH_DATA_MAX;
         long.then_some(2 * u64::from(self.geometry.block_size()))
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        self.config.ownership.lease
     }
 
     fn volumes(&self) -> Vec<u64> {

@@ -37,8 +37,8 @@ struct Habits {
     crash_ppm: u32,
     /// How often a turn waits for the next one.
     waits_ppm: u32,
-    /// How long it is away at most, in nanoseconds.
-    away_ns: u64,
+    /// How long it is away, at least and at most, in nanoseconds.
+    away_ns: (u64, u64),
 }
 
 /// What a host has been through.
@@ -113,7 +113,13 @@ impl Host {
         let habits = Habits {
             crash_ppm: rng.pick(&[0, 1_000, 10_000, 20_000]),
             waits_ppm: rng.pick(&[0, 50_000, 200_000]),
-            away_ns: rng.pick(&[1_000_000, 1_000_000_000, 100_000_000_000]),
+            // The last is longer than a lease, as the others are seldom.
+            away_ns: rng.pick(&[
+                (1, 1_000_000),
+                (1, 1_000_000_000),
+                (1, 100_000_000_000),
+                (2_000_000_000, 20_000_000_000),
+            ]),
         };
         Self::of(Tables::default(), habits, rng.fork())
     }
@@ -316,6 +322,7 @@ impl Inner {
         self.server = None;
         self.outboxes.clear();
         self.seen.crashes += 1;
-        self.back_at = self.now + self.rng.log_between(1, self.habits.away_ns.max(1));
+        let (shortest, longest) = self.habits.away_ns;
+        self.back_at = self.now + self.rng.log_between(shortest.max(1), longest.max(1));
     }
 }

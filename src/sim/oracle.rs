@@ -64,6 +64,15 @@ impl std::fmt::Display for Op {
 #[derive(Clone, Debug)]
 pub struct Sent(u64);
 
+/// What had been acknowledged at some instant, for a judge of what had been stored by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The model's clock.
+    pub clock: u64,
+    /// When the last flush that was acknowledged had been sent.
+    pub flushed: u64,
+}
+
 /// A promise that was not kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
@@ -110,6 +119,23 @@ impl Oracle {
     /// Counts those that a fork of this model let pass, too.
     pub fn count_unexplained(&mut self, fork: &Oracle) {
         self.unexplained = self.unexplained.max(fork.unexplained);
+    }
+
+    /// This instant.
+    pub fn moment(&self) -> Moment {
+        Moment { clock: self.clock, flushed: self.flushed }
+    }
+
+    /// The model of a crash at some time after that moment: what was acknowledged later may be
+    /// there, and is demanded by nothing but the order.
+    #[must_use]
+    pub fn demanding(&self, moment: Moment) -> Self {
+        let mut model = self.clone();
+        model.flushed = moment.flushed;
+        for op in &mut model.ops {
+            op.durable &= op.acknowledged.is_some_and(|at| at <= moment.clock);
+        }
+        model
     }
 
     /// A write, or what leaves zeros, is sent.
@@ -350,6 +376,32 @@ mod tests {
             o.end(2, true);
         };
         assert_eq!(allowed(durable, &[[0, 0, 0, 0], good[0], good[1]]), [good[1]]);
+    }
+
+    /// Goal: a crash in the past demands what was durable then, and the order of what came after.
+    #[test]
+    fn a_moment_is_demanded() {
+        let history = |o: &mut Oracle| {
+            write(o, 1, 0..1);
+            o.settled();
+            let moment = o.moment();
+            o.send(2, 1..2, false, true);
+            o.end(2, true);
+            write(o, 3, 2..3);
+            o.settled();
+            moment
+        };
+        let good = [[1, 0, 0, 0], [1, 2, 0, 0], [1, 2, 3, 0]];
+        let tried = [good.as_slice(), &[[0, 0, 0, 0], [1, 0, 3, 0]]].concat();
+        let then = |o: &mut Oracle| {
+            let moment = history(o);
+            *o = o.demanding(moment);
+        };
+        assert_eq!(allowed(then, &tried), good);
+        let now = |o: &mut Oracle| {
+            history(o);
+        };
+        assert_eq!(allowed(now, &tried), [good[2]]);
     }
 
     /// Goal: a write is in the cut whole or not at all; of writes at once either may be the last,

@@ -170,11 +170,15 @@ impl<E: Engine> Run<E> {
     fn of(script: Rc<Script>, mut subject: Subject<E>, mut rng: Rng) -> Self {
         subject.leave_out(script.plan.without);
         let apart = subject.long_epochs().map(|bytes| bytes / subject.models.granule as u64);
+        let mut habits = Habits::draw(&mut rng, apart);
+        if let Some(lease) = subject.lease().filter(|_| rng.chance(500_000)) {
+            habits = habits.slower(lease);
+        }
         Self {
             script,
             round: 0,
             subject,
-            habits: Habits::draw(&mut rng, apart),
+            habits,
             looks: rng.pick(&[0, 1, 4, 10]),
             images_each: rng.pick(&[1, 2, 4]),
             rng,

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::engine::{Engine, Running};
 use super::plan::Without;
@@ -85,6 +86,11 @@ impl<E: Engine> Subject<E> {
     /// Whether commits come only where clients ask for them.
     pub fn long_epochs(&self) -> Option<u64> {
         self.engine.long_epochs()
+    }
+
+    /// How long the machine goes on at most when nobody renews its lease, where it has one.
+    pub fn lease(&self) -> Option<Duration> {
+        self.engine.lease()
     }
 
     /// From now on all that chance decides comes from `rng`.

@@ -86,6 +86,15 @@ impl Habits {
         }
     }
 
+    /// The same with pauses, so that clients are still at work when a lease ends, and with writes
+    /// that are durable at once.
+    #[must_use]
+    pub fn slower(self, lease: Duration) -> Self {
+        let weights = Weights { pause: 20, ..self.weights };
+        let pause_ns = lease.as_nanos() as u64 / 4;
+        Self { weights, fua_ppm: 200_000, pause_ns, ..self }
+    }
+
     fn draw_any(rng: &mut Rng) -> Self {
         let weights = Weights {
             write: rng.pick(&[20, 50, 80]),

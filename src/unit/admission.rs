@@ -161,7 +161,7 @@ impl<E: Env> Inner<E> {
             // With all blocks that it may change, the same each time: who waits behind it for one
             // of them is woken when it goes, and would not be where it had let go of some meanwhile
             // (found by the simulator, seed 700001509).
-            place.enter_pairs(volume, &parts);
+            place.enter_pairs(volume, if mutated(Mutant::PlaceShrinks) { &chosen } else { &parts });
             let wake = Rc::clone(&place.wake);
             let _wait = self.waiters.enter(blocked.cause());
             match blocked {

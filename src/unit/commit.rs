@@ -78,8 +78,8 @@ impl<E: Env> Inner<E> {
                 if let Some(reason) = &domain.failed {
                     return Err(IoError::Latched(Arc::clone(reason)));
                 }
-                if domain.over {
-                    return Err(IoError::Deleted);
+                if self.stopped.get() {
+                    return Err(IoError::ShuttingDown);
                 }
                 domain.want(epoch);
                 Rc::clone(&domain.decided)

@@ -26,28 +26,11 @@ use super::request::{Parts, extents};
 use super::state::State;
 use crate::env::{Env, Moment};
 use crate::format::blocks::BlockSet;
-use crate::format::home::{Applied, Line};
 use crate::format::ids::PairId;
 use crate::format::layout::Geometry;
 use crate::format::record::Record;
 use crate::journal::RecoveredGroup;
 use crate::observe::CommitStep;
-
-/// The lines as they are if all that is in doubt took place: what they name is nobody else's.
-pub(super) fn as_if_committed(
-    lines: &[Line],
-    doubts: &[RecoveredGroup],
-) -> Result<Vec<Line>, RecoverError> {
-    let mut seen = lines.to_vec();
-    for record in doubts.iter().flat_map(|group| &group.records) {
-        let Some(pair) = record.pair() else { continue };
-        let line = seen.get_mut(pair.0 as usize);
-        if line.is_none_or(|line| line.apply(record) != Applied::Changed) {
-            return Err(RecoverError::Damaged(format!("{record:?} is in doubt and cannot be")));
-        }
-    }
-    Ok(seen)
-}
 
 /// Holds what is in doubt.
 pub(super) fn hold(

@@ -13,8 +13,8 @@
 //!
 //! # Contracts
 //!
-//! - **Silence**: a unit in no group that others have a part in says nothing. Others ask again by
-//!   themselves, quickly while something is under way.
+//! - **Silence**: a unit in no group that others have a part in asks seldom, and is nudged when it
+//!   comes into one. Others ask again by themselves, quickly while something is under way.
 //! - **Failure**: a domain that has stopped says so. Flushes on the other members fail with that
 //!   reason, or, where nobody answers, after the patience of the configuration; their epochs stay
 //!   pending and are tried again.
@@ -49,6 +49,9 @@ use crate::txn::{GroupId, Order, Phase, Report, Trouble};
 const BUSY: Duration = Duration::from_millis(20);
 /// How often is asked while there are groups.
 const IDLE: Duration = Duration::from_millis(300);
+/// How often is asked while there are none: a server that was started meanwhile does not know whom
+/// it has to nudge (found by the simulator of groups, seed 93).
+const SELDOM: Duration = Duration::from_secs(5);
 /// How long a start waits until the other members have heard of it, at most.
 const JOIN: Duration = Duration::from_secs(2);
 
@@ -159,6 +162,8 @@ impl<E: Env> Inner<E> {
             }
             match coordinator.coordinate(self.reports()).await {
                 Ok(orders) => self.receive(&orders),
+                // The session has ended with it.
+                Err(_) if self.stopped.get() => return,
                 Err(error) => {
                     tracing::error!(%error, "the metadata server refused what groups need");
                     self.note_refusal(&error);
@@ -178,16 +183,9 @@ impl<E: Env> Inner<E> {
             let shared = state.domains.iter().filter(|domain| domain.is_shared());
             shared.map(|domain| if domain.is_hasty() { BUSY } else { IDLE }).min()
         };
-        let woken = match pace {
-            None => woken.await,
-            Some(pace) => match select(woken, pin!(self.env.sleep(pace))).await {
-                Either::Left((woken, _)) => woken,
-                Either::Right(_) => return Vec::new(),
-            },
-        };
-        match woken {
-            Either::Left(_) => Vec::new(),
-            Either::Right((told, _)) => told,
+        match select(woken, pin!(self.env.sleep(pace.unwrap_or(SELDOM)))).await {
+            Either::Left((Either::Right((told, _)), _)) => told,
+            Either::Left(_) | Either::Right(_) => Vec::new(),
         }
     }
 
@@ -247,7 +245,7 @@ impl<E: Env> Inner<E> {
             let Some(membership) = &mut domain.group else { continue };
             let group = membership.group;
             let told = || orders.iter().filter(|of| of.group == group);
-            let Some(order) = told().last() else { continue };
+            let Some(order) = told().next_back() else { continue };
             membership.orders = told().cloned().collect();
             membership.trouble.clone_from(&order.trouble);
             let standing = membership.standing;
@@ -271,6 +269,17 @@ impl<E: Env> Inner<E> {
             self.wait_for_orders(domain).await;
             return;
         };
+        self.state.borrow_mut().domains[domain].acting = true;
+        self.act(domain, action).await;
+        {
+            let of = &mut self.state.borrow_mut().domains[domain];
+            of.acting = false;
+            of.decided.notify_waiters();
+        }
+        self.talk.speak();
+    }
+
+    async fn act(self: &Rc<Self>, domain: usize, action: Action) {
         match action {
             Action::Seal(transaction) => {
                 self.seal_globally(domain, transaction);
@@ -295,7 +304,6 @@ impl<E: Env> Inner<E> {
             Action::GoBack(life) => self.go_back(domain, life).await,
             Action::Regroup => unreachable!("volumes are moved by a task of their own"),
         }
-        self.talk.speak();
     }
 
     fn next_action(&self, domain: usize) -> Option<Action> {
@@ -496,6 +504,9 @@ impl<E: Env> Inner<E> {
                 }
                 if let Some(reason) = &of.failed {
                     return Err(IoError::Latched(Arc::clone(reason)));
+                }
+                if self.stopped.get() {
+                    return Err(IoError::ShuttingDown);
                 }
                 Rc::clone(&of.decided)
             };

@@ -379,7 +379,8 @@ impl<E: Env> Unit<E> {
     }
 
     /// Commits everything, brings the home and the metadata server up to date, and takes no more
-    /// requests.
+    /// requests. Where a group goes back to its last cut meanwhile, what is left is committed: its
+    /// clients are told of what is lost, and a stop has nothing to add to that.
     pub async fn shut_down(&self) -> Result<(), IoError> {
         {
             let mut state = self.0.state.borrow_mut();
@@ -389,7 +390,12 @@ impl<E: Env> Unit<E> {
             }
             state.wake_everyone();
         }
-        let committed = self.commit(None).await;
+        let committed = loop {
+            match self.commit(None).await {
+                Err(IoError::WentBack(_)) => {}
+                committed => break committed,
+            }
+        };
         let emptied = self.0.unless_silent(self.0.emptied()).await.is_some();
         if emptied
             && self.0.journal.failure().is_none()
@@ -419,7 +425,10 @@ impl<E: Env> Inner<E> {
         self.grant_wanted.notify_one();
         self.journal.look_again();
         self.talk.speak();
-        self.state.borrow().domains.iter().for_each(|domain| domain.wake.notify_one());
+        for domain in &self.state.borrow().domains {
+            domain.wake.notify_one();
+            domain.decided.notify_waiters();
+        }
     }
 
     /// Names of all devices, for messages.

@@ -25,7 +25,7 @@ use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
 use super::destage::DESTAGE_BYTES;
 use super::domain::Domain;
-use super::doubt::{as_if_committed, hold};
+use super::doubt::hold;
 use super::fullness::Fullness;
 use super::gauges::Progress;
 use super::global::Talk;
@@ -51,7 +51,7 @@ use crate::format::ids::{ExtentRun, Incarnation, LogicalExtent, PairId, PoolId, 
 use crate::format::layout::{DeviceExtents, Geometry};
 use crate::journal::payload::{Bytes, Held};
 use crate::journal::place::Place;
-use crate::journal::{Journal, Opened, Payloads, RecoveredGroup, replay};
+use crate::journal::{Journal, Opened, Payloads, RecoveredGroup, as_if_committed, replay};
 use crate::mds::client::Client;
 use crate::mds::records::{Claim, PairRecord, Primitive, TRANSACT_PRIMITIVES_MAX, VolumeInfo};
 use crate::mutants::{Mutant, mutated};

@@ -18,6 +18,8 @@ use std::sync::Arc;
 
 use super::atomic::AtomicError;
 use super::domain::{Domain, Membership, Point};
+use super::error::IoError;
+use super::state::VolumeState;
 use super::{Inner, Unit};
 use crate::env::Env;
 use crate::format::ids::VolumeId;
@@ -72,6 +74,13 @@ impl<E: Env> Inner<E> {
     }
 
     async fn form(&self, domain: usize, grouping: &Grouping) -> Result<(), Arc<str>> {
+        let leaves = |volume: &VolumeState| {
+            volume.domain == domain && !grouping.volumes.contains(&volume.id)
+        };
+        let any_leaves = self.state.borrow().volumes.iter().any(leaves);
+        if any_leaves || grouping.volumes.is_empty() {
+            self.at_rest(domain).await?;
+        }
         let moves: Vec<(usize, usize)> = {
             let mut state = self.state.borrow_mut();
             let volumes = state.volumes.iter().enumerate();
@@ -110,6 +119,27 @@ impl<E: Env> Inner<E> {
             "a group is served"
         );
         Ok(())
+    }
+
+    /// Returns when a domain has nothing to do with any transaction, and its commit task does
+    /// nothing that it was told: orders may arrive late, after those that say that the group is
+    /// changed.
+    async fn at_rest(&self, domain: usize) -> Result<(), Arc<str>> {
+        loop {
+            let decided = {
+                let state = self.state.borrow();
+                let of = &state.domains[domain];
+                let busy = of.group.as_ref().is_some_and(|group| group.standing.is_busy());
+                if !busy && !of.acting {
+                    return Ok(());
+                }
+                if self.stopped.get() {
+                    return Err(IoError::ShuttingDown.to_string().into());
+                }
+                Rc::clone(&of.decided)
+            };
+            decided.notified().await;
+        }
     }
 
     /// The domain of a group, which is made where there is none; `None` where none is needed.

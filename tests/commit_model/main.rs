@@ -19,8 +19,7 @@ use flipside::txn::coordinator::SILENT_AFTER;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use world::{
-    ATOMIC, CLOSED, DURABLE, FREE, Flaw, GROUP, KEPT, Message, NOW, Server, Unit, World, Write,
-    pool,
+    ATOMIC, CLOSED, DURABLE, FREE, Flaw, KEPT, Message, NOW, Server, Unit, World, Write, pool,
 };
 
 const ALWAYS: [&str; 5] = [ATOMIC, CLOSED, KEPT, DURABLE, FREE];

@@ -490,12 +490,12 @@ impl World {
         let mut hasher = DefaultHasher::new();
         (&self.server, &self.units, flaw).hash(&mut hasher);
         let key = hasher.finish();
-        if KNOWN.lock().unwrap().contains(&key) {
+        if KNOWN.lock().expect("nobody panics with it").contains(&key) {
             return true;
         }
         let rests = self.rests_once_all_are_back(flaw);
         if rests {
-            KNOWN.lock().unwrap().insert(key);
+            KNOWN.lock().expect("nobody panics with it").insert(key);
         }
         rests
     }

@@ -11,7 +11,7 @@
 
 use flipside::check::dump::{Dump, Verified};
 use flipside::format::blocks::{BlockMap, BlockSet, Location};
-use flipside::format::group::{Group, GroupState, Link, TransactionId};
+use flipside::format::group::{Group, GroupState, Link, SLOT_BYTES, TransactionId};
 use flipside::format::header::{HEADER_MAGIC, RegionHeader};
 use flipside::format::home::{HOME_PAGE, Line};
 use flipside::format::ids::{
@@ -20,7 +20,7 @@ use flipside::format::ids::{
 };
 use flipside::format::layout::{DeviceFacts, Geometry, plan};
 use flipside::format::nvram::{self, NvramIdentity};
-use flipside::format::page::PAGE_HEADER;
+use flipside::format::page::{PAGE_HEADER, crc32c};
 use flipside::format::record::{Binding, Payload, Record};
 use flipside::format::status::{ROOT, StatusEntry};
 use flipside::format::superblock::{FlagsPlace, LEN, MAGIC, MetadataAt, PoolDevice, Superblock};
@@ -29,14 +29,18 @@ use flipside::front::nbd::wire::{
     info, option,
 };
 use flipside::mds::catalog::PoolSpec;
+use flipside::mds::groups::rows::{self, NamedVolume, NewGroup};
 use flipside::mds::log::format::RecordBuffer;
-use flipside::mds::overview::Section;
+use flipside::mds::overview::{GroupSeen, MemberSeen, RawGroupSeen, RawMemberSeen, Section};
 use flipside::mds::raw::{self, RawAttach, RawForget, RawPage, RawPair, RawPrimitive, RawVolume};
 use flipside::mds::records::{Claim, Grants, PairRecord, Primitive};
 use flipside::mds::session::{Answer, Session};
 use flipside::mds::store::{Changes, Table};
 use flipside::mds::volume_table::Kept;
 use flipside::mds::wire::{Header, Kind, Operation, PAYLOAD_MIN, encode};
+use flipside::txn::coordinator::{self, Decision};
+use flipside::txn::wire::{put_order, put_report};
+use flipside::txn::{Atomic, AtomicId, COORDINATOR, GroupId, Order, Phase, Report, Stage, Trouble};
 use zerocopy::IntoBytes;
 
 use super::bodies::cursor::put_piece;
@@ -68,6 +72,9 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             r#"{"command":"volume","action":"list"}"#,
             r#"{"command":"volume","action":"resize","name":"v","size":4096,"shrink":true}"#,
             r#"{"command":"txn","action":"write","volume":"v","offset":0,"hex":"00ff"}"#,
+            r#"{"command":"txn","action":"begin","id":"0f-1","members":2}"#,
+            r#"{"command":"group","action":"create","name":"g","volumes":["a","p:b"]}"#,
+            r#"{"command":"commit","group":"g"}"#,
         ]),
         "datagram" => datagrams(),
         "dump" => vec![("one_device", dump())],
@@ -242,8 +249,18 @@ fn binding(generation: u32, extents: [Option<u32>; 2]) -> Binding {
     }
 }
 
+/// What is in the journal slots that hold a block's bytes, before zeros.
+const HELD: &[u8] = b"the bytes of a block";
+
+/// The journal slot for a block's bytes, as a record names it.
+fn payload(slot: u32) -> Payload {
+    let mut bytes = HELD.to_vec();
+    bytes.resize(SLOT_BYTES, 0);
+    Payload { slot, crc: crc32c(&bytes), veiled: false }
+}
+
 fn place(generation: u32, first: u16, count: u16, location: Location) -> Record {
-    let payload = (first == 9).then_some(Payload { slot: 4, crc: 7, veiled: true });
+    let payload = (first == 9).then(|| payload(4));
     let generation = Generation(generation);
     Record::Place { pair: PairId(3), generation, first, count, location, payload }
 }
@@ -342,7 +359,16 @@ fn whole_region() -> Vec<u8> {
     put_piece(&mut bytes, &contents(&status));
     put_piece(&mut bytes, &home());
     for (slot, sequence, next_slot) in [(9, 77, 12), (12, 78, 3), (3, 79, 40)] {
-        for (slot, part) in stored_parts(&group(sequence, next_slot, records()), slot) {
+        // Each has a block in the slot behind its own.
+        let mut records = records();
+        for record in &mut records {
+            if let Record::Place { payload: Some(held), .. } = record {
+                *held = payload(slot + 1);
+            }
+        }
+        bytes.push(slot as u8 + 1);
+        put_piece(&mut bytes, HELD);
+        for (slot, part) in stored_parts(&group(sequence, next_slot, records), slot) {
             bytes.push(slot as u8);
             put_piece(&mut bytes, &part);
         }
@@ -361,6 +387,87 @@ fn pair() -> PairRecord {
     }
 }
 
+/// The group that is the first of a server, in its first transaction.
+const GROUP: GroupId = GroupId(0);
+
+fn global() -> TransactionId {
+    TransactionId { coordinator: COORDINATOR, incarnation: Incarnation(1), number: 1 }
+}
+
+fn new_group() -> NewGroup {
+    let named = |pool, name: &str| NamedVolume { pool, name: name.to_owned() };
+    let volumes = vec![named(None, "vol0"), named(Some(PoolId([2; 16])), "vol1")];
+    NewGroup { number: GROUP.0, name: "pair".to_owned(), volumes }
+}
+
+/// What a unit says of a group, one report for each phase.
+fn reports() -> Vec<u8> {
+    let refused = Phase::Refused("the disk is gone".to_owned());
+    let mut body = Vec::new();
+    for phase in [Phase::Idle, Phase::Sealed, Phase::Prepared, refused, Phase::Done] {
+        let idle = phase == Phase::Idle;
+        let atomic = (phase == Phase::Sealed).then_some(Atomic { id: AtomicId(7), members: 2 });
+        let transaction = (!idle).then(global);
+        let (group, version, life, wants) = (GROUP, 1, 1, idle);
+        let report = Report { group, version, life, wants, atomic, transaction, phase };
+        put_report(&report, &mut body);
+    }
+    body
+}
+
+/// What it is told, one order for each trouble.
+fn orders() -> Vec<u8> {
+    let (unit, reason) = ("unit 2 of pool p".to_owned(), "the disk is gone".to_owned());
+    let silent = Trouble::Silent(unit.clone());
+    let refused = Trouble::Refused { unit, reason };
+    let mut body = Vec::new();
+    for trouble in [None, Some(silent), Some(refused), Some(Trouble::Forming)] {
+        let seals = trouble.is_none();
+        let order = Order {
+            group: GROUP,
+            name: "pair".to_owned(),
+            version: 1,
+            volumes: vec![VolumeId(0), VolumeId(5)],
+            shared: true,
+            life: 1,
+            whole: seals,
+            transaction: seals.then(global),
+            atomic: seals.then_some(Atomic { id: AtomicId(7), members: 2 }),
+            stage: if seals { Stage::AllSealed } else { Stage::Rest },
+            trouble,
+        };
+        put_order(&order, &mut body);
+    }
+    body
+}
+
+/// A group's rows, and what is shown of it.
+fn rows_of_groups() -> [Vec<u8>; 4] {
+    let name = "pair".to_owned();
+    let members =
+        [(POOL, [VolumeId(0), VolumeId(5)].into()), (PoolId::default(), [VolumeId(1)].into())];
+    let group = coordinator::Group {
+        id: GROUP,
+        name: name.clone(),
+        version: 1,
+        life: 2,
+        members: members.into(),
+    };
+    let (_, row) = rows::group_row(&group);
+    let decision = Decision { transaction: global(), waiting: [POOL].into() };
+    let (_, decided) = rows::decision_row(GROUP, Some(&decision));
+    let trouble = Some(Trouble::Silent("unit 2".to_owned()));
+    let transaction = Some(global());
+    let stage = Stage::Committed;
+    let (version, life) = (1, 2);
+    let seen =
+        GroupSeen { group: GROUP, name: name.clone(), version, life, transaction, stage, trouble };
+    let (volume, attached, waited) = (VolumeId(5), true, true);
+    let member = MemberSeen { group: GROUP, pool: POOL, volume, name, attached, waited };
+    let shown = RawGroupSeen::from(&seen).as_bytes().to_vec();
+    [row.unwrap(), decided.unwrap(), shown, RawMemberSeen::from(&member).as_bytes().to_vec()]
+}
+
 fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
     let header = |kind, operation| Header { kind, operation, session: 7, sequence: 9, detail: 3 };
     let one = |header: &Header, body: &[u8]| encode(header, body, PAYLOAD_MIN).remove(0);
@@ -375,6 +482,7 @@ fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
     let grants = raw::grants_body(&Grants { runs: vec![run], data_quota: 9 });
     let reply = |operation, body: &[u8]| one(&header(Kind::Reply(Ok(())), operation), body);
     let refused = Kind::Reply(Err(flipside::mds::error::Refusal::NameTaken));
+    let [group, decision, seen, member] = rows_of_groups();
     vec![
         ("transact", request(Operation::Transact, transact.as_bytes())),
         ("first_of_three", request(Operation::Transact, &[0; 3000])),
@@ -385,6 +493,13 @@ fn datagrams() -> Vec<(&'static str, Vec<u8>)> {
         ("overview", request(Operation::Overview, &Section::Sessions(3).body(100))),
         ("session_row", reply(Operation::Renew, &session.row())),
         ("refusal", one(&header(refused, Operation::CreateVolume), &[])),
+        ("reports", request(Operation::Coordinate, &reports())),
+        ("orders", reply(Operation::Coordinate, &orders())),
+        ("new_group", request(Operation::CreateGroup, &new_group().body())),
+        ("group_row", reply(Operation::Overview, &group)),
+        ("decision_row", reply(Operation::Overview, &decision)),
+        ("group_seen", reply(Operation::Overview, &seen)),
+        ("member_seen", reply(Operation::Overview, &member)),
     ]
 }
 
@@ -408,6 +523,9 @@ fn conversation() -> Vec<u8> {
     let forget = RawForget::new(POOL, 0, true);
     let overview = [Section::Counters, Section::Pools(PoolId::default()), Section::Sessions(0)];
     let overview = overview.map(|section| section.body(400));
+    let groups = [Section::Groups(0), Section::Members(0)].map(|section| section.body(700));
+    let one_volume = NewGroup { volumes: new_group().volumes[..1].to_vec(), ..new_group() }.body();
+    let said = reports();
     let messages: &[(Operation, &[u8])] = &[
         (Operation::RegisterPool, &spec),
         (Operation::Attach, attach.as_bytes()),
@@ -422,6 +540,12 @@ fn conversation() -> Vec<u8> {
         (Operation::ReturnExtents, &back),
         (Operation::Status, &[]),
         (Operation::Renew, &[]),
+        (Operation::CreateGroup, &one_volume),
+        (Operation::Coordinate, &said),
+        (Operation::Coordinate, &said[..32]),
+        (Operation::Overview, &groups[0]),
+        (Operation::Overview, &groups[1]),
+        (Operation::DeleteGroup, &0_u32.to_le_bytes()),
         (Operation::ResizeVolume, volume.as_bytes()),
         (Operation::RenameVolume, volume.as_bytes()),
         (Operation::DeleteVolume, volume.as_bytes()),

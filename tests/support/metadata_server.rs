@@ -17,6 +17,7 @@ pub const ANY_PORT: &str = "127.0.0.1:0";
 /// A metadata server; killed when dropped.
 pub struct Server {
     child: Child,
+    within: &'static [&'static str],
     /// Where it listens.
     pub at: SocketAddr,
 }
@@ -31,14 +32,28 @@ pub fn command(directory: &Path, arguments: &[&str]) -> Command {
 impl Server {
     /// Starts a server and waits until it can be used.
     pub fn start(directory: &Path, arguments: &[&str]) -> Server {
-        let child = command(directory, arguments).stdout(Stdio::piped()).spawn();
-        let mut child = child.expect("the binary was built");
+        Server::start_within(&[], directory, arguments)
+    }
+
+    /// The same with words in front of the command, as `ip netns exec NAME`.
+    pub fn start_within(
+        within: &'static [&'static str],
+        directory: &Path,
+        arguments: &[&str],
+    ) -> Server {
+        let mut server = command(directory, arguments);
+        if let [program, words @ ..] = within {
+            let mut outer = Command::new(program);
+            outer.args(words).arg(server.get_program()).args(server.get_args());
+            server = outer;
+        }
+        let mut child = server.stdout(Stdio::piped()).spawn().expect("the binary was built");
         let mut line = String::new();
         let output = child.stdout.take().expect("a pipe");
         BufReader::new(output).read_line(&mut line).expect("a line");
         let at = line.trim().strip_prefix("ready udp://").unwrap_or_else(|| panic!("{line:?}"));
         let at = at.parse().expect("an address");
-        Server { child, at }
+        Server { child, within, at }
     }
 
     /// Sends a signal that ends it; its exit code, if it was not killed.
@@ -49,10 +64,10 @@ impl Server {
 
     /// SIGKILL, and the same server again, at the same address.
     pub fn restart(self, directory: &Path, arguments: &[&str], pause: impl FnOnce()) -> Server {
-        let at = self.at.to_string();
+        let (at, within) = (self.at.to_string(), self.within);
         assert_eq!(self.signal(Signal::SIGKILL), None);
         pause();
-        Server::start(directory, &[&["--listen", &at], arguments].concat())
+        Server::start_within(within, directory, &[&["--listen", &at], arguments].concat())
     }
 
     /// Sends a signal.

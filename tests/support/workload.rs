@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::thread;
 
 use flipside::env::sim::rng::Rng;
-use flipside::sim::oracle::{Oracle, Sent};
+use flipside::sim::oracle::{Moment, Oracle, Sent};
 use flipside::sim::stamp::{self, Stamp};
 
 use super::nbd_client::{self as nbd, Client};
@@ -68,11 +68,13 @@ pub struct Volume {
     trimmed: Mutex<HashSet<u32>>,
     /// Counts over all rounds.
     pub tally: Tally,
+    /// Told when a flush or a FUA write was acknowledged, and when that was; the connection waits.
+    pub on_durable: Box<dyn Fn(Moment) + Send + Sync>,
 }
 
 /// A request under way.
 enum Pending {
-    Change { stamp: Stamp, bytes: u64 },
+    Change { stamp: Stamp, bytes: u64, fua: bool },
     Flush(Sent),
     Read { sent: Sent, first: u32 },
 }
@@ -98,6 +100,7 @@ impl Volume {
             next_stamp: AtomicU32::new(1),
             trimmed: Mutex::default(),
             tally: Tally::default(),
+            on_durable: Box::new(|_| ()),
         }
     }
 
@@ -110,10 +113,19 @@ impl Volume {
 
     /// A volume of which [`Volume::save`] wrote what is known: to be verified, not to be loaded.
     pub fn open(path: &Path) -> io::Result<Volume> {
-        let oracle: Oracle = serde_json::from_reader(BufReader::new(File::open(path)?))?;
+        Ok(Volume::known(serde_json::from_reader(BufReader::new(File::open(path)?))?))
+    }
+
+    /// A volume of which that is known: to be verified, not to be loaded.
+    pub fn known(oracle: Oracle) -> Volume {
         let volume = Volume::new(u64::from(oracle.granules()) * GRANULE as u64);
         *volume.oracle() = oracle;
-        Ok(volume)
+        volume
+    }
+
+    /// What is known of it now.
+    pub fn knowledge(&self) -> Oracle {
+        self.oracle().clone()
     }
 
     /// How many requests were sent that change the volume, and neither acknowledged nor refused.
@@ -264,7 +276,8 @@ impl Worker<'_> {
         self.volume.oracle().send(stamp, granules.clone(), zeros, fua);
         let (offset, length) = bytes(granules);
         let cookie = self.client.send(command, flags, offset, length, payload)?;
-        self.pending.insert(cookie, Pending::Change { stamp, bytes: payload.len() as u64 });
+        let bytes = payload.len() as u64;
+        self.pending.insert(cookie, Pending::Change { stamp, bytes, fua });
         Ok(())
     }
 
@@ -288,8 +301,9 @@ impl Worker<'_> {
             Err(error) => panic!("the target answered error {error}"),
         };
         let (mut oracle, tally) = (self.volume.oracle(), &self.volume.tally);
+        let is_durable = matches!(&pending, Pending::Flush(_) | Pending::Change { fua: true, .. });
         match pending {
-            Pending::Change { stamp, bytes } => {
+            Pending::Change { stamp, bytes, .. } => {
                 oracle.end(stamp, true);
                 tally.writes.fetch_add(1, Ordering::Relaxed);
                 tally.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -303,6 +317,11 @@ impl Worker<'_> {
                 right.unwrap_or_else(|violation| panic!("{}", violation.0));
                 tally.reads.fetch_add(1, Ordering::Relaxed);
             }
+        }
+        let moment = oracle.moment();
+        drop(oracle);
+        if is_durable {
+            (self.volume.on_durable)(moment);
         }
         Ok(())
     }

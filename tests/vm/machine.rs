@@ -4,10 +4,15 @@
 //! inner one, ignored elsewhere, is what this same binary does in it.
 
 use std::path::Path;
-use std::process::{Command, Output};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use crate::support::programs::skip;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::support::programs::{say, skip, wait_for};
 
 /// Seconds that a machine may take which is not meant to be killed.
 const SECONDS: &str = "280";
@@ -54,7 +59,7 @@ pub fn run_inner(options: &[&str], test: &str) -> Output {
     run(options, &[binary, "--ignored", "--exact", "--nocapture", test])
 }
 
-/// Runs the inner half of a test in a machine, where it must succeed.
+/// Runs the inner half of a test in a machine, where it must succeed; what it says is said.
 #[track_caller]
 pub fn passes(options: &[&str], test: &str) {
     let output = run_inner(options, test);
@@ -65,6 +70,77 @@ pub fn passes(options: &[&str], test: &str) {
         text(&output.stdout),
         text(&output.stderr)
     );
+    say(text(&output.stderr).trim_end());
+}
+
+/// How long a machine may take to come to where it is of use, on a host that is busy with others.
+const PATIENCE: Duration = Duration::from_secs(1200);
+
+/// A machine in which the inner half of a test runs while the outer one goes on.
+pub struct Machine {
+    child: Child,
+    directory: TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Machine {
+    /// Starts one.
+    pub fn start(options: &[&str], test: &str) -> Machine {
+        let alone = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::tempdir().expect("a directory");
+        let binary = std::env::current_exe().expect("this program's path");
+        let errors = std::fs::File::create(directory.path().join("errors")).expect("a file");
+        let mut command = Command::new(tool("run"));
+        command.args(["--seconds", "3000", "--output"]).arg(directory.path().join("output"));
+        command.args(options).arg("--").arg(binary);
+        command.args(["--ignored", "--exact", "--nocapture", test]);
+        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn();
+        Machine { child: started.expect("tools/vm/run is there"), directory, _alone: alone }
+    }
+
+    /// What was said on the standard error, once the machine has ended.
+    pub fn errors(&self) -> String {
+        text(&std::fs::read(self.directory.path().join("errors")).unwrap_or_default())
+    }
+
+    /// What the inner half has printed so far.
+    pub fn output(&self) -> String {
+        text(&std::fs::read(self.directory.path().join("output")).unwrap_or_default())
+    }
+
+    /// Waits until the inner half has printed a text or has ended: whether it has printed it.
+    pub fn prints(&mut self, wanted: &str) -> bool {
+        wait_for(wanted, PATIENCE, || {
+            let ended = self.child.try_wait().expect("it is ours").is_some();
+            let printed = self.output().contains(wanted);
+            (printed || ended).then_some(printed)
+        })
+    }
+
+    /// Cuts the machine off, as a loss of power does: SIGKILL to qemu; it may have ended before.
+    /// What the inner half had printed.
+    pub fn cut_off(mut self) -> String {
+        self.end();
+        self.output()
+    }
+
+    fn end(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // SIGKILL would leave the machine's files behind.
+            kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)
+                .expect("it is ours");
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.end();
+        if std::thread::panicking() {
+            eprintln!("--- in the machine:\n{}", self.output());
+        }
+    }
 }
 
 /// What a program printed.

@@ -4,8 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod databases;
+mod log;
+mod log_writes;
+mod lossy_disk;
 mod machine;
+mod network;
 mod pmem;
+mod power;
 #[path = "../support/mod.rs"]
 mod support;
 mod ublk;

@@ -10,15 +10,17 @@ use crate::support::device::Device;
 use crate::support::programs::{PATIENCE, directory, run, wait_for};
 use crate::support::target::{Service, Target, format};
 
-const PMEM: u64 = 512 << 20;
+/// Bytes of persistent memory.
+pub const PMEM: u64 = 512 << 20;
 const DEVICE: u64 = 64 << 20;
 const BLOCK: usize = 4096;
 /// File systems that map persistent memory directly: their blocks must be pages.
-const MAKES: [(&str, &str); 2] = [("mkfs.ext4", "-qFb4096"), ("mkfs.xfs", "-qf")];
-const MOUNT: &str = "/mnt/pmem";
+pub const MAKES: [(&str, &str); 2] = [("mkfs.ext4", "-qFb4096"), ("mkfs.xfs", "-qf")];
+/// Where it is mounted.
+pub const MOUNT: &str = "/mnt/pmem";
 
 /// Makes `/dev/pmem0` one that file systems can map directly, if it is not so yet.
-fn prepare() {
+pub fn prepare() {
     for module in ["nfit", "nd_pmem"] {
         run("modprobe", arguments![module]);
     }
@@ -31,7 +33,8 @@ fn prepare() {
     run("ndctl", &arguments.map(OsStr::new));
 }
 
-fn mount() {
+/// Mounts its file system.
+pub fn mount() {
     fs::create_dir_all(MOUNT).unwrap();
     run("mount", arguments!["-o", "dax=always", "/dev/pmem0", MOUNT]);
 }

@@ -116,6 +116,16 @@ fn inner_file_systems_over_nbd() {
     trees(directory.path(), &service, "/dev/nbd0", attach, detach);
 }
 
+/// Makes a pool on a device, and each file system on a block device of its volume.
+pub fn file_systems_on(device: &Path) {
+    run("modprobe", arguments!["ublk_drv"]);
+    format(device, &["--force", "--volume", &format!("vol0={VOLUME}")]);
+    let directory = directory();
+    let mut service = Service::new(directory.path(), device);
+    service.arguments = ["--listen", "ublk:0"].map(String::from).to_vec();
+    trees(directory.path(), &service, BLOCK_DEVICE, serve, |_| ());
+}
+
 /// Each file system in turn: made, filled, trimmed, and after a restart of the target found clean
 /// and whole.
 fn trees(

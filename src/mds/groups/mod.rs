@@ -188,7 +188,9 @@ impl Groups {
         self.all.remove(&id);
         self.told.retain(|(of, _), _| *of != id);
         self.head.groups -= 1;
-        self.changes.extend([self.head_row(), rows::no_group(id), rows::decision_row(id, None)]);
+        // The last decision may still be there, though it is done, or will never be.
+        let no_decision = rows::decision_row(id, None);
+        self.changes.extend([self.head_row(), rows::no_group(id), no_decision]);
         Ok(())
     }
 

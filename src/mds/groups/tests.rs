@@ -327,6 +327,26 @@ fn who_has_left_is_not_waited_for() {
     assert_ne!(order.transaction, at);
 }
 
+/// Goal: a group whose last transaction is done in the turn that deletes it leaves no decision
+/// behind, which the next start would take for damage (found by the simulator of groups, seed 816
+/// with `DoneBeforePersisted`).
+#[test]
+fn a_deletion_takes_the_last_decision_along() {
+    let mut rig = rig_with_group();
+    rig.report(TWO, 1, None, Phase::Idle);
+    let at = rig.report(ONE, 1, None, Phase::Idle).transaction;
+    for phase in [Phase::Sealed, Phase::Prepared] {
+        rig.report(TWO, 1, at, phase.clone());
+        rig.report(ONE, 1, at, phase);
+    }
+    assert!(rig.delete(0).is_err(), "decided, and not done");
+    rig.groups.detached(ONE);
+    rig.groups.detached(TWO);
+    rig.delete(0).unwrap();
+    rig.commit();
+    assert_eq!(rig.restart().groups.iter().count(), 0);
+}
+
 /// Goal: units are nudged when there is news for them, once in a while until they ask.
 #[test]
 fn nudges() {

@@ -211,14 +211,17 @@ impl Run {
         let made = group.filter(|_| self.checks[class].stage == Stage::Made);
         for &volume in members {
             let place = self.shared.ledger.borrow().places[volume].clone();
-            let Some((env, serving)) = self.units[place.unit].serving() else { continue };
+            let Some((env, slot)) = self.units[place.unit].slot() else { continue };
             let (shared, made) = (Rc::clone(&self.shared), made.clone());
             let handle = env.clone();
             env.spawn(async move {
                 if let Some(name) = made {
                     served(&handle, number, volume, &name).await;
                 }
-                let open = move || serving.volumes()[place.nth].clone();
+                let open = move || {
+                    let slot = slot.borrow();
+                    slot.as_ref().map(|serving| serving.volumes()[place.nth].clone())
+                };
                 shared.read_whole(handle, open, volume, number).await;
             });
         }
@@ -319,7 +322,7 @@ impl Run {
         let handle = env.clone();
         env.spawn(async move {
             let current = || shared.jobs.borrow().get(&class) == Some(&job);
-            while current() && !changed(&handle, job, &name, &volumes, making).await {
+            while current() && !changed(&handle, job, &name, &volumes, making, &current).await {
                 handle.sleep(Duration::from_millis(10)).await;
             }
             if current() {
@@ -329,19 +332,22 @@ impl Run {
     }
 }
 
-/// Whether the group is there, or is not, as it shall; if not, something is done about it.
+/// Whether the group is there, or is not, as it shall; if not, something is done about it, where
+/// the job is `current` still.
 async fn changed(
     env: &SimEnv,
     job: u64,
     name: &str,
     volumes: &[(Option<crate::format::ids::PoolId>, String)],
     making: bool,
+    current: impl Fn() -> bool,
 ) -> bool {
     let link = || env.link(JOBS + job as usize);
     let Ok((groups, _)) = groups::groups_at(env, link()).await else { return false };
     let there = groups.iter().find(|group| group.name == name);
     match (there, making) {
         (Some(_), true) | (None, false) => return true,
+        _ if !current() => {}
         (None, true) => drop(groups::create_at(env, link(), name, volumes).await),
         (Some(group), false) => {
             let deletion = Deletion { group: group.group, force: false };

@@ -77,8 +77,11 @@ pub(super) struct Shared {
 
 /// How long an operation takes at most once nothing fails any more.
 const OPERATION_TIME: Duration = Duration::from_secs(120);
-/// What requests fail with while other units, or the server, are away; then they are sent again.
-const WAITED: [&str; 3] = ["was being committed when", "has to wait", STOPPING];
+/// What requests fail with while other units, or the server, are away, or the unit has to be started
+/// again; then they are sent again.
+const WAITED: [&str; 4] = ["was being committed when", "has to wait", FENCED, STOPPING];
+/// What they fail with when a claim of an earlier start came late to the server.
+const FENCED: &str = "fenced: another target attached";
 /// What they fail with when the unit was told to stop.
 const STOPPING: &str = "is shutting down";
 /// What they fail with when the group has lost what was pending.
@@ -250,17 +253,19 @@ impl Shared {
         }
     }
 
-    /// Reads a volume for a check, again until that succeeds; nothing is pending on it then.
+    /// Reads a volume for a check, again until that succeeds or there is nothing to open; nothing
+    /// is pending on it then.
     pub async fn read_whole(
         self: Rc<Self>,
         env: SimEnv,
-        open: impl Fn() -> Served,
+        open: impl Fn() -> Option<Served>,
         volume: usize,
         check: u64,
     ) {
-        loop {
-            let served = open();
+        while let Some(served) = open() {
             match self.image(&served, volume).await {
+                // It must not keep a unit from stopping.
+                Ok(_) if open().is_none() => return,
                 Ok(image) => {
                     self.images.borrow_mut().insert((check, volume), (served, image));
                     return;

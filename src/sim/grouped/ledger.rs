@@ -117,21 +117,12 @@ impl Ledger {
         Flush { of_volume: self.volumes[volume].send_other(), of_group }
     }
 
-    /// The flush is acknowledged: all members on the unit are durable, and what those follow.
+    /// The flush is acknowledged: all members are durable, on all units.
     pub fn end_flush(&mut self, volume: usize, flush: &Flush) {
         self.volumes[volume].end_flush(&flush.of_volume);
-        let Place { unit, class, .. } = self.places[volume];
-        let parts: Vec<_> = self.classes[class]
-            .members
-            .iter()
-            .filter(|member| self.places[**member].unit == unit)
-            .map(|member| {
-                let start = self.start(*member);
-                start..start + self.places[*member].granules
-            })
-            .collect();
-        if let (Some(group), Some(sent)) = (&mut self.groups[class], &flush.of_group) {
-            parts.iter().for_each(|part| group.end_flush_of(sent, part));
+        let group = self.groups[self.places[volume].class].as_mut();
+        if let (Some(group), Some(sent)) = (group, &flush.of_group) {
+            group.end_flush(sent);
         }
     }
 
@@ -151,12 +142,20 @@ impl Ledger {
         Ok(together)
     }
 
-    /// Nothing is under way on any volume of a unit, and all is durable there.
+    /// Nothing is under way on any volume of a unit, and all is durable there; what came to other
+    /// units meanwhile may not be.
     pub fn settled(&mut self, unit: usize) {
         for volume in 0..self.places.len() {
-            if self.places[volume].unit == unit {
-                let flush = self.send_flush(volume);
-                self.end_flush(volume, &flush);
+            if self.places[volume].unit != unit {
+                continue;
+            }
+            let Flush { of_volume, of_group } = self.send_flush(volume);
+            self.volumes[volume].end_flush(&of_volume);
+            let start = self.start(volume);
+            let part = start..start + self.places[volume].granules;
+            let group = self.groups[self.places[volume].class].as_mut();
+            if let (Some(group), Some(sent)) = (group, &of_group) {
+                group.end_flush_of(sent, &part);
             }
         }
     }

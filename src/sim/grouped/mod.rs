@@ -124,6 +124,9 @@ struct Run {
     strike_at: u64,
     /// How long a unit is away at most, in nanoseconds.
     away_ns: u64,
+    /// How often a unit goes down soon after the server did, and the server's crashes so far.
+    falls_with_ppm: u32,
+    server_crashes: u64,
     /// By which clients reach the volumes.
     handles: Vec<Option<Served>>,
     /// Numbers of checks and of what is done to groups, so far.
@@ -165,10 +168,12 @@ impl Run {
         shared.plan(now + 1, Event::Look);
         Ok(Self {
             operations: u64::MAX,
-            disturbances: rng.between(3, 12),
+            disturbances: rng.log_between(3, 60),
             disturbed: now,
             strike_at: rng.between(5, 60),
             away_ns: rng.pick(&[1_000_000, 1_000_000_000, 100_000_000_000]),
+            falls_with_ppm: rng.pick(&[0, 300_000]),
+            server_crashes: 0,
             last: vec![0; clients],
             begun: 0,
             calm: false,
@@ -286,16 +291,18 @@ impl Run {
                 env.hear_server(self.now);
             }
         }
+        self.fall_with_the_server();
         match ended {
             Some(Ended::Stopped) => {
                 self.seen.stops += 1;
                 self.stopped(number);
                 self.off(number);
             }
-            Some(Ended::StoppedBadly(why)) if self.calm => {
+            Some(Ended::StoppedBadly(why)) if self.ending => {
                 return Err(format!("unit {number} does not stop as it should: {why}"));
             }
             Some(Ended::Crashed | Ended::StoppedBadly(_)) => self.crash(number),
+            None if self.units[number].has_given_up() => self.crash(number),
             None => {
                 if self.units[number].has_come_up() {
                     self.came_up(number);
@@ -303,6 +310,20 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// What the server had said to some units, and had forgotten, is found out by others only if
+    /// those lose what they know.
+    fn fall_with_the_server(&mut self) {
+        let crashes = self.host.seen().crashes;
+        if std::mem::replace(&mut self.server_crashes, crashes) == crashes || self.calm {
+            return;
+        }
+        for unit in &self.units {
+            if self.rng.chance(self.falls_with_ppm) {
+                unit.plan_crash(Some(self.rng.log_between(1, 100)), None);
+            }
+        }
     }
 
     fn happen(&mut self, event: Event) -> Result<(), String> {

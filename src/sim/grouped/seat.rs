@@ -18,8 +18,10 @@ use super::Seen;
 
 /// What a start, with all that is done until the next one, may take.
 const LIMIT: Limit = Limit { time_ns: 400 * 3600 * 1_000_000_000, steps: 20_000_000 };
-/// How long what was told to stop goes on at most.
+/// How long after a shutdown everything must have been given back.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(60);
+/// How often that time is waited for.
+const SHUTDOWN_TRIES: u32 = 10;
 /// How often a unit with nothing to do has something to do all the same.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -45,11 +47,14 @@ pub(super) struct Unit {
     on: Option<On>,
 }
 
+/// Where what serves is, while it does.
+pub(super) type Slot = Rc<RefCell<Option<Serving>>>;
+
 /// What a unit is while it is on.
 struct On {
     env: SimEnv,
     job: Job<Result<(), String>>,
-    serving: Rc<RefCell<Option<Serving>>>,
+    serving: Slot,
     stop: Rc<Notify>,
     stopping: bool,
     /// It was noticed that it serves.
@@ -113,6 +118,12 @@ impl Unit {
         on.serving.borrow().clone().map(|serving| (on.env.clone(), serving))
     }
 
+    /// The same as long as it is there, for who must not keep it from stopping.
+    pub fn slot(&self) -> Option<(SimEnv, Slot)> {
+        let on = self.on.as_ref().filter(|on| !on.stopping)?;
+        Some((on.env.clone(), Rc::clone(&on.serving)))
+    }
+
     pub fn env(&self) -> Option<SimEnv> {
         self.on.as_ref().map(|on| on.env.clone())
     }
@@ -144,8 +155,15 @@ impl Unit {
     pub fn stop(&mut self) {
         if let Some(on) = &mut self.on {
             on.stopping = true;
+            on.serving.take();
             on.stop.notify_one();
         }
+    }
+
+    /// Whether it serves nothing any more, and was not told to stop: a late claim of an earlier
+    /// start has taken its place at the server, say. Whoever looks after it starts it again.
+    pub fn has_given_up(&self) -> bool {
+        self.serving().is_some_and(|(_, serving)| serving.has_given_up())
     }
 
     /// Whether it serves since the last time.
@@ -165,7 +183,13 @@ impl Unit {
         self.pace.come_to(moment);
         match on.env.go_until(&mut on.job, moment + 1) {
             None => Ok(None),
-            Some(Ok(Ok(()))) => Ok(Some(Ended::Stopped)),
+            Some(Ok(Ok(()))) => {
+                let (free, all) = (on.env.buffers().available(), on.env.buffers().capacity());
+                if free != all {
+                    return Err(format!("{} bytes of buffers are lost at shutdown", all - free));
+                }
+                Ok(Some(Ended::Stopped))
+            }
             Some(Ok(Err(why))) if on.stopping => Ok(Some(Ended::StoppedBadly(why))),
             Some(Ok(Err(why))) => Err(format!("unit {}: recovery failed: {why}", self.number)),
             Some(Err(Stop::Crashed)) => Ok(Some(Ended::Crashed)),
@@ -203,7 +227,7 @@ impl Unit {
 async fn live(
     env: SimEnv,
     opening: impl Future<Output = Result<Serving, String>>,
-    slot: Rc<RefCell<Option<Serving>>>,
+    slot: Slot,
     stop: Rc<Notify>,
 ) -> Result<(), String> {
     let serving = opening.await?;
@@ -221,7 +245,12 @@ async fn live(
     let result = serving.shutdown().await;
     drop(slot.take());
     drop(serving);
-    // The tasks that were told to stop do so.
-    env.sleep(SHUTDOWN_TIME).await;
+    // The tasks that were told to stop do so, some of them once the server has answered.
+    for _ in 0..SHUTDOWN_TRIES {
+        env.sleep(SHUTDOWN_TIME).await;
+        if env.buffers().available() == env.buffers().capacity() {
+            break;
+        }
+    }
     result.map_err(|why| format!("{why:?}"))
 }

@@ -7,9 +7,9 @@ use flipside::format::page::crc32c;
 use flipside::mds::assembly::{Added, Assembly};
 use flipside::mds::catalog::{Catalog, PoolSpec};
 use flipside::mds::groups::prepared::Part;
-use flipside::mds::groups::rows::Deletion;
+use flipside::mds::groups::rows::{self, Deletion, NewGroup};
 use flipside::mds::log::format::{BLOCK, Identity, RecordBuffer, replay};
-use flipside::mds::overview::Section;
+use flipside::mds::overview::{GroupSeen, MemberSeen, RawGroupSeen, RawMemberSeen, Section};
 use flipside::mds::pools::Pools;
 use flipside::mds::raw::{
     self, RawAttach, RawForget, RawOwned, RawPage, RawPool, RawPrimitive, RawVolume,
@@ -17,9 +17,10 @@ use flipside::mds::raw::{
 use flipside::mds::records::{Claim, PairRecord, Primitive, VolumeInfo};
 use flipside::mds::server::Server;
 use flipside::mds::session::{Answer, Session};
-use flipside::mds::store::Changes;
+use flipside::mds::store::{self, Changes};
 use flipside::mds::volume_table::Kept;
 use flipside::mds::wire::{self, HEADER_BYTES, Header, Kind, Operation};
+use flipside::txn::wire::{REPORT_BYTES_MAX, orders, put_order, put_report, reports};
 
 use super::cursor::Cursor;
 use super::journal::POOL;
@@ -45,7 +46,9 @@ pub fn datagram(data: &[u8]) -> bool {
     let mut bytes = data.to_vec();
     seal(&mut bytes);
     let made_good = wire::parse(&bytes).is_ok_and(|datagram| assembled(&datagram));
-    records(data.get(HEADER_BYTES..).unwrap_or_default());
+    let body = data.get(HEADER_BYTES..).unwrap_or_default();
+    records(body);
+    of_groups(body);
     as_it_is || made_good
 }
 
@@ -115,6 +118,48 @@ fn records(body: &[u8]) {
     }
 }
 
+/// A body as what is said of consistency groups, and as their rows.
+fn of_groups(body: &[u8]) {
+    if let Ok(said) = reports(body) {
+        let mut again = Vec::new();
+        said.iter().for_each(|report| put_report(report, &mut again));
+        assert!(again == body && again.len() <= said.len() * REPORT_BYTES_MAX);
+    }
+    if let Ok(given) = orders(body) {
+        // Texts that are too long are cut, and those of no trouble left out: once.
+        let mut once = Vec::new();
+        given.iter().for_each(|order| put_order(order, &mut once));
+        let mut twice = Vec::new();
+        let cut = orders(&once).expect("what was stored can be parsed");
+        cut.iter().for_each(|order| put_order(order, &mut twice));
+        assert!(once == twice && once.len() <= body.len());
+    }
+    if let Ok(asked) = NewGroup::parse(body) {
+        assert_eq!(asked.body(), body);
+    }
+    for raw in raw::many::<RawGroupSeen>(body).into_iter().flatten() {
+        if let Ok(seen) = GroupSeen::try_from(raw) {
+            assert_eq!(GroupSeen::try_from(&RawGroupSeen::from(&seen)), Ok(seen));
+        }
+    }
+    for raw in raw::many::<RawMemberSeen>(body).into_iter().flatten() {
+        if let Ok(seen) = MemberSeen::try_from(raw) {
+            assert_eq!(MemberSeen::try_from(&RawMemberSeen::from(&seen)), Ok(seen));
+        }
+    }
+    // A row's key is the number that it begins with.
+    let number = body.first_chunk().map_or(0, |number| u32::from_le_bytes(*number));
+    let key = store::key(&[number]);
+    if let Ok(group) = rows::parse_group(&key, body) {
+        let ((_, key), row) = rows::group_row(&group);
+        assert_eq!(rows::parse_group(&key, &row.expect("a row")), Ok(group));
+    }
+    if let Ok((id, decision)) = rows::parse_decision(&key, body) {
+        let ((_, key), row) = rows::decision_row(id, Some(&decision));
+        assert_eq!(rows::parse_decision(&key, &row.expect("a row")), Ok((id, decision)));
+    }
+}
+
 /// A conversation with a server that has an empty pool, its only one or one of several: each
 /// message a byte for its operation and its body, sent in the session's order; or a datagram with
 /// its checksums made good. Whether any mutation was done.
@@ -160,7 +205,11 @@ fn converse(pools: Pools, data: &[u8]) -> bool {
         let arrived = datagrams.into_iter().map(|datagram| ((), datagram));
         let replies = server.handle(Moment(now), arrived);
         if operation.is_sessionless() {
-            let told: usize = replies.iter().map(|((), reply)| reply.len()).sum();
+            // Who is nudged is a unit that is attached, and need not be who has asked.
+            let answers = replies.iter().filter(|((), reply)| {
+                wire::parse(reply).is_ok_and(|reply| reply.header.kind != Kind::Nudge)
+            });
+            let told: usize = answers.map(|((), reply)| reply.len()).sum();
             assert!(told <= asked, "{operation:?}: {told} bytes for {asked}");
         }
         let answers = replies.iter().map(|((), reply)| wire::parse(reply).map(|r| r.header.kind));

@@ -1,0 +1,293 @@
+//! Every state that a loss of power could have left on the disk under us, by dm-log-writes.
+//!
+//! In the machine the target's disk is a log-writes device, and a stamped load runs, in rounds that
+//! end with the target's death. The log is judged on the host: each prefix that ends at a flush or
+//! a FUA write, and a sample of those between, is a disk that the target must recover, to a cut
+//! that has all that was acknowledged as durable by then. What that is, marks in the log say: one
+//! for each flush and FUA write, made when its acknowledgement had come.
+//!
+//! `FLIPSIDE_ROUNDS` sets the number of rounds.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flipside::env::sim::rng::Rng;
+use flipside::sim::oracle::{Moment, Oracle};
+use tempfile::TempDir;
+
+use crate::arguments;
+use crate::log::{Deed, Entry, Log};
+use crate::machine::{available, passes, sparse};
+use crate::support::killing::{choose, number, seed, serve};
+use crate::support::nbd_client::Client;
+use crate::support::programs::{directory, run, say};
+use crate::support::target::{Service, Target, format};
+use crate::support::workload::{Load, Volume};
+
+const VOLUME: u64 = 16 << 20;
+/// Little enough for journal space to be short.
+const POOL: u64 = 48 << 20;
+const LOG: u64 = 8 << 30;
+/// What is known of the volume: a line for each round.
+const KNOWN: u64 = 1 << 30;
+/// Rounds in the machine where nothing else was said.
+const ROUNDS: u64 = 1;
+/// Flushes and FUA writes that are acknowledged in a round, at least.
+const DURABLE: u64 = 14;
+/// Of so many entries between flushes one is judged.
+const SAMPLED: u64 = 12;
+/// What is where a discard was: it may be anything.
+const DISCARDED: u8 = 0xd5;
+/// The load may take so long to come to its flushes.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Goal: whatever prefix of its writes a disk has kept, the volume is at a cut of what was written,
+/// and what was acknowledged as durable is in it; and where the disk has lost a write that it had
+/// flushed, this judge says so.
+#[test]
+fn any_prefix_is_a_cut() {
+    if !available() {
+        return;
+    }
+    let directory = directory();
+    let file = |name: &str, bytes| sparse(&directory.path().join(name), bytes);
+    let [pool, log, known] =
+        [("pool", POOL), ("log", LOG), ("known", KNOWN)].map(|(n, b)| file(n, b));
+    let options = ["--seconds", "3000", "--disk", &pool, "--disk", &log, "--disk", &known];
+    let began = Instant::now();
+    passes(&options, "log_writes::inner_a_log_is_recorded");
+    say(&format!("dm-log-writes: recorded in {:?}", began.elapsed()));
+    let oracles = oracles(Path::new(&known));
+    let began = Instant::now();
+    let mut judge = Judge::new(&oracles);
+    let mut rng = Rng::new(7);
+    let mut judged = [0; 2];
+    for entry in Log::open(Path::new(&log)) {
+        judge.apply(&entry);
+        if judge.place.is_none() || !(entry.is_barrier || rng.below(SAMPLED) == 0) {
+            continue;
+        }
+        let verdict = judge.verdict();
+        verdict.unwrap_or_else(|violation| panic!("entry {}: {violation}", judge.entries));
+        judged[usize::from(entry.is_barrier)] += 1;
+    }
+    assert!(judge.ended, "the log goes on to the end: it has room for everything");
+    let [between, barriers] = judged;
+    say(&format!(
+        "dm-log-writes: {} entries, {} marks of acknowledgements in {} rounds; {barriers} prefixes \
+         that end at a flush or FUA write and {between} others were recovered and are right, in \
+         {:?}",
+        judge.entries,
+        judge.marks,
+        oracles.len(),
+        began.elapsed()
+    ));
+    assert!(barriers >= DURABLE * oracles.len() as u64, "each acknowledgement has its flush");
+    lost_writes_are_noticed(Path::new(&log), &oracles);
+}
+
+/// What was known at the end of each round.
+fn oracles(known: &Path) -> Vec<Oracle> {
+    let lines = BufReader::new(File::open(known).unwrap()).lines().map(Result::unwrap);
+    let lines = lines.take_while(|line| !line.starts_with('\0'));
+    lines.map(|line| serde_json::from_str(&line).unwrap()).collect()
+}
+
+/// The disk as it was at some place of the log, and who judges it.
+struct Judge<'a> {
+    oracles: &'a [Oracle],
+    directory: TempDir,
+    image: File,
+    /// The round, and what had been acknowledged, at the last mark.
+    place: Option<(usize, Moment)>,
+    entries: u64,
+    marks: u64,
+    ended: bool,
+}
+
+impl<'a> Judge<'a> {
+    fn new(oracles: &'a [Oracle]) -> Self {
+        let directory = directory();
+        sparse(&directory.path().join("image"), POOL);
+        let image = OpenOptions::new().write(true).open(directory.path().join("image")).unwrap();
+        Judge { oracles, directory, image, place: None, entries: 0, marks: 0, ended: false }
+    }
+
+    /// The next entry of the log took place.
+    fn apply(&mut self, entry: &Entry) {
+        self.entries += 1;
+        match &entry.deed {
+            Deed::Write { offset, data } => self.image.write_all_at(data, *offset).unwrap(),
+            Deed::Discard { offset, bytes } => {
+                let anything = vec![DISCARDED; *bytes as usize];
+                self.image.write_all_at(&anything, *offset).unwrap();
+            }
+            Deed::Mark(text) if text == END => self.ended = true,
+            Deed::Mark(text) => {
+                self.marks += 1;
+                self.place = Some(parse(text));
+            }
+        }
+    }
+
+    /// Has a copy of the disk recovered, and judges the volume.
+    fn verdict(&self) -> Result<(), String> {
+        let (round, moment) = self.place.expect("something was acknowledged");
+        let device = self.directory.path().join("device");
+        std::fs::copy(self.directory.path().join("image"), &device).unwrap();
+        let service = Service::new(self.directory.path(), &device);
+        let target = service.start();
+        if !target.ready_or_ended() {
+            return Err(target.log());
+        }
+        let mut client = connect(&target).map_err(|error| error.to_string())?;
+        let verdict = Volume::known(self.oracles[round].demanding(moment)).verify(&mut client);
+        target.kill();
+        verdict.map_err(|violation| format!("round {round}, after {moment:?}: {violation}"))
+    }
+}
+
+/// The mark of the kernel when the device is taken away.
+const END: &str = "dm-log-writes-end";
+
+/// A mark's text.
+fn text(round: usize, moment: Moment) -> String {
+    format!("{round}-{}-{}", moment.clock, moment.flushed)
+}
+
+/// What a mark says.
+fn parse(mark: &str) -> (usize, Moment) {
+    let numbers: Vec<u64> = mark.split('-').map(|number| number.parse().unwrap()).collect();
+    let [round, clock, flushed] = numbers[..] else { panic!("{mark}") };
+    (round as usize, Moment { clock, flushed })
+}
+
+fn connect(target: &Target) -> std::io::Result<Client> {
+    Client::unix(target.socket(), "vol0")
+}
+
+/// Replays the log without one of its writes, the last one before a mark, and judges two marks
+/// later: by then a commit that this write was a part of has been acknowledged, most of the time.
+fn lost_writes_are_noticed(log: &Path, oracles: &[Oracle]) {
+    let (mut last_barrier, mut before, mut lost) = (None, Vec::new(), BTreeMap::new());
+    for (entry, number) in Log::open(log).zip(0_u64..) {
+        match &entry.deed {
+            Deed::Write { data, .. } if entry.is_barrier && !data.is_empty() => {
+                last_barrier = Some(number);
+            }
+            Deed::Mark(mark) if mark != END && parse(mark).0 == 0 => {
+                if let [.., write, _] = before[..] {
+                    lost.insert(number, write);
+                }
+                before.extend(last_barrier.take());
+            }
+            _ => {}
+        }
+    }
+    let (mut tried, mut noticed) = (0, 0);
+    for (mark, write) in lost.into_iter().take(6) {
+        let mut judge = Judge::new(oracles);
+        for (entry, number) in Log::open(log).zip(0..=mark) {
+            if number != write {
+                judge.apply(&entry);
+            }
+        }
+        tried += 1;
+        noticed += u64::from(judge.verdict().is_err());
+    }
+    say(&format!("dm-log-writes: of {tried} disks that had lost one write {noticed} were noticed"));
+    assert!(noticed > 0, "a disk that loses what it had flushed passes for a good one");
+}
+
+/// Goal: the inner half of `any_prefix_is_a_cut`.
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn inner_a_log_is_recorded() {
+    run("modprobe", arguments!["dm-log-writes"]);
+    let table = format!("0 {} log-writes /dev/vda /dev/vdb", POOL / 512);
+    run("dmsetup", arguments!["create", "logged", "--noudevsync", "--table", table]);
+    let device = Path::new("/dev/dm-0");
+    format(device, &["--volume", &format!("vol0={VOLUME}")]);
+    let rounds = number("FLIPSIDE_ROUNDS").unwrap_or(ROUNDS);
+    let mut rng = Rng::new(seed("dm-log-writes", rounds));
+    let directory = directory();
+    let mut service = Service::new(directory.path(), device);
+    let mut known = OpenOptions::new().write(true).open("/dev/vdc").unwrap();
+    let durable = Arc::new(AtomicU64::new(0));
+    let round = Arc::new(AtomicU64::new(0));
+    let mut volume = Volume::new(VOLUME);
+    let (counted, current) = (Arc::clone(&durable), Arc::clone(&round));
+    volume.on_durable = Box::new(move |moment| {
+        mark(&text(current.load(Ordering::SeqCst) as usize, moment));
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
+    for number in 0..rounds {
+        service.arguments = choose(&mut rng);
+        if rng.below(2) == 0 {
+            service.arguments.push("--discard".to_owned());
+        }
+        let target = serve(&service, &mut rng);
+        let mut client = target.connect("vol0");
+        volume.verify(&mut client).unwrap();
+        client.flush().unwrap();
+        drop(client);
+        round.store(number, Ordering::SeqCst);
+        mark(&text(number as usize, volume.knowledge().moment()));
+        durable.store(0, Ordering::SeqCst);
+        load(&volume, target, &mut rng, &durable);
+        serde_json::to_writer(&mut known, &volume.knowledge()).unwrap();
+        known.write_all(b"\n").unwrap();
+    }
+    let target = service.serve();
+    volume.verify(&mut target.connect("vol0")).unwrap();
+    assert!(target.stop().success());
+    run("dmsetup", arguments!["remove", "--noudevsync", "--retry", "logged"]);
+    known.sync_all().unwrap();
+    File::open("/dev/vdb").unwrap().sync_all().unwrap();
+}
+
+/// Says something in the log.
+fn mark(text: &str) {
+    run("dmsetup", arguments!["message", "logged", "0", "mark", text]);
+}
+
+/// Loads the volume until enough was acknowledged as durable; then the target is killed, or told to
+/// stop.
+fn load(volume: &Volume, target: Target, rng: &mut Rng, durable: &AtomicU64) {
+    let load = Load {
+        connections: rng.between(1, 3),
+        depth: rng.between(1, 8) as usize,
+        flushes_percent: rng.pick(&[3, 10, 25]),
+        seed: rng.bits(),
+    };
+    let socket = target.socket().to_owned();
+    let connect = || Client::unix(&socket, "vol0");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| volume.load(&connect, load, &stop));
+        let began = Instant::now();
+        while durable.load(Ordering::SeqCst) < DURABLE {
+            assert!(!loading.is_finished(), "the target is gone: {}", target.log());
+            assert!(began.elapsed() < PATIENCE, "{load:?}: {:?}", volume.tally);
+            thread::sleep(Duration::from_millis(20));
+        }
+        let stops = rng.below(4) == 0;
+        if stops {
+            assert!(target.stop().success());
+            stop.store(true, Ordering::Relaxed);
+        } else {
+            target.kill();
+        }
+        loading.join().unwrap();
+        if stops {
+            volume.settled();
+        }
+    });
+}
