@@ -36,7 +36,7 @@ use super::regroup::Grouping;
 use super::state::State;
 use super::state::VolumeState;
 use super::{Inner, Unit};
-use crate::env::Env;
+use crate::env::{Env, Moment};
 use crate::format::group::{GroupState, TransactionId};
 use crate::mds::client::Client;
 use crate::mds::error::MdsError;
@@ -151,8 +151,9 @@ impl<E: Env> Inner<E> {
 
     /// The task that speaks with the coordinator.
     async fn keep_groups(self: Rc<Self>, coordinator: impl Coordinator) {
+        let mut spoken = self.env.now();
         loop {
-            let told = self.wait_to_speak(&coordinator).await;
+            let told = self.wait_to_speak(&coordinator, spoken).await;
             if self.stopped.get() {
                 return;
             }
@@ -160,6 +161,7 @@ impl<E: Env> Inner<E> {
                 self.receive(&told);
                 continue;
             }
+            spoken = self.env.now();
             match coordinator.coordinate(self.reports()).await {
                 Ok(orders) => self.receive(&orders),
                 // The session has ended with it.
@@ -173,8 +175,9 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Returns when it is time to ask, or with what the coordinator said unasked.
-    async fn wait_to_speak(&self, coordinator: &impl Coordinator) -> Vec<Order> {
+    /// Returns when it is time to ask again, or with what the coordinator said unasked. However
+    /// often it does that, this unit is heard: what it said last may be lost.
+    async fn wait_to_speak(&self, coordinator: &impl Coordinator, spoken: Moment) -> Vec<Order> {
         let asked = pin!(self.talk.wake.notified());
         let nudged = pin!(coordinator.nudged());
         let woken = select(asked, nudged);
@@ -183,7 +186,8 @@ impl<E: Env> Inner<E> {
             let shared = state.domains.iter().filter(|domain| domain.is_shared());
             shared.map(|domain| if domain.is_hasty() { BUSY } else { IDLE }).min()
         };
-        match select(woken, pin!(self.env.sleep(pace.unwrap_or(SELDOM)))).await {
+        let left = pace.unwrap_or(SELDOM).saturating_sub(self.env.now().since(spoken));
+        match select(woken, pin!(self.env.sleep(left))).await {
             Either::Left((Either::Right((told, _)), _)) => told,
             Either::Left(_) | Either::Right(_) => Vec::new(),
         }
@@ -520,7 +524,7 @@ impl<E: Env> Inner<E> {
         &self,
         domain: usize,
         decided: &Notify,
-        since: crate::env::Moment,
+        since: Moment,
     ) -> Result<(), IoError> {
         let waited = self.env.now().since(since);
         let shared = self.state.borrow().domains[domain].is_shared();

@@ -6,9 +6,10 @@
 //! messages, and keeps the writes and what is durable of them.
 //!
 //! Three things keep the states few and lose none that matters. A unit says at all times where it
-//! is, and the server what it would answer: whoever does not hear it has lost it. A message that can never do anything again, at a
-//! standing that only goes forward, is dropped ([`World::tidy`]). And whether everybody comes to
-//! rest depends on the server and the units alone, so it is looked at once for all networks.
+//! is, and the server what it would answer: whoever does not hear it has lost it. A message that
+//! can never do anything again, at a standing that only goes forward, is dropped
+//! ([`World::tidy`]). And whether everybody comes to rest depends on the server and the units
+//! alone, so it is looked at once for all networks.
 
 mod world;
 
