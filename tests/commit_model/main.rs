@@ -87,7 +87,8 @@ impl Model for Protocol {
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        actions.extend(world.network.iter().cloned().map(Action::Deliver));
+        let news = world.network.iter().filter(|message| world.is_news(message));
+        actions.extend(news.cloned().map(Action::Deliver));
         for (number, unit) in world.units.iter().enumerate() {
             let Some(running) = &unit.running else {
                 actions.push(Action::Start(number));
@@ -189,9 +190,12 @@ impl Model for Protocol {
                 world.server.turn(late, self.flaw);
             }
         }
+        if world == *before {
+            return None;
+        }
         world.look();
         world.tidy(self.flaw);
-        (world != *before).then_some(world)
+        Some(world)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {

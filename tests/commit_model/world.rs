@@ -449,6 +449,16 @@ impl World {
         }
     }
 
+    /// Whether a message may do something now.
+    pub fn is_news(&self, message: &Message) -> bool {
+        let Message::Order(number, _, order) = message else { return true };
+        let running = self.units[*number].running.as_ref();
+        running.is_some_and(|running| {
+            let opens = order.whole && order.life == running.standing.life;
+            opens && running.whole != order.life || running.standing.next(order).is_some()
+        })
+    }
+
     /// Everyone says where it is, and the server what it would answer; what can never do anything
     /// again is dropped, and of reports of transactions that are past only the rest is kept, which
     /// still is news to a server that starts.
