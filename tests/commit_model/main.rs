@@ -5,11 +5,10 @@
 //! What decides is the project's own code, [`Coordinator`] and [`Standing`]; the model moves the
 //! messages, and keeps the writes and what is durable of them.
 //!
-//! Three things keep the states few and lose none that matters. A unit says at all times where it
-//! is, and the server what it would answer: whoever does not hear it has lost it. A message that
-//! can never do anything again, at a standing that only goes forward, is dropped
-//! ([`World::tidy`]). And whether everybody comes to rest depends on the server and the units
-//! alone, so it is looked at once for all networks.
+//! Two things keep the states few and lose none that matters. A message that can never do anything
+//! again, at a standing that only goes forward, is dropped ([`World::tidy`]). And whether everybody
+//! comes to rest depends on the server and the units alone, so it is looked at once for all
+//! networks.
 
 mod world;
 
@@ -20,7 +19,8 @@ use flipside::txn::coordinator::SILENT_AFTER;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use world::{
-    ATOMIC, CLOSED, DURABLE, FREE, Flaw, KEPT, Message, NOW, Server, Unit, World, Write, pool,
+    ATOMIC, CLOSED, DURABLE, FREE, Flaw, GROUP, KEPT, Message, NOW, Server, Unit, World, Write,
+    pool,
 };
 
 const ALWAYS: [&str; 5] = [ATOMIC, CLOSED, KEPT, DURABLE, FREE];
@@ -31,6 +31,8 @@ const AGAIN: &str = "a write of a later life is committed";
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Action {
     Deliver(Message),
+    /// A unit says where it is.
+    Reports(usize),
     Write(usize),
     Acknowledge(usize),
     Flush(usize),
@@ -82,7 +84,7 @@ impl Model for Protocol {
         for _ in 0..2 {
             (0..self.units).for_each(|number| world.exchange(number, self.flaw));
         }
-        world.tidy(self.flaw);
+        world.tidy();
         vec![world]
     }
 
@@ -94,6 +96,7 @@ impl Model for Protocol {
                 actions.push(Action::Start(number));
                 continue;
             };
+            actions.push(Action::Reports(number));
             if world.crashes < self.crashes {
                 actions.push(Action::Crash(number));
             }
@@ -136,12 +139,19 @@ impl Model for Protocol {
         match action {
             Action::Deliver(Message::Reports(number, session, reports)) => {
                 world.hear(number, session, &reports, self.flaw);
+                let answer = world.answer(number, &reports, self.flaw).into_iter();
+                world.network.extend(answer.map(|order| Message::Order(number, session, order)));
             }
             Action::Deliver(Message::Order(number, session, order)) => {
                 let running = world.units[number].running.as_ref();
                 if running.is_some_and(|running| running.session == session) {
                     world.obey(number, &order, self.flaw);
                 }
+            }
+            Action::Reports(number) => {
+                let running = world.units[number].running.as_ref()?;
+                let reports = running.standing.reports(GROUP, running.wants(), None);
+                world.network.insert(Message::Reports(number, running.session, reports));
             }
             Action::Write(unit) => {
                 let (nth, after) = (world.writes.len(), world.acknowledged());
@@ -194,8 +204,8 @@ impl Model for Protocol {
             return None;
         }
         world.look();
-        world.tidy(self.flaw);
-        Some(world)
+        world.tidy();
+        (world != *before).then_some(world)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {

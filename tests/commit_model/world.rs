@@ -413,7 +413,7 @@ impl World {
     }
 
     /// What the server answers to reports.
-    fn answer(&self, number: usize, reports: &[Report], flaw: Flaw) -> Vec<Order> {
+    pub fn answer(&self, number: usize, reports: &[Report], flaw: Flaw) -> Vec<Order> {
         let said: Vec<&Report> = reports.iter().collect();
         let mut orders = self.server.coordinator.orders(pool(number), &said, NOW);
         for order in &mut orders {
@@ -459,15 +459,9 @@ impl World {
         })
     }
 
-    /// Everyone says where it is, and the server what it would answer; what can never do anything
-    /// again is dropped, and of reports of transactions that are past only the rest is kept, which
-    /// still is news to a server that starts.
-    pub fn tidy(&mut self, flaw: Flaw) {
-        for (number, unit) in self.units.iter().enumerate() {
-            let Some(running) = &unit.running else { continue };
-            let reports = running.standing.reports(GROUP, running.wants(), None);
-            self.network.insert(Message::Reports(number, running.session, reports));
-        }
+    /// What can never do anything again is dropped, and of reports of transactions that are past
+    /// only the rest is kept, which still is news to a server that starts.
+    pub fn tidy(&mut self) {
         let network = std::mem::take(&mut self.network);
         for message in network {
             let (Message::Reports(number, ..) | Message::Order(number, ..)) = message;
@@ -483,11 +477,6 @@ impl World {
                             (report.transaction, report.phase) = (None, Phase::Idle);
                         }
                     }
-                    let answer = self.answer(number, &reports, flaw).into_iter();
-                    let news = answer.filter(|order| !running.is_past(order));
-                    let news: Vec<_> =
-                        news.map(|order| Message::Order(number, session, order)).collect();
-                    self.network.extend(news);
                     self.network.insert(Message::Reports(number, session, reports));
                 }
             }
