@@ -141,7 +141,6 @@ mutants! {
     // Readers beside the unit.
     ReaderNotWaitedFor: "what a pair left is free while a reader may go by its old line",
     ReaderLeaseBelievedTooLong: "a reader goes on by its lines when its lease is over",
-    LateReadAnswered: "a reader answers what it has read when nothing was held back for it",
     ReadNotValidated: "a reader does not ask whether what it has read was still there",
     StaleLineKept: "a reader keeps a line that changed within its generation",
 }

@@ -6,6 +6,8 @@
 mod peer;
 #[path = "support/simulated.rs"]
 mod simulated;
+#[path = "support/steps.rs"]
+mod steps;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -166,6 +168,12 @@ fn in_doubt(seed: u64, world: &Rc<World>) -> Machine {
         env.spawn(async move { drop(first.flush().await) });
         until(&env, || world.has_heard(&Phase::Prepared)).await;
     })
+}
+
+/// Goal: see [`steps::a_loss_of_power_at_every_step`].
+#[test]
+fn a_loss_of_power_at_every_step() {
+    steps::a_loss_of_power_at_every_step();
 }
 
 /// Goal: what is in doubt is neither read nor written until the coordinator has answered, all else

@@ -33,6 +33,8 @@ mod regressions;
 mod scenarios;
 #[path = "support/simulated.rs"]
 mod simulated;
+#[path = "support/steps.rs"]
+mod steps;
 #[path = "support/waiting.rs"]
 mod waiting;
 
@@ -68,7 +70,8 @@ const OF_READERS: [Mutant; 4] = [
 /// Those of destaging that a world of its own finds sooner.
 const OF_DESTAGING: [Mutant; 2] = [Mutant::PayloadDroppedForPending, Mutant::DestageUnheld];
 /// Those of atomic requests and of rare meetings, and the scenario that shows each.
-const OF_SCENARIOS: [(Mutant, fn()); 6] = [
+const OF_SCENARIOS: [(Mutant, fn()); 7] = [
+    (Mutant::DoneBeforePersisted, steps::a_loss_of_power_at_every_step),
     (Mutant::PlaceShrinks, waiting::who_waits_behind_fewer_blocks_is_woken),
     (Mutant::StagedVisible, scenarios::staged_writes_are_invisible_and_held),
     (Mutant::StagedNotHeld, scenarios::staged_writes_are_invisible_and_held),
@@ -87,7 +90,7 @@ const OF_CLUSTERS: [Mutant; 5] = [
     Mutant::LeaseBelievedTooLong,
 ];
 /// Those that only show where units have a consistency group together.
-const OF_GROUPS: [Mutant; 11] = [
+const OF_GROUPS: [Mutant; 10] = [
     Mutant::DecisionNotStored,
     Mutant::CommitBeforeDecision,
     Mutant::IdleMemberLeftOut,
@@ -96,7 +99,6 @@ const OF_GROUPS: [Mutant; 11] = [
     Mutant::LifeNotCounted,
     Mutant::AcknowledgedBeforeAllSealed,
     Mutant::CommitsWithoutDecision,
-    Mutant::DoneBeforePersisted,
     Mutant::PreparedDroppedAtRecovery,
     Mutant::LifeIgnored,
 ];

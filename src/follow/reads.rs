@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 
 use crate::env::Moment;
-use crate::mutants::{Mutant, mutated};
 
 /// The reads under way.
 #[derive(Debug, Default)]
@@ -33,7 +32,7 @@ impl Reads {
     /// Whether what it brings is still good.
     pub fn is_good(&self, number: u64, now: Moment) -> bool {
         let read = self.under_way.get(&number);
-        read.is_some_and(|(_, until)| now < *until) || mutated(Mutant::LateReadAnswered)
+        read.is_some_and(|(_, until)| now < *until)
     }
 
     /// The oldest view that one goes by which is still good.

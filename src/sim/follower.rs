@@ -20,7 +20,7 @@ use futures_util::future::{Either, join, join_all, select};
 
 use super::engine::{Engine as _, Running as _, Volume as _, Zeroing};
 use super::flipside::{Flipside, POOL, Served, Serving, UNIT};
-use super::reader::{GRANULE, ReaderEnv, Watch};
+use super::reader::{GRANULE, LEASE, ReaderEnv, Watch};
 use super::stamp::{self, Seen, Stamp, ZEROS};
 use crate::env::sim::{Fault, Faults, Limit, Machine, Rng, SimEnv};
 use crate::env::{Env as _, Moment};
@@ -37,7 +37,6 @@ const EXTENTS: usize = 5;
 const POOL_EXTENTS: u32 = 11;
 const RESERVE: u32 = 4;
 const GRANULES: usize = EXTENTS * EXTENT / GRANULE;
-const LEASE: Duration = Duration::from_secs(1);
 const READERS: u64 = 3;
 /// How long a read may take in virtual time.
 const READ_TIME_MAX: Duration = Duration::from_secs(120);
@@ -346,8 +345,11 @@ impl World {
     /// Cuts the reader off, has its disks stall, and restarts the metadata server.
     async fn disturb(self: Rc<Self>) {
         let mut rng = self.rng();
-        while !self.is_over() {
+        loop {
             self.env.sleep(Duration::from_millis(rng.log_between(10, 3_000))).await;
+            if self.is_over() {
+                return;
+            }
             match rng.below(4) {
                 0 => {
                     let lease = LEASE.as_nanos() as u64;

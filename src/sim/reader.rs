@@ -17,6 +17,8 @@ use crate::uring::buffers::{BufferPool, View};
 
 /// Bytes of a granule.
 pub(super) const GRANULE: usize = 512;
+/// The lease of the reader, and how long a read of its holds back what it goes by.
+pub(super) const LEASE: Duration = Duration::from_secs(1);
 
 /// The environment of the reader's process.
 #[derive(Clone)]
@@ -36,7 +38,7 @@ pub(super) struct Watch {
     pub stalls: Cell<(u64, Duration)>,
     /// Reads of disks that were looked at.
     pub looked_at: Cell<u64>,
-    /// Of these, those whose lease was over when they ended.
+    /// Others, which took so long that what they brought may be anybody's.
     pub too_late: Cell<u64>,
     /// The first read that found what it must not.
     pub wrong: RefCell<Option<String>>,
@@ -127,9 +129,9 @@ pub(super) struct SpiedDisk {
     env: ReaderEnv,
 }
 
-/// What a read of a disk is for: the volume and the first granule; and how often all lines had been
-/// read.
-type Purpose = Option<(u8, u32, u64)>;
+/// What a read of a disk is for: the volume and the first granule; how often all lines had been
+/// read; and when it began.
+type Purpose = Option<(u8, u32, u64, Moment)>;
 
 impl SpiedDisk {
     /// What the lines say that lies there.
@@ -144,16 +146,18 @@ impl SpiedDisk {
         let start = u64::from(logical.0) << self.geometry.extent_shift();
         let at = start + (inside & (u64::from(self.geometry.extent_size()) - 1));
         let granule = (at / GRANULE as u64) as u32;
-        Some((volume.0 as u8, granule, follower.status().readings))
+        Some((volume.0 as u8, granule, follower.status().readings, self.env.now()))
     }
 
-    /// Looks at what was read: while the lease lasts, an extent is nobody else's.
+    /// Looks at what was read: while the lease lasts, an extent is nobody else's, for a read of no
+    /// more than one lease.
     fn look(&self, purpose: Purpose, bytes: &[u8]) {
         let watch = &self.env.watch;
-        let Some((volume, first, readings)) = purpose else { return };
+        let Some((volume, first, readings, began)) = purpose else { return };
         let status = watch.follower.borrow().as_ref().map(Follower::status);
         let status = status.expect("it reads");
-        if status.lease_left.is_zero() || status.readings != readings {
+        let late = self.env.now().since(began) >= LEASE;
+        if late || status.lease_left.is_zero() || status.readings != readings {
             watch.too_late.set(watch.too_late.get() + 1);
             return;
         }

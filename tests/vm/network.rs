@@ -1,8 +1,8 @@
 //! Two hosts in the machine: network namespaces with a wire between, a disk or a metadata server at
-//! its far end, and as bad weather on it as the kernel can make.
+//! its far end, and weather on it as bad as the kernel can make it.
 //!
-//! The far disk is the machine's own, served by nbdkit and reached by the kernel's NBD client. Flags
-//! and journal are on it with the data.
+//! The far disk is the machine's own, served by nbdkit and reached by the kernel's NBD client.
+//! Flags and journal are on it with the data.
 //!
 //! `FLIPSIDE_ROUNDS` sets the number of kills of each; without it the bad network is left out.
 

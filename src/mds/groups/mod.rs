@@ -188,7 +188,7 @@ impl Groups {
         self.all.remove(&id);
         self.told.retain(|(of, _), _| *of != id);
         self.head.groups -= 1;
-        // The last decision may still be there, though it is done, or will never be.
+        // The last unit may have said in this very turn that the last transaction is done.
         let no_decision = rows::decision_row(id, None);
         self.changes.extend([self.head_row(), rows::no_group(id), no_decision]);
         Ok(())
