@@ -10,13 +10,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use assert_cmd::Command;
-use flipside::format::ids::{ExtentId, ExtentRun, PairId, PoolId};
+use flipside::format::group::TransactionId;
+use flipside::format::ids::{ExtentId, ExtentRun, Incarnation, PairId, PoolId};
 use flipside::format::record::{self, Binding, Record};
 use flipside::mds::catalog::PoolSpec;
+use flipside::mds::groups::prepared::Part;
+use flipside::mds::groups::rows::Deletion;
 use flipside::mds::overview::Section;
 use flipside::mds::raw::{self, RawForget};
 use flipside::mds::records::ServerStatus;
 use flipside::mds::wire::{self, Header, Kind, Operation};
+use flipside::txn::{COORDINATOR, GroupId};
 use support::device::attach;
 use support::programs::{PATIENCE, directory, installed, run, skip, try_run, wait_for};
 use support::target::Service;
@@ -360,6 +364,10 @@ fn a_capture_is_shown() {
     let devices = vec![ExtentRun { start: ExtentId(3), count: 40 }];
     let spec = PoolSpec { extent_size: 65536, devices, reserve: 4 };
     let pool = PoolId([0xAB; 16]);
+    let (coordinator, incarnation) = (COORDINATOR, Incarnation(1));
+    let transaction = TransactionId { coordinator, incarnation, number: 9 };
+    let part = Part { transaction, records: Vec::new() };
+    let deletion = Deletion { group: GroupId(3), force: true };
     let expected = [
         (ask(Operation::HardenExtentFlags, &record::pack(&[record])), "PairId(77)"),
         (answer(Operation::HardenExtentFlags, &told), "view 5 horizon -"),
@@ -374,6 +382,8 @@ fn a_capture_is_shown() {
         (ask(Operation::RegisterPool, &raw::pool_spec_body(pool, &spec)), "extents 3+40"),
         (ask(Operation::ForgetPool, RawForget::new(pool, 6, true).as_bytes()), "registered as 6"),
         (ask(Operation::Overview, &Section::Sessions(8).body(100)), "Sessions(8)"),
+        (ask(Operation::PrepareExtentFlags, &part.body()), "for mds-1-9"),
+        (ask(Operation::DeleteGroup, &deletion.body()), "group 3 by force"),
         (answer(Operation::Status, &[0; 8 * ServerStatus::COUNT]), "unauthenticated: 0"),
     ];
     let mut datagrams: Vec<Vec<u8>> = expected.iter().map(|(bytes, _)| bytes.clone()).collect();

@@ -169,7 +169,8 @@ fn tell_store(path: &Path, facts: Result<&HostedFacts, &StoreError>, json: bool)
             let (groups, decisions) = (facts.groups, facts.decisions);
             writeln!(
                 out,
-                "{groups} consistency groups, {decisions} whose last commit may not be done everywhere"
+                "{groups} consistency groups, {decisions} whose last commit may not be done \
+                 everywhere"
             )?;
         }
         writeln!(out, "the metadata store is sound")?;

@@ -1,5 +1,5 @@
-//! `flipside journal`: what is linked in the journal of a target that runs, or of a pool that nobody
-//! serves, and why it still is.
+//! `flipside journal`: what is linked in the journal of a target that runs, or of a pool that
+//! nobody serves, and why it still is.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -252,10 +252,7 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
             Some(reports.iter().map(report).collect())
         }
         Operation::CreateGroup => new_group(body),
-        Operation::DeleteGroup => {
-            let Deletion { group, force } = Deletion::parse(body).ok()?;
-            Some(vec![format!("group {}{}", group.0, if force { " by force" } else { "" })])
-        }
+        Operation::DeleteGroup => deletion(body),
         Operation::CreateVolume
         | Operation::ResizeVolume
         | Operation::DeleteVolume
@@ -264,11 +261,7 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
         Operation::HardenExtentFlags => {
             Some(record::unpack(body)?.iter().map(|record| format!("{record:?}")).collect())
         }
-        Operation::PrepareExtentFlags => {
-            let Part { transaction, records } = Part::parse(body).ok()?;
-            let records = records.iter().map(|record| format!("{record:?}"));
-            Some(std::iter::once(format!("for {transaction}")).chain(records).collect())
-        }
+        Operation::PrepareExtentFlags => prepared_flags(body),
         Operation::Changes => {
             let RawSince { since, used } = raw::one(body).ok()?;
             Some(vec![format!("since view {since}, none before {used} is used")])
@@ -295,6 +288,17 @@ fn request(operation: Operation, body: &[u8]) -> Option<Vec<String>> {
         }
         Operation::Detach | Operation::Renew | Operation::Status => None,
     }
+}
+
+fn prepared_flags(body: &[u8]) -> Option<Vec<String>> {
+    let Part { transaction, records } = Part::parse(body).ok()?;
+    let records = records.iter().map(|record| format!("{record:?}"));
+    Some(std::iter::once(format!("for {transaction}")).chain(records).collect())
+}
+
+fn deletion(body: &[u8]) -> Option<Vec<String>> {
+    let Deletion { group, force } = Deletion::parse(body).ok()?;
+    Some(vec![format!("group {}{}", group.0, if force { " by force" } else { "" })])
 }
 
 fn new_group(body: &[u8]) -> Option<Vec<String>> {

@@ -254,7 +254,7 @@ impl<E: Env> Inner<E> {
             let Some(membership) = &mut domain.group else { continue };
             let group = membership.group;
             let told = || orders.iter().filter(|of| of.group == group);
-            let Some(order) = told().last() else { continue };
+            let Some(order) = told().next_back() else { continue };
             membership.orders = told().cloned().collect();
             membership.trouble.clone_from(&order.trouble);
             let standing = membership.standing;

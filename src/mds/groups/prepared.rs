@@ -75,10 +75,13 @@ impl Prepared {
         group: GroupId,
         transaction: TransactionId,
     ) -> Vec<(PoolId, UnitId, Vec<Record>)> {
-        let all =
-            self.0.extract_if((group, PoolId([0; 16]))..=(group, PoolId([255; 16])), |_, _| true);
-        let own = all.filter(|(_, (_, part))| part.transaction == transaction);
-        own.map(|((_, pool), (unit, part))| (pool, unit, part.records)).collect()
+        let (first, last) = (PoolId([0; 16]), PoolId([255; 16]));
+        let of_group = self.0.range((group, first)..=(group, last));
+        let own = of_group.filter(|(_, (_, part))| part.transaction == transaction);
+        let given = own.map(|((_, pool), (unit, part))| (*pool, *unit, part.records.clone()));
+        let given = given.collect();
+        self.retain(group, None);
+        given
     }
 
     /// Drops what is not of the transaction that a group has under way.

@@ -248,8 +248,8 @@ fn flags_prepared_here() {
     }
 }
 
-/// Goal: by force a group goes though a transaction is not done everywhere, but only where those who
-/// are waited for are away; who comes back takes it for aborted.
+/// Goal: by force a group goes though a transaction is not done everywhere, but only where those
+/// who are waited for are away; who comes back takes it for aborted.
 #[test]
 fn deleted_by_force() {
     let mut rig = rig_with_group();

@@ -6,7 +6,8 @@ use flipside::format::ids::{ExtentId, ExtentRun, PoolId};
 use flipside::format::page::crc32c;
 use flipside::mds::assembly::{Added, Assembly};
 use flipside::mds::catalog::{Catalog, PoolSpec};
-use flipside::mds::groups::rows::{self, NewGroup};
+use flipside::mds::groups::prepared::Part;
+use flipside::mds::groups::rows::{self, Deletion, NewGroup};
 use flipside::mds::log::format::{BLOCK, Identity, RecordBuffer, replay};
 use flipside::mds::overview::{GroupSeen, MemberSeen, RawGroupSeen, RawMemberSeen, Section};
 use flipside::mds::pools::Pools;
@@ -101,6 +102,13 @@ fn records(body: &[u8]) {
     }
     if let Ok(section) = Section::parse(body) {
         assert_eq!(section.body(body.len()), body);
+    }
+    if let Ok(part) = Part::parse(body) {
+        let again = Part::parse(&part.body());
+        assert_eq!(again, Ok(part));
+    }
+    if let Ok(deletion) = Deletion::parse(body) {
+        assert_eq!(deletion.body(), body);
     }
     let _ = raw::one::<RawPage>(body);
     if let Ok(mut session) = Session::<()>::from_row(body) {
