@@ -29,8 +29,8 @@ enum Met {
 
 /// Goal: whichever call of a unit a loss of power meets, what is found afterwards is the part of a
 /// transaction that took place, and nothing of one that did not. What the unit has said to be done,
-/// and the coordinator has forgotten, is there ‡. Every other time the coordinator loses what it has
-/// not stored.
+/// and the coordinator has forgotten, is there ‡. Every other time the coordinator loses what it
+/// has not stored.
 pub fn a_loss_of_power_at_every_step() {
     for seed in 0..SEEDS {
         let met: Vec<Met> = (1..=CALLS)
