@@ -57,6 +57,8 @@ pub struct World {
     pub deaf_to: Cell<fn(&Report) -> bool>,
     pub heard: RefCell<Vec<Report>>,
     pub nudge: Notify,
+    /// How long what the unit says is under way.
+    pub delay: Cell<Duration>,
     /// The part that the peer has of an atomic request, and whether it is the one that wants it.
     pub peer_part: Cell<(Option<Atomic>, bool)>,
 }
@@ -83,6 +85,7 @@ impl World {
             deaf_to: Cell::new(|_| false),
             heard: RefCell::default(),
             nudge: Notify::new(),
+            delay: Cell::new(Duration::from_micros(200)),
             peer_part: Cell::default(),
         })
     }
@@ -182,7 +185,7 @@ pub struct Way {
 impl Coordinator for Way {
     async fn coordinate(&self, reports: Vec<Report>) -> Result<Vec<Order>, MdsError> {
         loop {
-            self.env.sleep(Duration::from_micros(200)).await;
+            self.env.sleep(self.world.delay.get()).await;
             self.world.heard.borrow_mut().extend(reports.iter().cloned());
             if !reports.iter().any(self.world.deaf_to.get()) {
                 break;

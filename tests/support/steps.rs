@@ -5,18 +5,21 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use flipside::env::sim::{Crash, Stop};
 use flipside::env::{Env as _, Moment};
 use flipside::sim::engine::Volume as _;
 use flipside::txn::Phase;
 
-use crate::peer::{LIMIT, World, found_after, joined, until, write};
+use crate::peer::{LIMIT, World, found_after, joined, write};
 use crate::simulated::{formatted, started};
 
 const SEEDS: u64 = 6;
 /// More calls than a commit has.
-const CALLS: u64 = 400;
+const CALLS: u64 = 4000;
+/// Much shorter than a write takes.
+const MOMENT: Duration = Duration::from_micros(10);
 
 /// What the crash at one call has met.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,7 @@ pub fn a_loss_of_power_at_every_step() {
 
 fn met_at(seed: u64, call: u64) -> Met {
     let world = World::new();
+    world.delay.set(MOMENT);
     let mut machine = formatted(&world.engine, seed, LIMIT);
     let (env, serving) = started(&mut machine, &world.engine, LIMIT);
     let (of, there) = (env.clone(), Rc::clone(&world));
@@ -60,7 +64,9 @@ fn met_at(seed: u64, call: u64) -> Met {
             first.flush().await.unwrap();
             told.set(true);
         });
-        until(&of, || flushed.get() && there.has_heard(&Phase::Done)).await;
+        while !(flushed.get() && there.has_heard(&Phase::Done)) {
+            of.sleep(MOMENT).await;
+        }
         of.crash_in(None);
     });
     let met = match ended {
