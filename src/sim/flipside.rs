@@ -118,14 +118,15 @@ impl Flipside {
         self
     }
 
-    /// One whose flags are with it, for members of groups: with volumes of these sizes at most, in
-    /// extents, and with requests in multiples of `granule` bytes.
+    /// One for members of groups: with volumes of these sizes at most, in extents, and with
+    /// requests in multiples of `granule` bytes.
     pub(super) fn draw_member(rng: &mut Rng, volumes: &[u64], granule: usize) -> Self {
-        let nvram = rng.chance(600_000);
+        let (nvram, at_server) =
+            rng.pick(&[(true, false), (true, false), (false, false), (false, true)]);
         let fits = |drawn: &Self| {
             let room = u64::from(drawn.extents() - drawn.reserve);
             let small = drawn.geometry.extent_size() <= 1 << 17;
-            let place = !drawn.at_server && drawn.places.has_nvram() == nvram;
+            let place = (drawn.places.has_nvram(), drawn.at_server) == (nvram, at_server);
             place && small && room >= 2 * volumes.len() as u64
         };
         let mut drawn = Self::draw(rng);

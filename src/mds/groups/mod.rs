@@ -187,6 +187,7 @@ impl Groups {
         }
         self.all.remove(&id);
         self.told.retain(|(of, _), _| *of != id);
+        self.prepared.retain(id, None);
         self.head.groups -= 1;
         // The last unit may have said in this very turn that the last transaction is done.
         let no_decision = rows::decision_row(id, None);

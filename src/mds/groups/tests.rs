@@ -202,8 +202,9 @@ fn a_transaction() {
 }
 
 /// Goal: what units have prepared here is applied in the decision's store transaction, and not
-/// before; meanwhile nobody else hardens its pairs. Where the server starts before the decision, or
-/// the transaction is another one, it is forgotten.
+/// before; meanwhile nobody else hardens its pairs. Where the server starts before the decision,
+/// the group is deleted (found by its simulator, seed 239) or the transaction is another one, it
+/// is forgotten.
 #[test]
 fn flags_prepared_here() {
     let bind = |pair, extent| {
@@ -219,7 +220,7 @@ fn flags_prepared_here() {
         let catalog = rig.pools.catalog(ONE).unwrap();
         catalog.lines(UnitId(0), PairId(0), 9).unwrap().len()
     };
-    for decided in [true, false] {
+    for end in ["decision", "start", "deletion"] {
         let mut rig = rig_with_group();
         rig.pools.catalog_mut(ONE).unwrap().allocate(UnitId(0), Use::Journal, 5);
         rig.report(TWO, 1, None, Phase::Idle);
@@ -233,7 +234,13 @@ fn flags_prepared_here() {
         rig.groups.prepare(ONE, UnitId(0), part);
         rig.report(TWO, 1, at, Phase::Prepared);
         assert!(rig.groups.holds_pair(ONE, &bind(2, 3)) && lines(&rig) == 0);
-        if !decided {
+        if end == "deletion" {
+            rig.delete(0).unwrap();
+            rig.commit();
+            assert!(!rig.groups.holds_pair(ONE, &bind(2, 3)) && lines(&rig) == 0);
+            continue;
+        }
+        if end == "start" {
             let mut rig = rig.restart();
             assert!(!rig.groups.holds_pair(ONE, &bind(2, 3)));
             assert_eq!(rig.report(ONE, 1, at, Phase::Prepared).stage, Stage::Aborted);

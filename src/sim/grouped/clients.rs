@@ -79,7 +79,9 @@ pub(super) struct Shared {
 const OPERATION_TIME: Duration = Duration::from_secs(120);
 /// What requests fail with while other units, or the server, are away, or the unit has to be
 /// started again; then they are sent again.
-const WAITED: [&str; 4] = ["was being committed when", "has to wait", FENCED, STOPPING];
+const WAITED: [&str; 5] = ["was being committed when", "has to wait", SILENT, FENCED, STOPPING];
+/// What they fail with when the flags are at a server that was away for too long.
+const SILENT: &str = "where the flags are, did not answer";
 /// What they fail with when a claim of an earlier start came late to the server.
 const FENCED: &str = "fenced: another target attached";
 /// What they fail with when the unit was told to stop.
