@@ -76,9 +76,18 @@ pub(super) struct Talk {
     wake: Notify,
     /// The groups whose volumes are being moved.
     forming: RefCell<BTreeSet<GroupId>>,
+    /// The groups that are over: what is still said of them is late. Volumes that had come into
+    /// another group meanwhile would go back, and then out of both (found by the simulator of
+    /// groups, seed 3010).
+    over: RefCell<BTreeSet<GroupId>>,
 }
 
 impl Talk {
+    /// The group is over.
+    pub fn leave(&self, group: GroupId) {
+        self.over.borrow_mut().insert(group);
+    }
+
     /// There is something to say.
     pub fn speak(&self) {
         self.wake.notify_one();
@@ -233,7 +242,8 @@ impl<E: Env> Inner<E> {
                 // (found by the simulator).
                 let mut members = state.volumes.iter().filter(|of| order.volumes.contains(&of.id));
                 let free = |of: &VolumeState| of.domain == of.alone || Some(of.domain) == at;
-                changed && members.all(free)
+                let over = self.talk.over.borrow().contains(&order.group);
+                changed && !over && members.all(free)
             };
             if wanted && self.talk.forming.borrow_mut().insert(order.group) {
                 let (inner, grouping) = (Rc::clone(self), Grouping::from(order));

@@ -112,6 +112,7 @@ impl<E: Env> Inner<E> {
         if grouping.volumes.is_empty() {
             of.end();
             of.group = None;
+            self.talk.leave(grouping.group);
         }
         tracing::info!(
             group = grouping.name,
