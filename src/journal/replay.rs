@@ -94,7 +94,7 @@ mod tests {
         match replay(&mut lines, &groups) {
             Ok(stale) => Ok((lines, stale.into_iter().collect())),
             Err(JournalError::Damaged(what)) => Err(what),
-            Err(other) => panic!("{other}"),
+            Err(other) => Err(other.to_string()),
         }
     }
 
@@ -116,12 +116,13 @@ mod tests {
         assert_eq!(stale, [0, 50].map(|pair| home_page(PairId(pair))));
     }
 
-    /// Goal: a group in doubt, of a pair that there is not, or that cannot follow is damage.
+    /// Goal: a group of a pair that there is not, or that cannot follow, is damage; one in doubt is
+    /// not, and is not passed over either.
     #[test]
-    fn what_cannot_be_is_damage() {
+    fn what_cannot_be_is_refused() {
         let committed = GroupState::Committed;
         for (state, records, words) in [
-            (GroupState::Prepared, vec![bind(0, 1, 5)], "group 1 is in doubt"),
+            (GroupState::Prepared, vec![bind(0, 1, 5)], "group 1 of the journal is in doubt"),
             (committed, vec![bind(100, 1, 5)], "no pair 100"),
             (committed, vec![bind(0, 1, 5), place(0, 1, Slot::One)], "which cannot follow"),
         ] {
