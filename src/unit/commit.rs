@@ -78,6 +78,9 @@ impl<E: Env> Inner<E> {
                 if let Some(reason) = &domain.failed {
                     return Err(IoError::Latched(Arc::clone(reason)));
                 }
+                if domain.over {
+                    return Err(IoError::Deleted);
+                }
                 if self.stopped.get() {
                     return Err(IoError::ShuttingDown);
                 }

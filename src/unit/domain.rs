@@ -255,6 +255,8 @@ impl Domain {
         assert!(self.is_clean(), "volumes go when nothing is pending");
         self.over = true;
         self.committed = self.open.number;
+        // Who gives up what is not there any more is let through still.
+        self.open.number += 1;
         self.wake.notify_one();
         self.decided.notify_waiters();
     }
