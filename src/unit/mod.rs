@@ -53,6 +53,7 @@ pub mod lease;
 pub mod limits;
 mod linked;
 mod manage;
+mod pairs;
 mod payload;
 pub mod policy;
 mod pool;
