@@ -40,6 +40,7 @@ mod scratch;
 mod serve;
 mod settle;
 mod status;
+mod tuning;
 pub mod txn;
 mod ublk;
 pub mod values;

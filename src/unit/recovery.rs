@@ -551,7 +551,7 @@ async fn assemble<E: Env>(
         env: parts.env,
         geometry,
         limits,
-        watermarks: Watermarks::for_reserve(parts.reserve),
+        watermarks: Watermarks::for_reserve(parts.reserve, parts.config.settle_below),
         config: parts.config,
         devices,
         journal,

@@ -48,11 +48,13 @@ pub struct RingOptions {
     /// How long to look out for answers before each sleep: takes the time of a wake-up off what is
     /// answered soon, and keeps the processor busy for as long.
     pub poll: Duration,
+    /// A thread of the kernel takes what is submitted, until so many milliseconds after the last.
+    pub kernel_thread: Option<u32>,
 }
 
 impl Default for RingOptions {
     fn default() -> Self {
-        Self { entries: 256, files: 1024, poll: Duration::ZERO }
+        Self { entries: 256, files: 1024, poll: Duration::ZERO, kernel_thread: None }
     }
 }
 
@@ -88,7 +90,7 @@ pub(super) struct Core {
 impl Ring {
     /// A ring for this thread.
     pub fn new(options: &RingOptions) -> Result<Self, RingError> {
-        let io = setup::build(options.entries)?;
+        let io = setup::build(options)?;
         let places = match io.submitter().register_files_sparse(options.files) {
             Ok(()) => (0..options.files).rev().collect(),
             Err(error) => {
