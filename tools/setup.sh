@@ -20,6 +20,7 @@ needs=(
   mkfs.ext4:e2fsprogs
   mkfs.xfs:xfsprogs
   losetup:mount
+  valgrind:valgrind
   blkid:util-linux
   fstrim:util-linux
   python3:python3

@@ -23,6 +23,7 @@ use crate::load::target::Alone;
 use crate::load::{Case, Direction, Figure, Target, run as run_case};
 use crate::observe::Counters;
 use crate::unit::Config;
+use crate::uring::RingOptions;
 
 /// The most that is measured on, unless told otherwise, in bytes.
 const SIZE_MAX: u64 = 1 << 30;
@@ -142,7 +143,9 @@ pub fn run(args: &Args) -> Result<()> {
         let phase = Phase { cases, size, time, round, progress, found };
         let other = phase.clone();
         scratch.alone(move |env, disk| phase.alone(env, disk))?;
-        scratch.engine(Config::default(), move |engine| other.engine(engine))?;
+        scratch.engine(&RingOptions::default(), Config::default(), move |engine| {
+            other.engine(engine)
+        })?;
     }
     progress.finish_and_clear();
     let report = report(args, &scratch, &cases, &found.borrow());

@@ -40,6 +40,7 @@ mod scratch;
 mod serve;
 mod settle;
 mod status;
+mod tune;
 mod tuning;
 pub mod txn;
 mod ublk;
@@ -114,6 +115,8 @@ enum Command {
     Ublk(ublk::Args),
     /// Measure the engine on a device beside the device alone; what it holds is lost
     Bench(bench::Args),
+    /// Measure a device for a minute and say which flags of serve suit it; what it holds is lost
+    Tune(tune::Args),
     /// Serve the metadata of pools to their targets until told to stop
     Mds(mds::Args),
     /// Show the metadata protocol in a network capture
@@ -144,6 +147,7 @@ pub fn main() -> ExitCode {
         Command::Flags(args) => flags::run(args),
         Command::Ublk(args) => ublk::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Mds(args) => mds::run(&args),
         Command::WireDump(args) => wire_dump::run(&args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),

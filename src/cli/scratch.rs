@@ -25,6 +25,7 @@ use crate::load::Target as _;
 use crate::load::target::Alone;
 use crate::observe::{Counters, Latencies};
 use crate::unit::{Config, Unit, Volume};
+use crate::uring::RingOptions;
 
 /// How a device is measured that holds something.
 const FORCE: &str = "say --force if that may be lost";
@@ -80,12 +81,9 @@ impl Scratch {
     }
 
     /// Measures the device by itself.
-    pub fn alone<F: Future<Output = Result<()>>>(
-        &self,
-        measure: impl FnOnce(OsEnv, Alone<OsDisk>) -> F + 'static,
-    ) -> Result<()>
+    pub fn alone<F>(&self, measure: impl FnOnce(OsEnv, Alone<OsDisk>) -> F + 'static) -> Result<()>
     where
-        F: 'static,
+        F: Future<Output = Result<()>> + 'static,
     {
         let (ring, env) = device::environment(BUFFERS_LEN)?;
         let (path, size) = (self.path.clone(), self.size);
@@ -102,16 +100,17 @@ impl Scratch {
         measured
     }
 
-    /// Measures a volume of a new pool on the device.
-    pub fn engine<F: Future<Output = Result<()>>>(
+    /// Measures a volume of a new pool on the device, on a ring of that kind.
+    pub fn engine<F>(
         &self,
+        options: &RingOptions,
         config: Config,
         measure: impl FnOnce(Engine) -> F + 'static,
     ) -> Result<()>
     where
-        F: 'static,
+        F: Future<Output = Result<()>> + 'static,
     {
-        let (ring, env) = device::environment(BUFFERS_LEN)?;
+        let (ring, env) = device::environment_with(options, BUFFERS_LEN)?;
         let (path, size) = (self.path.clone(), self.size);
         let nvram = self.nvram.clone();
         let place = nvram.clone();

@@ -25,6 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use tokio::sync::Notify;
 
 pub use case::{Case, Direction, Flush, Order};
@@ -105,7 +106,7 @@ impl<E: Env, T: Target> Load<E, T> {
 
     async fn request(&self) -> Result<(), LoadError> {
         let Case { block, direction, flush, .. } = self.case;
-        let place = self.places.borrow_mut().next();
+        let place = self.places.borrow_mut().draw();
         let offset = place * u64::from(block);
         let mut buf = self.env.buffers().acquire(block as usize).await;
         let begun = self.env.now();
@@ -134,9 +135,7 @@ impl<E: Env, T: Target> Load<E, T> {
 /// What this thread has used of its processor: in the program, and in the kernel.
 fn processor_time() -> (Duration, Duration) {
     let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("Linux knows a thread's usage");
-    let duration = |time: nix::sys::time::TimeVal| {
-        Duration::new(time.tv_sec().cast_unsigned(), time.tv_usec() as u32 * 1000)
-    };
+    let duration = |time: TimeVal| Duration::from_micros(time.num_microseconds().cast_unsigned());
     (duration(usage.user_time()), duration(usage.system_time()))
 }
 

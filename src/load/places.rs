@@ -47,7 +47,7 @@ impl Places {
     }
 
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         match &mut self.kind {
             Kind::Sequential { next } => {
                 let place = *next;
@@ -100,7 +100,7 @@ mod tests {
     fn orders_are_what_they_say() {
         let draw = |order, count, times| -> Vec<_> {
             let mut places = Places::new(order, count, Rng::new(7));
-            (0..times).map(|_| places.next()).collect()
+            (0..times).map(|_| places.draw()).collect()
         };
         assert_eq!(draw(Order::Sequential, 3, 7), [0, 1, 2, 0, 1, 2, 0]);
         let uniform = draw(Order::Uniform, 10, 1000);
