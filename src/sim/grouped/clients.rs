@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::Seen;
+use super::atomics::Draft;
 use super::ledger::Ledger;
 use crate::env::Env as _;
 use crate::env::sim::{Rng, SimEnv};
@@ -49,6 +51,15 @@ pub(super) struct Request {
     pub think: u64,
 }
 
+/// What a client waits for.
+#[derive(Clone, Debug)]
+pub(super) struct Busy {
+    /// The unit that its request is at; none between two steps of an atomic request.
+    pub unit: Option<usize>,
+    /// The volumes that it is about.
+    pub volumes: Vec<usize>,
+}
+
 /// An image of a volume that was read, by a handle.
 pub(super) type Image = (Served, Vec<u8>);
 
@@ -58,8 +69,10 @@ pub(super) struct Shared {
     /// What happens when: in the order of time, then of planning.
     events: RefCell<BTreeMap<(u64, u64), Event>>,
     planned: Cell<u64>,
-    /// The volume that each client waits for.
-    pub busy: RefCell<Vec<Option<usize>>>,
+    /// What each client waits for.
+    pub busy: RefCell<Vec<Option<Busy>>>,
+    /// The atomic request that each client has under way.
+    pub drafts: RefCell<Vec<Option<Draft>>>,
     /// Volumes whose handles are told that their group went back.
     pub lost: RefCell<Vec<bool>>,
     /// Images by the number of the check that they are for, and the volume.
@@ -69,6 +82,8 @@ pub(super) struct Shared {
     pub done: RefCell<BTreeSet<u64>>,
     pub failed: RefCell<Option<String>>,
     pub ended: Cell<u64>,
+    /// What atomic requests came to.
+    pub seen: Cell<Seen>,
     /// Requests that failed, as they may.
     pub refused: Cell<u64>,
     /// Every operation has to succeed, and soon.
@@ -97,12 +112,14 @@ impl Shared {
             events: RefCell::default(),
             planned: Cell::new(0),
             busy: RefCell::new(vec![None; clients]),
+            drafts: RefCell::new((0..clients).map(|_| None).collect()),
             lost: RefCell::new(vec![false; volumes]),
             images: RefCell::default(),
             jobs: RefCell::default(),
             done: RefCell::default(),
             failed: RefCell::default(),
             ended: Cell::new(0),
+            seen: Cell::default(),
             refused: Cell::new(0),
             bounded: Cell::new(false),
         }
@@ -128,7 +145,9 @@ impl Shared {
 
     /// Whether a request is under way on one of these volumes.
     pub fn is_busy(&self, volumes: &[usize]) -> bool {
-        self.busy.borrow().iter().flatten().any(|busy| volumes.contains(busy))
+        let busy = self.busy.borrow();
+        let mut under_way = busy.iter().flatten().flat_map(|busy| &busy.volumes);
+        under_way.any(|volume| volumes.contains(volume))
     }
 
     /// Carries out a request on its machine.
@@ -139,7 +158,10 @@ impl Shared {
         let result = self.perform(&env, &served, &request).await;
         match result {
             Ok(Ok(())) => {}
-            Ok(Err(why)) => self.judge(request.volume, &request.what, why),
+            Ok(Err(why)) => {
+                let what = format!("{:?} on volume {}", request.what, request.volume);
+                self.judge(&[request.volume], &what, why);
+            }
             Err(Violation(what)) => self.fail(what),
         }
         let took = Duration::from_nanos(env.lived() - sent);
@@ -177,7 +199,7 @@ impl Shared {
         result
     }
 
-    fn granule(&self) -> u64 {
+    pub fn granule(&self) -> u64 {
         self.ledger.borrow().granule as u64
     }
 
@@ -241,17 +263,16 @@ impl Shared {
         }
     }
 
-    /// Whether a request may have failed so.
-    fn judge(&self, volume: usize, what: &What, why: Refusal) {
+    /// Whether a request to some volumes of a unit may have failed so.
+    pub fn judge(&self, volumes: &[usize], what: &str, why: Refusal) {
         self.refused.set(self.refused.get() + 1);
         match why {
             Refusal::Failed(why) if why.contains(LOST) && !self.bounded.get() => {
-                self.lost.borrow_mut()[volume] = true;
+                volumes.iter().for_each(|volume| self.lost.borrow_mut()[*volume] = true);
             }
             Refusal::Failed(why)
                 if WAITED.iter().any(|waited| why.contains(waited)) && !self.bounded.get() => {}
-            other => self
-                .fail(format!("{what:?} on volume {volume} failed, and no device had: {other:?}")),
+            other => self.fail(format!("{what} failed, and no device had: {other:?}")),
         }
     }
 
