@@ -44,6 +44,8 @@ pub(super) struct Draft {
     asked: bool,
     /// Whether its volumes commit together.
     together: bool,
+    /// Whether it was begun when nothing failed any more.
+    bounded: bool,
 }
 
 /// What a unit has to do with it.
@@ -143,6 +145,7 @@ impl Run {
             applies,
             asked: false,
             together: classes.len() == 1,
+            bounded: self.shared.bounded.get(),
         };
         self.shared.drafts.borrow_mut()[client] = Some(draft);
         self.shared.busy.borrow_mut()[client] = Some(Busy { unit: None, volumes });
@@ -286,7 +289,9 @@ impl Shared {
             }
             Ok(()) => {}
             Err(AtomicError::Apart | AtomicError::Aborted(_)) if !draft.together => {}
-            Err(why) if !self.bounded.get() && is_passing(&why) => {}
+            Err(AtomicError::TooLarge { .. } | AtomicError::Scattered) => {}
+            Err(AtomicError::Late(_) | AtomicError::Aborted(_) | AtomicError::Apart)
+                if !draft.bounded => {}
             Err(why) => self.judge(&part.volumes, &what, Refusal::Failed(why.to_string())),
         }
         drop(draft);
@@ -317,10 +322,4 @@ impl Shared {
         self.busy.borrow_mut()[client] = None;
         self.plan(next, Event::Step(client));
     }
-}
-
-/// Whether a client may be told so while units come and go.
-fn is_passing(why: &AtomicError) -> bool {
-    use AtomicError::{Aborted, Apart, Late, Scattered, TooLarge};
-    matches!(why, Late(_) | Aborted(_) | Apart | Scattered | TooLarge { .. })
 }
