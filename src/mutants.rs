@@ -126,6 +126,10 @@ mutants! {
     CommitPresumed: "a transaction of which nothing is known is told as committed",
     PreparedMemberForgotten: "a decision is forgotten when the first member is done",
     LifeNotCounted: "a member that lost what was pending begins no new life of its group",
+    PreparedAppliedEarly: "flags that were prepared at the server count before the decision",
+    PreparedNotApplied: "flags that were prepared at the server are not applied by the decision",
+    PreparedKeptAtAbort: "flags that were prepared at the server are kept when that is aborted",
+    PreparedOfAnyApplied: "a decision applies what was prepared for an aborted transaction, too",
     // A unit's part in global transactions.
     AcknowledgedBeforeAllSealed: "a write is acknowledged before all units have sealed",
     CommitsWithoutDecision: "a unit commits when all are sealed, before it is decided",

@@ -39,6 +39,15 @@ fn seeds_keep_every_promise() {
     }
 }
 
+/// Goal: an atomic request and a write that want two blocks in common never wait for each other
+/// (884, 1775), nor does one commit nothing again and again (2637).
+#[test]
+fn seeds_of_atomic_requests() {
+    for seed in [717, 884, 1775, 2637] {
+        run_seed(seed, false).unwrap_or_else(|failure| panic!("{failure}"));
+    }
+}
+
 /// Goal: seeds that showed something once are as they should be: a group that never came together
 /// (93, 7), a request counted in the wrong epoch (408), pairs held for a deleted group (239), a
 /// volume that late orders took out of its group (3010), and what the simulator itself did wrong.

@@ -283,6 +283,7 @@ impl Shared {
         };
         part.env.note("atomic end", u64::from(draft.stamp), u64::from(applied.is_ok()));
         self.finish(&draft, ended);
+        self.last_atomic.set(part.env.lived());
         match applied {
             Ok(()) if !draft.together => {
                 self.fail(format!("{what} was applied to volumes that do not commit together"));
@@ -292,7 +293,10 @@ impl Shared {
             Err(AtomicError::TooLarge { .. } | AtomicError::Scattered) => {}
             Err(AtomicError::Late(_) | AtomicError::Aborted(_) | AtomicError::Apart)
                 if !draft.bounded => {}
-            Err(why) => self.judge(&part.volumes, &what, Refusal::Failed(why.to_string())),
+            Err(why) => {
+                let why = Refusal::Failed(why.to_string());
+                self.judge(&part.volumes, part.env.lived(), &what, why);
+            }
         }
         drop(draft);
         self.ended.set(self.ended.get() + 1);

@@ -80,6 +80,8 @@ pub(super) struct Shared {
     /// The newest job that makes or deletes the group of a class, and the jobs that are done.
     pub jobs: RefCell<BTreeMap<usize, u64>>,
     pub done: RefCell<BTreeSet<u64>>,
+    /// When the last atomic request ended, in nanoseconds of true time.
+    pub last_atomic: Cell<u64>,
     pub failed: RefCell<Option<String>>,
     pub ended: Cell<u64>,
     /// What atomic requests came to.
@@ -92,9 +94,13 @@ pub(super) struct Shared {
 
 /// How long an operation takes at most once nothing fails any more.
 const OPERATION_TIME: Duration = Duration::from_secs(120);
+/// After so long, in nanoseconds, every unit has heard of a decision, once nothing fails any more.
+const HEARD_NS: u64 = 1_000_000_000;
 /// What requests fail with while other units, or the server, are away, or the unit has to be
 /// started again; then they are sent again.
-const WAITED: [&str; 5] = ["was being committed when", "has to wait", SILENT, FENCED, STOPPING];
+const WAITED: [&str; 5] = [IN_DOUBT, "has to wait", SILENT, FENCED, STOPPING];
+/// What reads fail with of what a unit has voted for, if it waits for the decision for so long.
+const IN_DOUBT: &str = "it is being committed";
 /// What they fail with when the flags are at a server that was away for too long.
 const SILENT: &str = "where the flags are, did not answer";
 /// What they fail with when a claim of an earlier start came late to the server.
@@ -117,6 +123,7 @@ impl Shared {
             images: RefCell::default(),
             jobs: RefCell::default(),
             done: RefCell::default(),
+            last_atomic: Cell::new(0),
             failed: RefCell::default(),
             ended: Cell::new(0),
             seen: Cell::default(),
@@ -160,7 +167,7 @@ impl Shared {
             Ok(Ok(())) => {}
             Ok(Err(why)) => {
                 let what = format!("{:?} on volume {}", request.what, request.volume);
-                self.judge(&[request.volume], &what, why);
+                self.judge(&[request.volume], sent, &what, why);
             }
             Err(Violation(what)) => self.fail(what),
         }
@@ -263,8 +270,15 @@ impl Shared {
         }
     }
 
-    /// Whether a request to some volumes of a unit may have failed so.
-    pub fn judge(&self, volumes: &[usize], what: &str, why: Refusal) {
+    /// Whether an atomic request was under way since then, or ended so shortly before that units
+    /// had yet to hear of it.
+    fn met_atomic(&self, sent: u64) -> bool {
+        let under_way = self.drafts.borrow().iter().any(Option::is_some);
+        under_way || self.last_atomic.get() + HEARD_NS >= sent
+    }
+
+    /// Whether a request to some volumes of a unit, sent at that moment, may have failed so.
+    pub fn judge(&self, volumes: &[usize], sent: u64, what: &str, why: Refusal) {
         self.refused.set(self.refused.get() + 1);
         match why {
             Refusal::Failed(why) if why.contains(LOST) && !self.bounded.get() => {
@@ -272,6 +286,7 @@ impl Shared {
             }
             Refusal::Failed(why)
                 if WAITED.iter().any(|waited| why.contains(waited)) && !self.bounded.get() => {}
+            Refusal::Failed(why) if why.contains(IN_DOUBT) && self.met_atomic(sent) => {}
             other => self.fail(format!("{what} failed, and no device had: {other:?}")),
         }
     }

@@ -230,6 +230,8 @@ impl Run {
     fn all(mut self) -> Result<Report, String> {
         self.go("the work", u64::MAX, |run| run.disturbances == 0)?;
         self.calm = true;
+        // What was lost before is sent again only after a while.
+        self.well_since = self.now;
         self.operations = self.begun;
         self.host.calm();
         self.units.iter().for_each(Unit::calm);
