@@ -100,6 +100,8 @@ mutants! {
     StalePlaceApplied: "places of an earlier binding are applied",
     ReconcileSkipped: "the metadata server is not told what it missed",
     IncarnationKept: "a start of a unit goes by the number of the one before",
+    // Repairs.
+    GoodCopyMended: "a repair writes both copies of a page, the good one first",
     // The metadata server and its protocol.
     GenerationUnchecked: "the server applies older generations, again where they are repeated",
     RequestRepeated: "a repeated request is executed again",

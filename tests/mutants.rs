@@ -29,6 +29,8 @@ use flipside::sim::sweep::{Sweep, sweep};
 mod peer;
 #[path = "support/regressions.rs"]
 mod regressions;
+#[path = "support/repair.rs"]
+mod repair;
 #[path = "support/simulated.rs"]
 mod simulated;
 #[path = "support/steps.rs"]
@@ -68,9 +70,10 @@ const OF_READERS: [Mutant; 4] = [
 /// Those of destaging that a world of its own finds sooner.
 const OF_DESTAGING: [Mutant; 2] = [Mutant::PayloadDroppedForPending, Mutant::DestageUnheld];
 /// Those of atomic requests and of rare meetings, and the scenario that shows each.
-const OF_SCENARIOS: [(Mutant, fn()); 3] = [
+const OF_SCENARIOS: [(Mutant, fn()); 4] = [
     (Mutant::DecisionNotStored, steps::a_loss_of_power_at_every_step),
     (Mutant::DoneBeforePersisted, steps::a_loss_of_power_at_every_step),
+    (Mutant::GoodCopyMended, repair::cut_short_anywhere),
     (Mutant::PlaceShrinks, waiting::who_waits_behind_fewer_blocks_is_woken),
 ];
 /// The swaps of a world with a reader.
