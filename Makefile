@@ -93,7 +93,7 @@ bench-journal: setup ## data in the journal beside the device alone, and commits
 	$(CARGO) bench --bench journal -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
 	$(CARGO) bench --bench group_commits -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
 
-coverage: ## lines of journal/, unit/ and format/ that tests execute (installs cargo-tarpaulin)
+coverage: ## lines of journal/, unit/, format/, txn/ that tests execute (installs cargo-tarpaulin)
 	@tools/coverage.sh
 
 fuzz: ## every parser, SECONDS each (needs cargo-fuzz, which this installs)
