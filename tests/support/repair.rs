@@ -1,5 +1,7 @@
 //! Repairs of a pool that are cut short by a loss of power, at any call, and begun again.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use flipside::check::devices::{self, DeviceFacts};
 use flipside::check::finding::{Finding, Mend};
 use flipside::check::{mend, region};

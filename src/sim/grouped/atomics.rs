@@ -288,9 +288,8 @@ impl Shared {
             Ok(()) if !draft.together => {
                 self.fail(format!("{what} was applied to volumes that do not commit together"));
             }
-            Ok(()) => {}
+            Ok(()) | Err(AtomicError::TooLarge { .. } | AtomicError::Scattered) => {}
             Err(AtomicError::Apart | AtomicError::Aborted(_)) if !draft.together => {}
-            Err(AtomicError::TooLarge { .. } | AtomicError::Scattered) => {}
             Err(AtomicError::Late(_) | AtomicError::Aborted(_) | AtomicError::Apart)
                 if !draft.bounded => {}
             Err(why) => {

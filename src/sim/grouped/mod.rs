@@ -493,7 +493,7 @@ impl Run {
         if self.atomics.is_next() && !self.is_broken(volume) {
             self.begin_atomic(client, volume);
         } else {
-            self.begin_request(client, volume, env, served);
+            self.begin_request(client, volume, &env, served);
         }
         if self.begun >= self.strike_at {
             self.disturb();
@@ -501,7 +501,7 @@ impl Run {
     }
 
     /// A client sends a request to one volume.
-    fn begin_request(&mut self, client: usize, volume: usize, env: SimEnv, served: Served) {
+    fn begin_request(&mut self, client: usize, volume: usize, env: &SimEnv, served: Served) {
         let (unit, granules, granule) = {
             let ledger = self.shared.ledger.borrow();
             let place = &ledger.places[volume];
