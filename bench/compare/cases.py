@@ -1,0 +1,102 @@
+"""What is measured over NBD: the cases as data, and the goals of issue 8 that they are held to."""
+
+import dataclasses
+import fnmatch
+
+from tools import KIB, MIB, BenchError
+
+DEPTHS = (1, 8, 32, 128)
+# fio's word for the pattern, ours, and the same in a table.
+PATTERNS = {"read": "randread", "write": "randwrite", "mix": "randrw"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One load of fio, on a volume in one of two states."""
+
+    rw: str
+    block: int
+    # Of each connection.
+    depth: int
+    connections: int = 1
+    # A flush after so many writes; 0: none.
+    flush: int = 0
+    # Whether every other block of the volume was overwritten at random, and committed, before.
+    is_scattered: bool = False
+    # The bytes that it works on, from the start of the volume; the whole of it if 0.
+    span: int = 0
+
+    @property
+    def name(self):
+        """As `--cases` knows it."""
+        block = f"{self.block // MIB}m" if self.block >= MIB else f"{self.block // KIB}k"
+        parts = [block, "scattered" if self.is_scattered else "", self.rw, f"d{self.depth}",
+                 f"f{self.flush}" if self.flush else "", f"c{self.connections}"]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def is_sequential(self):
+        """Whether each request follows the one before."""
+        return not self.rw.startswith("rand")
+
+    @property
+    def unit(self):
+        """What counts: requests, or bytes of large ones."""
+        return "mib_s" if self.block >= MIB else "iops"
+
+    @property
+    def is_main(self):
+        """Whether the tables show it by default: the cases of the goals and their neighbours."""
+        if self.connections > 1 or self.block not in (4 * KIB, MIB):
+            return False
+        return self.block == MIB or self.flush > 0 or self.depth in (1, 32)
+
+    @property
+    def rank(self):
+        """The order within a round: reads before writes, in order before at random, so that no
+        case finds what another has scattered, but for those that want just that."""
+        return (self.is_scattered, self.is_scattered and self.is_sequential,
+                not self.rw.endswith("read"), not self.is_sequential, self.flush)
+
+
+def every():
+    """All cases, in the order that they are run in."""
+    found = [Case(rw, block * KIB, depth, connections)
+             for rw in PATTERNS.values() for block in (4, 16) for depth in DEPTHS
+             for connections in (1, 4)]
+    for connections in (1, 4):
+        found += [Case(rw, MIB, 8, connections) for rw in ("read", "write")]
+        found += [Case("randwrite", 4 * KIB, 1, connections, flush=1),
+                  Case("randwrite", 4 * KIB, 32, connections, flush=32)]
+    found += [Case("randread", 4 * KIB, 32, is_scattered=True),
+              Case("read", MIB, 8, is_scattered=True)]
+    return sorted(found, key=lambda case: case.rank)
+
+
+def chosen(patterns):
+    """The cases whose names match one of the patterns."""
+    found = [case for case in every()
+             if any(fnmatch.fnmatch(case.name, pattern) for pattern in patterns)]
+    if not found:
+        names = "\n  ".join(case.name for case in every())
+        raise BenchError(f"no case matches {' '.join(patterns)}; there are:\n  {names}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """That one target reaches so many times what another does in a case."""
+
+    case: str
+    beside: str
+    ratio: float
+
+
+QEMU = "qemu-nbd"
+BARE = "pass-through"
+GOALS = [
+    *(Goal(f"4k-{rw}-d32-c1", beside, ratio) for rw in ("randwrite", "randread")
+      for beside, ratio in ((QEMU, 2), (BARE, 0.9))),
+    *(Goal(f"4k-{rw}-d1-c1", QEMU, 1.3) for rw in ("randwrite", "randread")),
+    *(Goal(f"1m-{rw}-d8-c1", QEMU, 2.5) for rw in ("write", "read")),
+]

@@ -1,0 +1,83 @@
+"""The comparison over NBD: every case on every target, taken in turn, in several rounds."""
+
+import devices
+import targets
+from cases import Case
+from fio import Amount, arguments, load, measure
+from tools import KIB, MIB
+
+# What fio takes to start and to end, in seconds.
+FIO_SECONDS = 0.6
+FILL = Case("write", MIB, 8)
+SCATTER = Case("randwrite", 4 * KIB, 32)
+
+
+def rounds_of(case, rounds):
+    """The main cases in every round; the others, there for the plots, in half of them."""
+    return rounds if case.is_main else (rounds + 1) // 2
+
+
+def plan(cases, chosen, rounds, kind):
+    """What is measured: for each round its cases, each with the targets that take it. On disk, and
+    by those who are there for information, the main cases alone."""
+    planned = []
+    for number in range(rounds):
+        steps = []
+        for case in cases:
+            if number >= rounds_of(case, rounds) or kind == "disk" and not case.is_main:
+                continue
+            takers = [target.name for target in chosen
+                      if case.is_main or not target.is_informal]
+            # Who goes first changes, so that whatever else the machine does meets all.
+            turn = (number + len(steps)) % max(len(takers), 1)
+            if takers:
+                steps.append((case, takers[turn:] + takers[:turn]))
+        planned.append(steps)
+    return planned
+
+
+def seconds(planned, options, count):
+    """How long that takes, as a guess."""
+    measured = sum(len(takers) for steps in planned for _, takers in steps)
+    prepared = 3 * options.size / 512 * count * len(planned)
+    return measured * (options.seconds + FIO_SECONDS) + prepared
+
+
+def prepare(served, case, size, directory):
+    """Fills the volume in order, or overwrites half of its blocks at random, and commits."""
+    amount = Amount(bytes=size if case == FILL else size // 2)
+    load(served.fio, [*arguments(case, size, amount), "--end_fsync=1"], directory)
+
+
+def run(kind, chosen, cases, options, progress):
+    """All rounds on devices of that kind: `{"device", "commands", "cases": {case: {target:
+    [figures of each round]}}}`."""
+    size = options.size * MIB
+    planned = plan(cases, chosen, options.rounds, kind)
+    found = {}
+    with devices.workspace(kind) as directory:
+        with targets.all_serving(chosen, directory, size) as served:
+            for number, steps in enumerate(planned):
+                measure_round(served, steps, (number, size, options, kind), directory, progress,
+                              found)
+            commands = {name: [" ".join(map(str, command)) for command in one.commands]
+                        for name, one in served.items()}
+    return {"device": devices.describe(kind), "commands": commands, "cases": found}
+
+
+def measure_round(served, steps, about, directory, progress, found):
+    """One round, into `found`."""
+    number, size, options, kind = about
+    scattered = None
+    for case, takers in steps:
+        if case.is_scattered != scattered:
+            scattered = case.is_scattered
+            for one in served.values():
+                progress.step(options.size / 512,
+                              f"{kind}, round {number + 1}: {one.name} is prepared")
+                prepare(one, SCATTER if scattered else FILL, size, directory)
+        for name in takers:
+            progress.step(options.seconds + FIO_SECONDS,
+                          f"{kind}, round {number + 1}: {case.name} {name}")
+            figures = measure(served[name], case, size, Amount(seconds=options.seconds), directory)
+            found.setdefault(case.name, {}).setdefault(name, []).append(figures)
