@@ -44,7 +44,7 @@ def arguments(case, size, amount):
 def load(where, options, directory):
     """Runs fio with these options at that place; its account of reads and writes together."""
     output = directory / "fio.json"
-    command = ["fio", *where, *options, "--unified_rw_reporting=1", "--output-format=json",
+    command = ["fio", *where, *options, "--unified_rw_reporting=both", "--output-format=json",
                f"--percentile_list={':'.join(map(str, PERCENTILES))}", f"--output={output}"]
     run(command, timeout=PATIENCE_SECONDS)
     # Before the account there may be warnings.

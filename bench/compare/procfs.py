@@ -12,6 +12,14 @@ def status(folder):
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
+def has_ended(pid):
+    """Whether a process is gone, or would be if its parent took notice."""
+    try:
+        return status(pathlib.Path(f"/proc/{pid}"))["State"].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def memory(process):
     """Bytes of memory that a process has now, without what it shares with files."""
     fields = status(pathlib.Path(f"/proc/{process.pid}"))

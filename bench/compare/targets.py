@@ -8,6 +8,7 @@ import signal
 import time
 
 import devices
+import procfs
 from tools import BUILD, FLIPSIDE, MIB, PASSTHROUGH, READY_SECONDS, ROOT, BenchError, run, running
 
 
@@ -167,12 +168,14 @@ class NbdServer(Target):
 
     @contextlib.contextmanager
     def serve(self, place):
-        """It takes its options from a file, and serves several clients as a daemon alone."""
+        """It takes its options from a file, and serves several clients as a daemon alone. The port
+        is not used where there is a unix socket, and must be there."""
         socket, configuration, pid = (place.directory / f"nbd-server.{kind}"
                                       for kind in ("sock", "conf", "pid"))
         configuration.write_text(
-            f"[generic]\nunixsock = {socket}\nport = 0\nlistenaddr = 127.0.0.1\n"
-            f"[disk]\nexportname = {place.device}\nfilesize = {place.size}\n")
+            f"[generic]\nunixsock = {socket}\nport = 10809\n"
+            f"[disk]\nexportname = {place.device}\nfilesize = {place.size}\n"
+            "flush = true\nfua = true\n")
         command = ["nbd-server", "-C", configuration, "-p", pid]
         run(command)
         daemon = Daemon(pid)
@@ -201,10 +204,11 @@ class Daemon:
 
     def end(self):
         """Asks it to end, and waits until it has let go of its device."""
+        deadline = time.monotonic() + READY_SECONDS
         with contextlib.suppress(ProcessLookupError):
-            while True:
-                os.kill(self.pid, signal.SIGTERM)
-                time.sleep(0.05)
+            os.kill(self.pid, signal.SIGTERM)
+        while not procfs.has_ended(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 class Raw(Target):
