@@ -1,10 +1,12 @@
-"""What is measured over NBD: the cases as data, and the goals of issue 8 that they are held to."""
+"""What is measured over NBD: the cases as data."""
 
 import dataclasses
 import fnmatch
 
 from tools import KIB, MIB, BenchError
 
+QEMU = "qemu-nbd"
+BARE = "pass-through"
 DEPTHS = (1, 8, 32, 128)
 # fio's word for the pattern, ours, and the same in a table.
 PATTERNS = {"read": "randread", "write": "randwrite", "mix": "randrw"}
@@ -81,22 +83,3 @@ def chosen(patterns):
         names = "\n  ".join(case.name for case in every())
         raise BenchError(f"no case matches {' '.join(patterns)}; there are:\n  {names}")
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Goal:
-    """That one target reaches so many times what another does in a case."""
-
-    case: str
-    beside: str
-    ratio: float
-
-
-QEMU = "qemu-nbd"
-BARE = "pass-through"
-GOALS = [
-    *(Goal(f"4k-{rw}-d32-c1", beside, ratio) for rw in ("randwrite", "randread")
-      for beside, ratio in ((QEMU, 2), (BARE, 0.9))),
-    *(Goal(f"4k-{rw}-d1-c1", QEMU, 1.3) for rw in ("randwrite", "randread")),
-    *(Goal(f"1m-{rw}-d8-c1", QEMU, 2.5) for rw in ("write", "read")),
-]

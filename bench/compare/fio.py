@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import procfs
 from tools import MIB, BenchError, run, said
 
 PERCENTILES = (1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99)
@@ -41,10 +40,11 @@ def arguments(case, size, amount):
     return [*options, f"--size={size}"]
 
 
-def load(where, options, directory):
-    """Runs fio with these options at that place; its account of reads and writes together."""
+def load(where, options, directory, within=()):
+    """Runs fio with these options at that place, `within` another command; its account of reads and
+    writes, apart and together."""
     output = directory / "fio.json"
-    command = ["fio", *where, *options, "--unified_rw_reporting=both", "--output-format=json",
+    command = [*within, "fio", *where, *options, "--unified_rw_reporting=both", "--output-format=json",
                f"--percentile_list={':'.join(map(str, PERCENTILES))}", f"--output={output}"]
     run(command, timeout=PATIENCE_SECONDS)
     # Before the account there may be warnings.
@@ -77,12 +77,6 @@ def percentiles(latencies, prefix):
             for percent in PERCENTILES if f"{percent:.6f}" in found}
 
 
-def measure(served, case, size, amount, directory):
-    """The figures of one case on one target, with what they cost its server."""
-    before = procfs.usage(served.process)
-    found = figures(load(served.fio, arguments(case, size, amount), directory))
-    after = procfs.usage(served.process)
-    if before and after and found["requests"]:
-        found.update({f"{key}_per_request": (after[key] - before[key]) / found["requests"]
-                      for key in before})
-    return found
+def measure(served, case, size, amount, directory, within=()):
+    """The figures of one case on one target."""
+    return figures(load(served.fio, arguments(case, size, amount), directory, within))

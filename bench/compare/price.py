@@ -21,8 +21,8 @@ RANDOM = Case("randwrite", 4 * KIB, 32, flush=32)
 # A file system's least size is 300 MiB (xfs); it gets this many times the file otherwise.
 ROOM = 2.5
 FILE_SYSTEM_MIN = 512 * MIB
-# Slow ones are cut short.
-PATTERN_SECONDS = 8
+# A quick run has these alone.
+QUICK = ("sequential", "overwrite", "fits", "uniform-25")
 # Where metadata costs the most: every flush covers 32 blocks that share nothing.
 WIDE = 16 * GIB
 RESERVE = "3%"
@@ -66,21 +66,53 @@ FILE_SYSTEMS = {
 OURS = {"flipside-device": [], "flipside-nvram": targets.NVRAM}
 
 
+WIDE_PATTERN = Pattern("wide", "4 KiB random over 16 GiB, never written before, a flush every 32",
+                       RANDOM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What all of them work with."""
+
+    # Of the volume, or the file, in bytes.
+    size: int
+    # After so many seconds at random, a slow system is cut short.
+    limit: int
+    patterns: list
+    progress: object
+    directory: object
+
+    def write(self, where, pattern):
+        """Writes as much as the volume holds; fio's figures."""
+        case = dataclasses.replace(pattern.case, span=int(self.size * pattern.span) // MIB * MIB)
+        options = [*arguments(case, self.size, Amount(bytes=self.size)), *pattern.options,
+                   "--end_fsync=1"]
+        if pattern.case != FILL:
+            options.append(f"--runtime={self.limit}s")
+        return figures(load(where, options, self.directory))
+
+    def begin(self, pattern, name):
+        """One pattern on one system begins."""
+        length = 1 if pattern.case == FILL else self.guess(pattern)
+        self.progress.step(length, f"price: {pattern.name} {name}")
+
+    def guess(self, pattern):
+        """How long a random pattern takes, in seconds."""
+        return min(self.size / (80 * MIB), self.limit) * (2 if pattern.is_steady else 1) + 1
+
+
+def work(options, progress=None, directory=None):
+    """What there is to do."""
+    patterns = [one for one in PATTERNS if not options.quick or one.name in QUICK]
+    return Work(options.price_size * MIB, 2 if options.quick else 10, patterns, progress, directory)
+
+
 def seconds(options):
     """How long all of it takes, as a guess."""
-    return (len(FILE_SYSTEMS) * 5 + len(OURS) * 2 * len(PATTERNS)) * options.price_size / 80
-
-
-def fio_arguments(pattern, size, amount):
-    """fio's options for a pattern; a slow system is cut short."""
-    case = dataclasses.replace(pattern.case, span=int(size * pattern.span) // MIB * MIB)
-    options = [*arguments(case, size, amount), *pattern.options, "--end_fsync=1"]
-    return options if pattern.case == FILL else [*options, f"--runtime={PATTERN_SECONDS}s"]
-
-
-def write(where, pattern, size, directory):
-    """Writes as much as the volume holds; fio's figures."""
-    return figures(load(where, fio_arguments(pattern, size, Amount(bytes=size)), directory))
+    planned = work(options)
+    once = sum(planned.guess(pattern) for pattern in planned.patterns)
+    wide = 0 if options.quick else planned.limit
+    return (once + wide) * len(OURS) + once / 2 * len(FILE_SYSTEMS)
 
 
 def counters(served):
@@ -100,21 +132,21 @@ def account(figures_, before, after, reasons=None):
     return found
 
 
-def measure_ours(device, served, pattern, size, directory):
+def measure_ours(work_, device, served, pattern):
     """One pattern on ours, committed at its end."""
     if pattern.is_steady:
-        write(served.fio, pattern, size, directory)
+        work_.write(served.fio, pattern)
     old, before = counters(served), device.bytes_written()
-    found = write(served.fio, pattern, size, directory)
+    found = work_.write(served.fio, pattern)
     run([FLIPSIDE, "commit", "--control", served.control])
     return account(found, before, device.bytes_written(), (old, counters(served)))
 
 
-def measure_file(device, mount, pattern, size, directory):
+def measure_file(work_, device, mount, pattern):
     """One pattern on a file of a file system, synchronised at its end."""
     where = ["--ioengine=io_uring", "--direct=1", f"--filename={mount / 'file'}"]
     before = device.bytes_written()
-    found = write(where, pattern, size, directory)
+    found = work_.write(where, pattern)
     run(["sync", "--file-system", mount])
     return account(found, before, device.bytes_written())
 
@@ -165,60 +197,59 @@ class Pool(targets.Flipside):
         return format_command(place.device, place.size)
 
 
-def run_ours(name, size, directory, progress, step):
+def run_ours(work_, name):
     """All patterns on ours, each amount of journal space on a device of its own."""
     found = {}
-    for journal in sorted({pattern.journal for pattern in PATTERNS}, reverse=True):
-        length = device_size(directory, size, journal)
-        with devices.device(directory, name, length) as device:
-            place = targets.Place(directory, device.path, size)
+    for journal in sorted({pattern.journal for pattern in work_.patterns}, reverse=True):
+        length = device_size(work_.directory, work_.size, journal)
+        with devices.device(work_.directory, name, length) as device:
+            place = targets.Place(work_.directory, device.path, work_.size)
             with Pool(name, "", OURS[name]).serve(place) as served:
                 if journal != 1.0:
-                    write(served.fio, PATTERNS[0], size, directory)
-                for pattern in (one for one in PATTERNS if one.journal == journal):
-                    progress.step(step, f"price: {pattern.name} {name}")
-                    found[pattern.name] = measure_ours(device, served, pattern, size, directory)
+                    work_.write(served.fio, PATTERNS[0])
+                for pattern in (one for one in work_.patterns if one.journal == journal):
+                    work_.begin(pattern, name)
+                    found[pattern.name] = measure_ours(work_, device, served, pattern)
     return found
 
 
-def run_wide(name, directory, progress, step):
+def run_wide(work_, name):
     """Random writes over a large volume that was empty."""
-    pattern = Pattern("wide", "4 KiB random over 16 GiB, never written before, a flush every 32",
-                      RANDOM)
-    with devices.device(directory, name, 2 * WIDE + GIB, is_filled=False) as device:
-        place = targets.Place(directory, device.path, WIDE)
+    wide = dataclasses.replace(work_, size=WIDE)
+    length = WIDE * 2 + GIB
+    with devices.device(work_.directory, name, length, is_filled=False) as device:
+        place = targets.Place(work_.directory, device.path, WIDE)
         with targets.Flipside(name, "", OURS[name]).serve(place) as served:
-            progress.step(step, f"price: wide {name}")
-            return measure_ours(device, served, pattern, WIDE, directory)
+            wide.begin(WIDE_PATTERN, name)
+            return measure_ours(wide, device, served, WIDE_PATTERN)
 
 
-def run_file_system(name, size, directory, progress, step):
+def run_file_system(work_, name):
     """The patterns that differ for a file system: journal space is nothing to it."""
     found = {}
-    length = max(int(size * ROOM), FILE_SYSTEM_MIN) // MIB * MIB
-    with devices.device(directory, "file-system", length) as device:
-        with mounted(device, name, directory) as mount:
-            for pattern in PATTERNS:
-                if pattern.name.startswith("uniform") and pattern.journal != 1.0:
+    length = max(int(work_.size * ROOM), FILE_SYSTEM_MIN) // MIB * MIB
+    with devices.device(work_.directory, "file-system", length) as device:
+        with mounted(device, name, work_.directory) as mount:
+            uniform = next(one for one in work_.patterns if one.name.startswith("uniform"))
+            for pattern in work_.patterns:
+                if pattern.name.startswith("uniform") and pattern != uniform:
                     continue
-                progress.step(step, f"price: {pattern.name} {name}")
-                found[pattern.name] = measure_file(device, mount, pattern, size, directory)
+                work_.begin(pattern, name)
+                key = "uniform" if pattern == uniform else pattern.name
+                found[key] = measure_file(work_, device, mount, pattern)
     return found
 
 
 def measure(options, progress):
     """All systems: `{"what": {pattern: words}, "systems": {name: {pattern: figures}}}`."""
-    size = options.price_size * MIB
-    steps = len(OURS) * (len(PATTERNS) + 1) + len(FILE_SYSTEMS) * (len(PATTERNS) - 3)
-    step = seconds(options) / steps
     systems = {}
     with devices.workspace("ram") as directory:
+        todo = work(options, progress, directory)
         for name in OURS:
-            systems[name] = run_ours(name, size, directory, progress, step)
+            systems[name] = run_ours(todo, name)
             if not options.quick:
-                systems[name]["wide"] = run_wide(name, directory, progress, step)
+                systems[name]["wide"] = run_wide(todo, name)
         for name in FILE_SYSTEMS:
-            systems[name] = run_file_system(name, size, directory, progress, step)
-    what = {pattern.name: pattern.what for pattern in PATTERNS}
-    what["wide"] = "4 KiB random over 16 GiB, never written before, a flush every 32"
+            systems[name] = run_file_system(todo, name)
+    what = {pattern.name: pattern.what for pattern in [*PATTERNS, WIDE_PATTERN]}
     return {"what": what, "systems": systems, "size_mib": options.price_size}

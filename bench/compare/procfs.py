@@ -1,9 +1,6 @@
-"""What the kernel counts for a process: memory, processor time, context switches."""
+"""What the kernel tells of a process."""
 
-import os
 import pathlib
-
-TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def status(folder):
@@ -25,23 +22,3 @@ def memory(process):
     fields = status(pathlib.Path(f"/proc/{process.pid}"))
     return {key: int(fields[name].split()[0]) * 1024
             for key, name in (("rss", "VmRSS"), ("anonymous", "RssAnon"))}
-
-
-def usage(process):
-    """Processor time in microseconds and context switches so far, of all threads that live; nothing
-    where there is no process, or it works in children of its own."""
-    if process is None:
-        return None
-    folder = pathlib.Path(f"/proc/{process.pid}")
-    # After the name, which ends with the last bracket, user and system time are 12th and 13th.
-    fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-    ticks = int(fields[11]) + int(fields[12])
-    switches = 0
-    for thread in (folder / "task").iterdir():
-        try:
-            found = status(thread)
-        except FileNotFoundError:
-            continue
-        switches += int(found["voluntary_ctxt_switches"])
-        switches += int(found["nonvoluntary_ctxt_switches"])
-    return {"cpu_us": ticks * 1_000_000 // TICKS_A_SECOND, "switches": switches}

@@ -85,6 +85,8 @@ class Flipside(Target):
         name = self.name
         nvram = place.directory / f"{name}.nvram"
         socket, control = (place.directory / f"{name}.{kind}" for kind in ("sock", "control"))
+        # What is in it belongs to a pool that was here before.
+        nvram.unlink(missing_ok=True)
         options = [str(option).replace("NVRAM", str(nvram)) for option in self.options]
         command = [FLIPSIDE, "--log", "warn", "serve", "--listen", f"unix:{socket}",
                    "--control", control, *options, place.device]

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 FLIPSIDE = BUILD / "release/flipside"
 PASSTHROUGH = BUILD / "release/examples/passthrough"
+RESULTS = ROOT / "bench/results"
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
@@ -49,20 +50,20 @@ def run(command, timeout=COMMAND_SECONDS, **options):
 
 
 @contextlib.contextmanager
-def running(command, log, is_ready, options=None):
+def running(command, log, is_ready, is_killed=False):
     """A process of that command within this context, from when it is ready until it was asked to
-    end; `is_ready` gets what it has printed."""
+    end, which alone those that `is_killed` need not await; `is_ready` gets what it has printed."""
     with log.open("wb") as output:
         try:
             process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
-                                       stdout=output, stderr=subprocess.STDOUT, **(options or {}))
+                                       stdout=output, stderr=subprocess.STDOUT)
         except FileNotFoundError as error:
             raise BenchError(f"{command[0]} is not there: `make bench` builds what is ours and "
                              "installs the rest") from error
     try:
         await_ready(process, command, log, is_ready)
         yield process
-        if process.poll() is not None:
+        if process.poll() is not None and not is_killed:
             raise BenchError(f"{said(command)} ended before it was asked to:\n{log.read_text()}")
     finally:
         end(process)
