@@ -14,11 +14,14 @@ needs=(
   nbdsh:libnbd-bin
   nbdkit:nbdkit
   nbd-client:nbd-client
+  nbd-server:nbd-server
   qemu-nbd:qemu-utils
   qemu-io:qemu-utils
   fusermount3:fuse3
   mkfs.ext4:e2fsprogs
   mkfs.xfs:xfsprogs
+  mkfs.btrfs:btrfs-progs
+  perf:linux-perf
   losetup:mount
   blkid:util-linux
   fstrim:util-linux
