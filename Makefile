@@ -83,7 +83,8 @@ serve: build ## serve a formatted disk: make serve DEV=/dev/sdX
 	@test -n "$(DEV)" || { echo "make serve DEV=/dev/sdX (after: target/release/flipside format /dev/sdX)"; exit 2; }
 	target/release/flipside serve $(DEV)
 
-bench: setup build ## Flipside beside its peers, into bench/results/: 20 minutes; ARGS=--quick: 2; ARGS=--help
+bench: build ## Flipside beside its peers, into bench/results/: 20 minutes; ARGS=--quick: 2; ARGS=--help
+	@tools/setup.sh bench
 	$(CARGO) build --release --example passthrough
 	python3 bench/compare $(ARGS)
 

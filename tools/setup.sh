@@ -14,19 +14,21 @@ needs=(
   nbdsh:libnbd-bin
   nbdkit:nbdkit
   nbd-client:nbd-client
-  nbd-server:nbd-server
   qemu-nbd:qemu-utils
   qemu-io:qemu-utils
   fusermount3:fuse3
   mkfs.ext4:e2fsprogs
   mkfs.xfs:xfsprogs
-  mkfs.btrfs:btrfs-progs
-  perf:linux-perf
   losetup:mount
   blkid:util-linux
   fstrim:util-linux
   python3:python3
 )
+
+# `setup.sh bench`: what `make bench` compares with and counts with, too.
+if [ "${1:-}" = bench ]; then
+  needs+=(nbd-server:nbd-server mkfs.btrfs:btrfs-progs perf:linux-perf)
+fi
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=()

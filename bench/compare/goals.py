@@ -69,7 +69,7 @@ def of_price(price):
         rows = {name: systems.get(name, {}).get(pattern) for name in OURS}
         return {name: sum(row[reason] for reason in reasons) for name, row in rows.items() if row}
 
-    data = ("data", "copies")
+    data = ("data", "copies", "destaged")
     verdicts = [at_most(f"write amplification, data and copies: {words}", bound,
                         bytes_of(pattern, *data))
                 for words, pattern, bound in (("sequential", "sequential", 1.01),

@@ -17,9 +17,16 @@ def rounds_of(case, rounds):
     return rounds if case.is_main else (rounds + 1) // 2
 
 
+def takers_on(kind, chosen):
+    """The targets on devices of that kind: what the page cache does is no matter of the disk."""
+    return [target for target in chosen
+            if kind == "ram" or not target.is_informal or target.name == "raw"]
+
+
 def plan(cases, chosen, rounds, kind):
     """What is measured: for each round its cases, each with the targets that take it. On disk, and
     by those who are there for information, the main cases alone."""
+    chosen = takers_on(kind, chosen)
     planned = []
     for number in range(rounds):
         steps = []
@@ -37,7 +44,7 @@ def plan(cases, chosen, rounds, kind):
 
 
 def seconds(planned, options, count):
-    """How long that takes, as a guess."""
+    """How long that takes with so many targets, as a guess."""
     measured = sum(len(takers) for steps in planned for _, takers in steps)
     prepared = 3 * options.size / 512 * count * len(planned)
     return measured * (options.seconds + FIO_SECONDS) + prepared
@@ -56,7 +63,7 @@ def run(kind, chosen, cases, options, progress):
     planned = plan(cases, chosen, options.rounds, kind)
     found = {}
     with devices.workspace(kind) as directory:
-        with targets.all_serving(chosen, directory, size) as served:
+        with targets.all_serving(takers_on(kind, chosen), directory, size) as served:
             for number, steps in enumerate(planned):
                 measure_round(served, steps, (number, size, options, kind), directory, progress,
                               found)

@@ -59,14 +59,19 @@ def amplification(price):
                                                          else pattern)
                    for name, found in price["systems"].items()}
         systems = {name: found for name, found in systems.items() if found}
-        if not systems:
+        if not any("data" in found for found in systems.values()):
             continue
         series = {reason: [found.get(reason, 0) for found in systems.values()]
                   for reason in reasons}
         series["not told apart"] = [0 if "data" in found else found["device"]
                                     for found in systems.values()]
-        panels.append(Panel(pattern, list(systems), series, "bytes a byte", is_bars=True))
+        panels.append(Panel(pattern, [label(name) for name in systems], series, "bytes a byte", is_bars=True))
     return panels
+
+
+def label(system):
+    """A system's name, short enough for an axis."""
+    return system.removeprefix("flipside-").replace("data=", "")
 
 
 def journal_space(price):
@@ -79,7 +84,7 @@ def journal_space(price):
     for name, found in price["systems"].items():
         rows = [found.get(f"uniform-{space}") for space in spaces]
         if any(rows):
-            data[name] = [row and row["data"] + row["copies"] for row in rows]
+            data[name] = [row and row["data"] + row["copies"] + row["destaged"] for row in rows]
             speed[name] = [row and row["iops"] for row in rows]
     goal = {"goal: 2 − r + 0.05": [2 - space / 100 + 0.05 for space in spaces]}
     labels = [f"{space}%" for space in spaces]

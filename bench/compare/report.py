@@ -95,6 +95,8 @@ def price(part):
              ""]
     rows = [["pattern", *systems]]
     for pattern, what in part["what"].items():
+        if not any(pattern in systems.get(name, {}) for name in OURS):
+            continue
         row = [what]
         for found in systems.values():
             shared = "uniform" if pattern.startswith("uniform") else pattern

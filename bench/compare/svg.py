@@ -4,9 +4,9 @@ import dataclasses
 import math
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 360, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 46
-LEGEND = 22
+WIDTH, HEIGHT = 360, 280
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 62
+LEGEND_LINE = 20
 COLOURS = ["#0b6e4f", "#3fa34d", "#7a7a7a", "#c8553d", "#2a6fbb", "#8e5bb5", "#d9a404", "#222222",
            "#1aa6b7", "#a0522d"]
 FONT = 'font-family="sans-serif" font-size="11" fill="#333"'
@@ -95,7 +95,7 @@ def axes(panel, scale):
         parts.append(text(x, y, str(label), "end" if turned else "middle", turned))
     middle = (HEIGHT - BOTTOM + TOP) / 2
     parts.append(text(13, middle, panel.y_title, "middle", f'transform="rotate(-90 13 {middle})"'))
-    parts.append(text((WIDTH + LEFT) / 2, HEIGHT - 6, panel.x_title))
+    parts.append(text((WIDTH + LEFT) / 2, HEIGHT - BOTTOM + 34, panel.x_title))
     return parts
 
 
@@ -131,13 +131,27 @@ def bars(panel, scale, colours):
     return parts
 
 
+def legend(names, width):
+    """Where each name is said, in as many lines as that takes, and how high that is."""
+    places, x, y = {}, LEFT, 4
+    for name in names:
+        length = 28 + round(6.3 * len(name))
+        if x + length > width and x > LEFT:
+            x, y = LEFT, y + LEGEND_LINE
+        places[name] = (x, y)
+        x += length
+    return places, y + LEGEND_LINE
+
+
 def figure(panels, columns=3):
     """A whole drawing."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
-    columns = min(columns, len(panels))
+    columns = 2 if len(panels) == 4 else min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    total_width, total_height = columns * WIDTH, rows * HEIGHT + LEGEND
+    total_width = columns * WIDTH
+    places, legend_height = legend(names, total_width)
+    total_height = rows * HEIGHT + legend_height
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{total_width}" '
              f'height="{total_height}" viewBox="0 0 {total_width} {total_height}">',
              f'<rect width="{total_width}" height="{total_height}" fill="white"/>']
@@ -147,10 +161,8 @@ def figure(panels, columns=3):
         x, y = index % columns * WIDTH, index // columns * HEIGHT
         parts.append(f'<g transform="translate({x} {y})">')
         parts += axes(panel, scale) + draw(panel, scale, colours) + ["</g>"]
-    x = LEFT
-    for name in names:
-        y = total_height - 9
-        parts.append(f'<rect x="{x}" y="{y - 8}" width="10" height="10" fill="{colours[name]}"/>')
-        parts.append(text(x + 14, y + 1, name, "start"))
-        x += 28 + round(6.3 * len(name))
+    for name, (x, y) in places.items():
+        y += rows * HEIGHT
+        parts.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="{colours[name]}"/>')
+        parts.append(text(x + 14, y + 9, name, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
