@@ -58,7 +58,7 @@ def parse_arguments():
     add("--variant", action="append", default=[], metavar="NAME=FLAGS",
         help="one more target: ours with these flags of `flipside serve`; may be repeated")
     add("--rounds", type=int, default=3, help="rounds over NBD (default: 3)")
-    add("--seconds", type=float, default=1, help="seconds a case (default: 1)")
+    add("--seconds", type=float, default=0.8, help="seconds a case (default: 0.8)")
     add("--size", type=int, default=512, metavar="MIB", help="size of volumes (default: 512)")
     add("--price-size", type=int, default=384, metavar="MIB",
         help="size of volumes and files of the part price, 320 at least (default: 384)")
@@ -67,12 +67,12 @@ def parse_arguments():
     add("--engine", type=pathlib.Path, metavar="FILE",
         help="join what `flipside bench --json` printed")
     add("--quick", action="store_true",
-        help="a smoke run: one round of half a second on RAM, the main cases, no peer that is "
+        help="a smoke run: one short round on RAM, the main cases, no peer that is "
              "there for information")
     add("--list", action="store_true", help="print the names of cases and targets, and end")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.device = 1, 0.5, "ram"
+        options.rounds, options.seconds, options.device = 1, 0.4, "ram"
         options.size, options.price_size = 256, 320
     if options.rounds < 1 or options.seconds <= 0 or options.size < 64 or options.price_size < 320:
         parser.error("one round at least, some time for each case, volumes of 64 MiB at least, "

@@ -8,6 +8,8 @@ from tools import KIB, MIB, BenchError
 QEMU = "qemu-nbd"
 BARE = "pass-through"
 DEPTHS = (1, 8, 32, 128)
+# Who commit each of their writes, at the same time.
+WRITERS = (1, 4, 16, 64)
 # fio's word for the pattern, ours, and the same in a table.
 PATTERNS = {"read": "randread", "write": "randwrite", "mix": "randrw"}
 
@@ -68,8 +70,8 @@ def every():
              for connections in (1, 4)]
     for connections in (1, 4):
         found += [Case(rw, MIB, 8, connections) for rw in ("read", "write")]
-        found += [Case("randwrite", 4 * KIB, 1, connections, flush=1),
-                  Case("randwrite", 4 * KIB, 32, connections, flush=32)]
+        found.append(Case("randwrite", 4 * KIB, 32, connections, flush=32))
+    found += [Case("randwrite", 4 * KIB, 1, writers, flush=1) for writers in WRITERS]
     found += [Case("randread", 4 * KIB, 32, is_scattered=True),
               Case("read", MIB, 8, is_scattered=True)]
     return sorted(found, key=lambda case: case.rank)

@@ -7,14 +7,18 @@ from fio import Amount, arguments, load, measure
 from tools import KIB, MIB
 
 # What fio takes to start and to end, in seconds.
-FIO_SECONDS = 0.6
+FIO_SECONDS = 0.4
 FILL = Case("write", MIB, 8)
 SCATTER = Case("randwrite", 4 * KIB, 32)
 
 
-def rounds_of(case, rounds):
-    """The main cases in every round; the others, there for the plots, in half of them."""
-    return rounds if case.is_main else (rounds + 1) // 2
+def takes(target, case, number, rounds):
+    """Whether a target takes a case in a round: the main cases are measured in every one, but those
+    that are there for the plots, and targets that are there for information, in half of them. The
+    latter take the main cases alone."""
+    is_full = case.is_main and not target.is_informal
+    return (number < rounds if is_full else number < max(rounds // 2, 1)) \
+        and (case.is_main or not target.is_informal)
 
 
 def takers_on(kind, chosen):
@@ -24,17 +28,16 @@ def takers_on(kind, chosen):
 
 
 def plan(cases, chosen, rounds, kind):
-    """What is measured: for each round its cases, each with the targets that take it. On disk, and
-    by those who are there for information, the main cases alone."""
+    """What is measured: for each round its cases, each with the targets that take it. On disk, the
+    main cases alone."""
     chosen = takers_on(kind, chosen)
     planned = []
     for number in range(rounds):
         steps = []
         for case in cases:
-            if number >= rounds_of(case, rounds) or kind == "disk" and not case.is_main:
+            if kind == "disk" and not case.is_main:
                 continue
-            takers = [target.name for target in chosen
-                      if case.is_main or not target.is_informal]
+            takers = [target.name for target in chosen if takes(target, case, number, rounds)]
             # Who goes first changes, so that whatever else the machine does meets all.
             turn = (number + len(steps)) % max(len(takers), 1)
             if takers:

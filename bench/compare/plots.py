@@ -1,6 +1,6 @@
 """The plots of the results: each a function from what was measured to panels, or none."""
 
-from cases import DEPTHS, PATTERNS, Case
+from cases import DEPTHS, PATTERNS, WRITERS, Case
 from results import median
 from svg import Panel, figure
 from tools import KIB
@@ -47,6 +47,24 @@ def latency(found):
                 panels.append(Panel(f"4 KiB random {words}, depth {depth}",
                                     ["50", "90", "99", "99.9", "99.99"], series, "µs",
                                     "percentile", is_log=True))
+    return panels
+
+
+def commits(found):
+    """Writes that are each flushed, and how long such a flush takes, against how many write."""
+    panels = []
+    for title, key, words in (("writes that are each flushed", "iops", "a second"),
+                              ("a flush, median", "flush_p50_us", "µs"),
+                              ("a flush, 99th percentile", "flush_p99_us", "µs")):
+        cases = [Case("randwrite", 4 * KIB, 1, writers, flush=1).name for writers in WRITERS]
+
+        def values(target, key=key, cases=cases):
+            return [median(found, case, target, key) for case in cases]
+
+        series = over_targets(found, values)
+        if series:
+            panels.append(Panel(title, list(WRITERS), series, words, "writers",
+                                is_log=key != "iops"))
     return panels
 
 
@@ -100,6 +118,7 @@ def every(results):
     for kind, found in results.get("nbd", {}).items():
         drawn[f"throughput-{kind}.svg"] = throughput(found["cases"])
         drawn[f"latency-{kind}.svg"] = latency(found["cases"])
+        drawn[f"commits-{kind}.svg"] = commits(found["cases"])
     if "price" in results:
         drawn["amplification.svg"] = amplification(results["price"])
         drawn["journal-space.svg"] = journal_space(results["price"])

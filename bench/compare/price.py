@@ -101,7 +101,7 @@ class Work:
 
     def guess(self, pattern):
         """How long a random pattern takes, in seconds."""
-        return min(self.size / (80 * MIB), self.limit) * (2 if pattern.is_steady else 1) + 1
+        return min(self.size / (120 * MIB), self.limit) * (2 if pattern.is_steady else 1) + 1
 
 
 def work(options, progress=None, directory=None):

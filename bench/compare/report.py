@@ -8,6 +8,8 @@ from results import median, ratio, values
 from tools import GIB, MIB
 
 OURS = goals.OURS
+# The load before a part above which others are at work on the machine.
+QUIET = 0.7
 
 
 def table(rows):
@@ -81,7 +83,7 @@ def nbd(kind, part):
     if rest:
         lines += ["<details><summary>All other cases</summary>", "", speeds(found, rest), "",
                   latencies(found, rest), "", "</details>", ""]
-    drawn = [f"![{name} on {kind}]({name}-{kind}.svg)" for name in ("throughput", "latency")]
+    drawn = [f"![{name} on {kind}]({name}-{kind}.svg)" for name in ("throughput", "latency", "commits")]
     return [*lines, *drawn, ""]
 
 
@@ -173,6 +175,8 @@ def about(results):
     for part, when in results["about"].items():
         lines.append(f"- {part}: {when['at']}, {when['machine']}, load {when['load']:.1f} before; "
                      f"`{when['command']}`")
+        if when["load"] > QUIET:
+            lines.append(f"  **The machine was busy: times of {part} say little.**")
     for name, said in results.get("versions", {}).items():
         lines.append(f"- {name}: {said}")
     for part in results.get("nbd", {}).values():

@@ -132,7 +132,7 @@ class QemuNbd(Target):
     def command(self, place, socket):
         """Its options are fixed."""
         return ["qemu-nbd", "--cache=none", "--aio=io_uring", "--format=raw", "--persistent",
-                "--shared=64", f"--socket={socket}", place.device]
+                "--shared=128", f"--socket={socket}", place.device]
 
     def version(self):
         """What it says of itself."""
