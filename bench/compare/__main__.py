@@ -36,7 +36,7 @@ EXAMPLES = """examples:
                                     --cases '4k-randwrite-d32-c1' --targets 'flipside-*,qemu-nbd'"
   a setting of ours beside it:    make bench ARGS="--parts nbd --variant 'idle=--settle idle'"
   the report alone, with results of `flipside bench --json >FILE`:
-                                  make bench ARGS="--parts '' --engine FILE" """
+                                  make bench ARGS="--parts '' --engine device=FILE" """
 
 
 def comma(text):
@@ -64,8 +64,9 @@ def parse_arguments():
         help="size of volumes and files of the part price, 320 at least (default: 384)")
     add("--device", choices=("ram", "disk", "both"), default="both",
         help="where the devices of the part nbd lie (default: both)")
-    add("--engine", type=pathlib.Path, metavar="FILE",
-        help="join what `flipside bench --json` printed")
+    add("--engine", action="append", default=[], metavar="PLACE=FILE",
+        help="join what `flipside bench --json` printed, with the flags at that place: device or "
+             "nvram; may be repeated")
     add("--quick", action="store_true",
         help="a smoke run: one short round on RAM, the main cases, no peer that is "
              "there for information")
@@ -142,6 +143,16 @@ def measure(options, chosen, named, found, progress):
         results.save(found)
 
 
+def engine_results(engine):
+    """What `flipside bench --json` printed: `{place: {"cases": […]}}`."""
+    place, _, file = engine.partition("=")
+    found = results.load(pathlib.Path(file))
+    if "cases" not in found:
+        raise BenchError(f"--engine {engine}: say device=FILE or nvram=FILE, where FILE is what "
+                         "`flipside bench --json` printed")
+    return {place: found}
+
+
 def bench(options):
     """Measures, and writes it down."""
     if options.list:
@@ -153,16 +164,16 @@ def bench(options):
     if lacking and options.parts:
         raise BenchError(lacking)
     found = results.load()
-    if options.engine:
-        found["engine"] = results.load(options.engine)
+    for engine in options.engine:
+        found.setdefault("engine", {}).update(engine_results(engine))
     progress = Progress(plan_seconds(options, chosen, named))
     measure(options, chosen, named, found, progress)
     progress.end()
     found.setdefault("about", {})
     results.save(found)
-    text = report.render(found)
-    (RESULTS / "compare.md").write_text(text)
     drawn = plots.every(found)
+    text = report.render(found, drawn)
+    (RESULTS / "compare.md").write_text(text)
     for name, picture in drawn.items():
         (RESULTS / name).write_text(picture)
     print(text)

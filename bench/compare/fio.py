@@ -44,7 +44,8 @@ def load(where, options, directory, within=()):
     """Runs fio with these options at that place, `within` another command; its account of reads and
     writes, apart and together."""
     output = directory / "fio.json"
-    command = [*within, "fio", *where, *options, "--unified_rw_reporting=both", "--output-format=json",
+    command = [*within, "fio", *where, *options, "--unified_rw_reporting=both",
+               "--output-format=json",
                f"--percentile_list={':'.join(map(str, PERCENTILES))}", f"--output={output}"]
     run(command, timeout=PATIENCE_SECONDS)
     # Before the account there may be warnings.

@@ -110,16 +110,33 @@ def of_growth(growth):
     return verdicts
 
 
+def engine_case(engine, place, name):
+    """A case of `flipside bench` with the flags at that place, where it ran."""
+    cases = engine.get(place, {}).get("cases", [])
+    return next((case for case in cases if case["name"] == name), None)
+
+
 def of_engine(engine, raw):
-    """The engine on the ring beside fio's ring on the raw device, where the cases are the same."""
-    wanted = {"4k-randwrite-d32-c1": 0.85, "4k-randread-d32-c1": 0.9, "1m-write-d8-c1": 0.95,
-              "1m-read-d8-c1": 0.95}
+    """The engine on the ring beside fio's ring on the raw device, where both ran the same case."""
     verdicts = []
-    for case in engine["cases"]:
-        beside = median(raw, case["name"], "raw", "iops")
-        if beside and case["name"] in wanted:
-            verdicts.append(at_least(f"engine {case['name']} of the raw device",
-                                     wanted[case["name"]], {"engine": case["iops"] / beside}))
+    for name, words, wanted in (("4k-randwrite-d32-c1", "4 KiB random write, depth 32", 0.85),
+                                ("4k-randread-d32-c1", "4 KiB random read, depth 32", 0.9),
+                                ("1m-write-d8-c1", "1 MiB write, depth 8", 0.95),
+                                ("1m-read-d8-c1", "1 MiB read, depth 8", 0.95),
+                                ("1m-scattered-read-d8-c1", "1 MiB read of mixed sides", 0.8)):
+        beside = median(raw, name, "raw", "iops")
+        ours = {place: engine_case(engine, place, name) for place in engine}
+        verdicts.append(at_least(f"engine, {words}, of the raw device", wanted,
+                                 {place: case["iops"] / beside for place, case in ours.items()
+                                  if case and beside}))
+    name = "4k-randwrite-d1-f1-c1"
+    whole = [median(raw, name, "raw", key) for key in ("p50_us", "flush_p50_us")]
+    for place, wanted in (("nvram", 1.1), ("device", 1.5)):
+        case = engine_case(engine, place, name)
+        if case and "flush_p50_us" in case and all(whole):
+            took = (case["p50_us"] + case["flush_p50_us"]) / sum(whole)
+            verdicts.append(at_most(f"engine, write and flush, flags {place}, × the raw device's",
+                                    wanted, {place: took}))
     return verdicts
 
 

@@ -83,7 +83,8 @@ def amplification(price):
                   for reason in reasons}
         series["not told apart"] = [0 if "data" in found else found["device"]
                                     for found in systems.values()]
-        panels.append(Panel(pattern, [label(name) for name in systems], series, "bytes a byte", is_bars=True))
+        panels.append(Panel(pattern, [label(name) for name in systems], series, "bytes a byte",
+                            is_bars=True))
     return panels
 
 

@@ -70,7 +70,12 @@ def latencies(found, named):
     return table(rows)
 
 
-def nbd(kind, part):
+def shown(drawn, *names):
+    """Those of these plots that were drawn."""
+    return [f"![{name}]({name}.svg)" for name in names if f"{name}.svg" in drawn]
+
+
+def nbd(kind, part, drawn):
     """The comparison over NBD on one kind of device."""
     found = part["cases"]
     measured = [case for case in cases.every() if case.name in found]
@@ -83,11 +88,11 @@ def nbd(kind, part):
     if rest:
         lines += ["<details><summary>All other cases</summary>", "", speeds(found, rest), "",
                   latencies(found, rest), "", "</details>", ""]
-    drawn = [f"![{name} on {kind}]({name}-{kind}.svg)" for name in ("throughput", "latency", "commits")]
-    return [*lines, *drawn, ""]
+    return [*lines, *shown(drawn, *(f"{name}-{kind}" for name in
+                                    ("throughput", "latency", "commits"))), ""]
 
 
-def price(part):
+def price(part, drawn):
     """Bytes and speed of ours and of file systems."""
     systems = part["systems"]
     lines = ["## The price of atomicity",
@@ -105,8 +110,7 @@ def price(part):
             figures = found.get(pattern) or found.get(shared)
             row.append(price_cell(figures) if figures else "–")
         rows.append(row)
-    return [*lines, table(rows), "", "![write amplification](amplification.svg)",
-            "![cost against journal space](journal-space.svg)", ""]
+    return [*lines, table(rows), "", *shown(drawn, "amplification", "journal-space"), ""]
 
 
 def price_cell(figures):
@@ -159,12 +163,13 @@ def cost(part):
 
 def engine(part, ram):
     """`flipside bench`, beside the raw device where that ran the same case."""
-    rows = [["case", "IOPS", "MiB/s", "of raw", "p50 µs", "p99 µs", "p99.9 µs"]]
-    for case in part["cases"]:
-        raw = median(ram, case["name"], "raw", "iops")
-        rows.append([case["name"], number(case["iops"], "iops"), number(case["mib_s"]),
-                     number(case["iops"] / raw if raw else None),
-                     *(number(case.get(key)) for key in ("p50_us", "p99_us", "p999_us"))])
+    rows = [["flags", "case", "IOPS", "MiB/s", "of raw", "p50 µs", "p99 µs", "p99.9 µs"]]
+    for place, found in part.items():
+        for case in found["cases"]:
+            raw = median(ram, case["name"], "raw", "iops")
+            rows.append([place, case["name"], number(case["iops"], "iops"), number(case["mib_s"]),
+                         number(case["iops"] / raw if raw else None),
+                         *(number(case.get(key)) for key in ("p50_us", "p99_us", "p999_us"))])
     return ["## The engine itself", "`flipside bench`: load generated on the ring, no socket.", "",
             table(rows), ""]
 
@@ -186,8 +191,8 @@ def about(results):
     return [*lines, ""]
 
 
-def render(results):
-    """All of it."""
+def render(results, drawn):
+    """All of it, with the plots that were drawn."""
     lines = ["# Flipside beside its peers", ""]
     verdicts = goals.every(results)
     if verdicts:
@@ -195,9 +200,11 @@ def render(results):
                                          *(verdict.cells() for verdict in verdicts)]), ""]
     lines += ["Medians over the rounds (lowest – highest). IOPS in thousands.", ""]
     for kind, part in results.get("nbd", {}).items():
-        lines += nbd(kind, part)
+        lines += nbd(kind, part, drawn)
     ram = results.get("nbd", {}).get("ram", {}).get("cases", {})
-    for name, write in (("price", price), ("growth", growth), ("cost", cost)):
+    if "price" in results:
+        lines += price(results["price"], drawn)
+    for name, write in (("growth", growth), ("cost", cost)):
         if name in results:
             lines += write(results[name])
     if "engine" in results:

@@ -28,7 +28,8 @@ class Panel:
 
 def text(x, y, words, anchor="middle", more=""):
     """Words at a place."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {FONT} {more}>{escape(words)}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f"<text {place} {FONT} {more}>{escape(words)}</text>"
 
 
 def line(points, colour, width=2, dash=""):

@@ -91,7 +91,8 @@ class Flipside(Target):
         command = [FLIPSIDE, "--log", "warn", "serve", "--listen", f"unix:{socket}",
                    "--control", control, *options, place.device]
         return serving(name, place, command, f"nbd+unix:///vol0?socket={socket}",
-                       lambda printed: "ready nbd+unix://" in printed, [self.prepare(place)], control)
+                       lambda printed: "ready nbd+unix://" in printed, [self.prepare(place)],
+                       control)
 
     def version(self):
         """What it says of itself, and the state of the sources."""

@@ -37,8 +37,8 @@ def run(command, timeout=COMMAND_SECONDS, **options):
         done = subprocess.run(command, check=True, capture_output=True, text=True,
                               timeout=timeout, **options)
     except FileNotFoundError as error:
-        raise BenchError(f"{command[0]} is not there: `make setup` installs the tools, `make bench` "
-                         "builds what is ours first") from error
+        raise BenchError(f"{command[0]} is not there: `tools/setup.sh bench` installs the tools, "
+                         "`make bench` builds what is ours first") from error
     except subprocess.TimeoutExpired as error:
         raise BenchError(f"{said(command)}: no end within {timeout} s; is the machine busy, or "
                          "does a target hang?") from error
