@@ -28,7 +28,7 @@ def ratio(found, case, one, other, key):
 
 def load(path=FILE):
     """The results of earlier runs."""
-    if not path.exists():
+    if not path.is_file():
         return {}
     try:
         return json.loads(path.read_text())
