@@ -2,8 +2,8 @@
 
 Each part is measured, kept in bench/results/compare.json in place of what an earlier run had, and
 all of it is written anew as compare.md and plots. Parts: nbd (throughput and latency over NBD),
-price (bytes written, beside file systems), growth (memory, start-up, recovery), cost (system calls
-and context switches).
+engine (`flipside bench`: on the ring, beside the device alone), price (bytes written, beside file
+systems), growth (memory, start-up, recovery), cost (system calls and context switches).
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 
 import cases
 import cost
+import engine
 import growth
 import peers
 import plots
@@ -28,15 +29,14 @@ import targets
 from progress import Progress
 from tools import RESULTS, ROOT, BenchError
 
-PARTS = ("nbd", "price", "growth", "cost")
+PARTS = ("nbd", "engine", "price", "growth", "cost")
 EXAMPLES = """examples:
   all of it, 20 minutes:          make bench
   a smoke run, 2 minutes:         make bench ARGS=--quick
   one case, ours and qemu-nbd:    make bench ARGS="--parts nbd --device ram \\
                                     --cases '4k-randwrite-d32-c1' --targets 'flipside-*,qemu-nbd'"
-  a setting of ours beside it:    make bench ARGS="--parts nbd --variant 'idle=--settle idle'"
-  the report alone, with results of `flipside bench --json >FILE`:
-                                  make bench ARGS="--parts '' --engine device=FILE" """
+  a setting of ours beside it:    make bench ARGS="--parts nbd --variant 'poll=--poll-us 50'"
+  the report alone, anew:         make bench ARGS="--parts ''" """
 
 
 def comma(text):
@@ -64,9 +64,6 @@ def parse_arguments():
         help="size of volumes and files of the part price, 320 at least (default: 384)")
     add("--device", choices=("ram", "disk", "both"), default="both",
         help="where the devices of the part nbd lie (default: both)")
-    add("--engine", action="append", default=[], metavar="PLACE=FILE",
-        help="join what `flipside bench --json` printed, with the flags at that place: device or "
-             "nvram; may be repeated")
     add("--quick", action="store_true",
         help="a smoke run: one short round on RAM, the main cases, no peer that is "
              "there for information")
@@ -110,6 +107,7 @@ def plan_seconds(options, chosen, named):
         for kind in kinds(options):
             planned = peers.plan(named, chosen, options.rounds, kind)
             total += peers.seconds(planned, options, len(chosen))
+    total += engine.seconds(options) if "engine" in options.parts else 0
     total += price.seconds(options) if "price" in options.parts else 0
     total += growth.seconds(options) if "growth" in options.parts else 0
     total += cost.seconds(options, chosen) if "cost" in options.parts else 0
@@ -129,6 +127,7 @@ def measure(options, chosen, named, found, progress):
     parts = {
         "nbd": lambda: {kind: peers.run(kind, chosen, named, options, progress)
                         for kind in kinds(options)},
+        "engine": lambda: engine.measure(options, progress),
         "price": lambda: price.measure(options, progress),
         "growth": lambda: growth.measure(options, progress),
         "cost": lambda: cost.measure(options, chosen, progress),
@@ -143,16 +142,6 @@ def measure(options, chosen, named, found, progress):
         results.save(found)
 
 
-def engine_results(engine):
-    """What `flipside bench --json` printed: `{place: {"cases": […]}}`."""
-    place, _, file = engine.partition("=")
-    found = results.load(pathlib.Path(file))
-    if "cases" not in found:
-        raise BenchError(f"--engine {engine}: say device=FILE or nvram=FILE, where FILE is what "
-                         "`flipside bench --json` printed")
-    return {place: found}
-
-
 def bench(options):
     """Measures, and writes it down."""
     if options.list:
@@ -164,8 +153,6 @@ def bench(options):
     if lacking and options.parts:
         raise BenchError(lacking)
     found = results.load()
-    for engine in options.engine:
-        found.setdefault("engine", {}).update(engine_results(engine))
     progress = Progress(plan_seconds(options, chosen, named))
     measure(options, chosen, named, found, progress)
     progress.end()

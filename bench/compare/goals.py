@@ -3,7 +3,7 @@
 import dataclasses
 
 from cases import BARE, QEMU
-from results import median, ratio
+from results import ratio
 from tools import MIB, TIB
 
 OURS = ("flipside-device", "flipside-nvram")
@@ -110,33 +110,24 @@ def of_growth(growth):
     return verdicts
 
 
-def engine_case(engine, place, name):
-    """A case of `flipside bench` with the flags at that place, where it ran."""
-    cases = engine.get(place, {}).get("cases", [])
-    return next((case for case in cases if case["name"] == name), None)
-
-
-def of_engine(engine, raw):
-    """The engine on the ring beside fio's ring on the raw device, where both ran the same case."""
+def of_engine(engine):
+    """The engine on the ring beside the device alone on the same ring."""
+    found = {place: {case["name"]: case for case in part["cases"]}
+             for place, part in engine.items()}
     verdicts = []
-    for name, words, wanted in (("4k-randwrite-d32-c1", "4 KiB random write, depth 32", 0.85),
-                                ("4k-randread-d32-c1", "4 KiB random read, depth 32", 0.9),
-                                ("1m-write-d8-c1", "1 MiB write, depth 8", 0.95),
-                                ("1m-read-d8-c1", "1 MiB read, depth 8", 0.95),
-                                ("1m-scattered-read-d8-c1", "1 MiB read of mixed sides", 0.8)):
-        beside = median(raw, name, "raw", "iops")
-        ours = {place: engine_case(engine, place, name) for place in engine}
+    for name, words, wanted in (
+            ("random-write-qd32", "4 KiB random write, depth 32", 0.85),
+            ("random-read-qd32", "4 KiB random read, depth 32", 0.9),
+            ("sequential-write-qd8", "1 MiB write, depth 8", 0.95),
+            ("sequential-read-qd8", "1 MiB read, depth 8", 0.95),
+            ("sequential-read-mixed-qd8", "1 MiB read of mixed sides", 0.8)):
         verdicts.append(at_least(f"engine, {words}, of the raw device", wanted,
-                                 {place: case["iops"] / beside for place, case in ours.items()
-                                  if case and beside}))
-    name = "4k-randwrite-d1-f1-c1"
-    whole = [median(raw, name, "raw", key) for key in ("p50_us", "flush_p50_us")]
+                                 {place: cases[name]["ratio"] for place, cases in found.items()
+                                  if name in cases}))
     for place, wanted in (("nvram", 1.1), ("device", 1.5)):
-        case = engine_case(engine, place, name)
-        if case and "flush_p50_us" in case and all(whole):
-            took = (case["p50_us"] + case["flush_p50_us"]) / sum(whole)
-            verdicts.append(at_most(f"engine, write and flush, flags {place}, × the raw device's",
-                                    wanted, {place: took}))
+        case = found.get(place, {}).get("write-flush-1")
+        verdicts.append(at_most(f"engine, write and flush, flags {place}, × the raw device's",
+                                wanted, {place: case["p50_ratio"]} if case else {}))
     return verdicts
 
 
@@ -150,5 +141,5 @@ def every(results):
         if part in results:
             verdicts += judge(results[part])
     if "engine" in results:
-        verdicts += of_engine(results["engine"], ram)
+        verdicts += of_engine(results["engine"])
     return verdicts

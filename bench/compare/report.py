@@ -161,17 +161,18 @@ def cost(part):
             "server's process, for each request.", "", table(rows), ""]
 
 
-def engine(part, ram):
-    """`flipside bench`, beside the raw device where that ran the same case."""
-    rows = [["flags", "case", "IOPS", "MiB/s", "of raw", "p50 µs", "p99 µs", "p99.9 µs"]]
+def engine(part):
+    """The engine on the ring beside the device alone, with the flags at each place."""
+    rows = [["flags", "case", "device alone", "engine", "of it", "its p50", "p99", "p99.9"]]
     for place, found in part.items():
         for case in found["cases"]:
-            raw = median(ram, case["name"], "raw", "iops")
-            rows.append([place, case["name"], number(case["iops"], "iops"), number(case["mib_s"]),
-                         number(case["iops"] / raw if raw else None),
-                         *(number(case.get(key)) for key in ("p50_us", "p99_us", "p999_us"))])
-    return ["## The engine itself", "`flipside bench`: load generated on the ring, no socket.", "",
-            table(rows), ""]
+            ours = case["engine"]
+            unit = "mib_s" if ours["mib_s"] > 0.5 * ours["iops"] else "iops"
+            rows.append([place, case["name"], number(case["alone"][unit], unit),
+                         number(ours[unit], unit), number(case["ratio"]),
+                         *(number(ours[key]) for key in ("p50_us", "p99_us", "p999_us"))])
+    return ["## The engine itself", "`flipside bench`: load from the ring, no socket; times in µs.",
+            "", table(rows), ""]
 
 
 def about(results):
@@ -201,12 +202,9 @@ def render(results, drawn):
     lines += ["Medians over the rounds (lowest – highest). IOPS in thousands.", ""]
     for kind, part in results.get("nbd", {}).items():
         lines += nbd(kind, part, drawn)
-    ram = results.get("nbd", {}).get("ram", {}).get("cases", {})
     if "price" in results:
         lines += price(results["price"], drawn)
-    for name, write in (("growth", growth), ("cost", cost)):
+    for name, write in (("growth", growth), ("cost", cost), ("engine", engine)):
         if name in results:
             lines += write(results[name])
-    if "engine" in results:
-        lines += engine(results["engine"], ram)
     return "\n".join([*lines, *about(results)])

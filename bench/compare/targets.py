@@ -241,7 +241,7 @@ def everyone(variants):
     for variant in variants:
         name, separator, options = variant.partition("=")
         if not (name and separator):
-            raise BenchError(f"--variant {variant}: say NAME=FLAGS, as in 'poll=--settle idle'")
+            raise BenchError(f"--variant {variant}: say NAME=FLAGS, as in 'poll=--poll-us 50'")
         ours.append(Flipside(f"flipside-{name}", f"ours, with {options}", options.split()))
     return [*ours, Passthrough(), QemuNbd(),
             Nbdkit("file", "page cache: for information", ["DEVICE"]), NbdServer(),
