@@ -34,8 +34,8 @@ def said(command):
 def run(command, timeout=COMMAND_SECONDS, **options):
     """Runs a command that must succeed; its standard output."""
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True,
-                              timeout=timeout, **options)
+        done = subprocess.run([str(word) for word in command], check=True, capture_output=True,
+                              text=True, timeout=timeout, **options)
     except FileNotFoundError as error:
         raise BenchError(f"{command[0]} is not there: `tools/setup.sh bench` installs the tools, "
                          "`make bench` builds what is ours first") from error
