@@ -58,7 +58,7 @@ def parse_arguments():
     add("--variant", action="append", default=[], metavar="NAME=FLAGS",
         help="one more target: ours with these flags of `flipside serve`; may be repeated")
     add("--rounds", type=int, default=3, help="rounds over NBD (default: 3)")
-    add("--seconds", type=float, default=0.8, help="seconds a case (default: 0.8)")
+    add("--seconds", type=float, default=0.7, help="seconds a case (default: 0.7)")
     add("--size", type=int, default=512, metavar="MIB", help="size of volumes (default: 512)")
     add("--price-size", type=int, default=384, metavar="MIB",
         help="size of volumes and files of the part price, 320 at least (default: 384)")
@@ -70,7 +70,7 @@ def parse_arguments():
     add("--list", action="store_true", help="print the names of cases and targets, and end")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.device = 1, 0.4, "ram"
+        options.rounds, options.seconds, options.device = 1, 0.3, "ram"
         options.size, options.price_size = 256, 320
     if options.rounds < 1 or options.seconds <= 0 or options.size < 64 or options.price_size < 320:
         parser.error("one round at least, some time for each case, volumes of 64 MiB at least, "
@@ -122,6 +122,14 @@ def machine():
     return f"{os.cpu_count()} cores ({model}), Linux {platform.release()}"
 
 
+def circumstances():
+    """Where, when and by which command a part is measured."""
+    arguments = [f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else []
+    return {"at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "machine": machine(),
+            "load": os.getloadavg()[0], "commit": targets.commit(),
+            "command": shlex.join(["make", "bench", *arguments])}
+
+
 def measure(options, chosen, named, found, progress):
     """Each part, kept as soon as it is there."""
     parts = {
@@ -132,11 +140,10 @@ def measure(options, chosen, named, found, progress):
         "growth": lambda: growth.measure(options, progress),
         "cost": lambda: cost.measure(options, chosen, progress),
     }
-    found["versions"] = {target.name: f"{target.version()}; {target.what}" for target in chosen}
+    if options.parts:
+        found["versions"] = {target.name: f"{target.version()}; {target.what}" for target in chosen}
     for part in options.parts:
-        about = {"at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "machine": machine(),
-                 "load": os.getloadavg()[0], "command": shlex.join(["make", "bench", *(
-                     [f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])])}
+        about = circumstances()
         found[part] = parts[part]()
         found.setdefault("about", {})[part] = about
         results.save(found)

@@ -179,8 +179,8 @@ def about(results):
     """Machine, and when each part was measured."""
     lines = ["## How it was measured", ""]
     for part, when in results["about"].items():
-        lines.append(f"- {part}: {when['at']}, {when['machine']}, load {when['load']:.1f} before; "
-                     f"`{when['command']}`")
+        lines.append(f"- {part}: {when['at']}, {when['machine']}, load {when['load']:.1f} before, "
+                     f"commit {when['commit']}; `{when['command']}`")
         if when["load"] > QUIET:
             lines.append(f"  **The machine was busy: times of {part} say little.**")
     for name, said in results.get("versions", {}).items():
