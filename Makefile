@@ -25,7 +25,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
 .PHONY: help setup build test soak sim sim-exhaustive mutants nbd-tester demo serve bench fuzz
-.PHONY: bench-journal bench-mds vm-test coverage install uninstall clean
+.PHONY: bench-peers bench-journal bench-mds vm-test coverage install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,8 +83,13 @@ serve: build ## serve a formatted disk: make serve DEV=/dev/sdX
 	@test -n "$(DEV)" || { echo "make serve DEV=/dev/sdX (after: target/release/flipside format /dev/sdX)"; exit 2; }
 	target/release/flipside serve $(DEV)
 
-bench: setup build ## Flipside beside qemu-nbd on one RAM-backed device; writes bench/results/
-	python3 bench/compare.py
+bench: build ## Flipside beside its peers, into bench/results/: 20 minutes; ARGS=--quick: 2; ARGS=--help
+	@tools/setup.sh bench
+	$(CARGO) build --release --example passthrough
+	python3 bench/compare $(ARGS)
+
+bench-peers: ## the part of it over NBD alone
+	@$(MAKE) bench ARGS="--parts nbd $(ARGS)"
 
 bench-mds: setup ## the metadata server's durable primitives a second over UDP, and its bounds; DIR=
 	$(CARGO) bench --bench mds -- $(if $(DIR),--dir $(DIR)) $(ARGS)
@@ -93,7 +98,7 @@ bench-journal: setup ## data in the journal beside the device alone, and commits
 	$(CARGO) bench --bench journal -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
 	$(CARGO) bench --bench group_commits -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
 
-coverage: ## lines of journal/, unit/ and format/ that tests execute (installs cargo-tarpaulin)
+coverage: ## lines of journal/, unit/, format/, txn/ that tests execute (installs cargo-tarpaulin)
 	@tools/coverage.sh
 
 fuzz: ## every parser, SECONDS each (needs cargo-fuzz, which this installs)

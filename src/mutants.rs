@@ -100,6 +100,8 @@ mutants! {
     StalePlaceApplied: "places of an earlier binding are applied",
     ReconcileSkipped: "the metadata server is not told what it missed",
     IncarnationKept: "a start of a unit goes by the number of the one before",
+    // Repairs.
+    GoodCopyMended: "a repair writes both copies of a page, the good one first",
     // The metadata server and its protocol.
     GenerationUnchecked: "the server applies older generations, again where they are repeated",
     RequestRepeated: "a repeated request is executed again",
@@ -126,6 +128,10 @@ mutants! {
     CommitPresumed: "a transaction of which nothing is known is told as committed",
     PreparedMemberForgotten: "a decision is forgotten when the first member is done",
     LifeNotCounted: "a member that lost what was pending begins no new life of its group",
+    PreparedAppliedEarly: "flags that were prepared at the server count before the decision",
+    PreparedNotApplied: "flags that were prepared at the server are not applied by the decision",
+    PreparedKeptAtAbort: "flags that were prepared at the server are kept when that is aborted",
+    PreparedOfAnyApplied: "a decision applies what was prepared for an aborted transaction, too",
     // A unit's part in global transactions.
     AcknowledgedBeforeAllSealed: "a write is acknowledged before all units have sealed",
     CommitsWithoutDecision: "a unit commits when all are sealed, before it is decided",

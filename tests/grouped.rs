@@ -1,7 +1,7 @@
 //! Consistency groups over several units under simulation: hundreds of seeds of random work,
 //! faults and crashes of units and of the metadata server. `support/seeds.rs` says which.
 
-use flipside::sim::grouped::run_seed;
+use flipside::sim::grouped::{run_seed, run_without_atomics};
 
 #[path = "support/seeds.rs"]
 mod seeds;
@@ -31,8 +31,20 @@ fn seeds_keep_every_promise() {
             groups.cuts,
             groups.regrouped,
             groups.stops,
+            groups.atomics,
+            groups.atomics_refused,
+            groups.atomics_unknown,
         ];
         assert!(all.iter().all(|count| *count > 0), "{groups:?}");
+    }
+}
+
+/// Goal: an atomic request and a write that want two blocks in common never wait for each other
+/// (884, 1775), nor does one commit nothing again and again (2637).
+#[test]
+fn seeds_of_atomic_requests() {
+    for seed in [717, 884, 1775, 2637] {
+        run_seed(seed, false).unwrap_or_else(|failure| panic!("{failure}"));
     }
 }
 
@@ -42,6 +54,6 @@ fn seeds_keep_every_promise() {
 #[test]
 fn seeds_that_showed_something() {
     for seed in [7, 10, 40, 54, 93, 104, 178, 239, 266, 408, 697, 744, 816, 881, 892, 955, 3010] {
-        run_seed(seed, false).unwrap_or_else(|failure| panic!("{failure}"));
+        run_without_atomics(seed, false).unwrap_or_else(|failure| panic!("{failure}"));
     }
 }

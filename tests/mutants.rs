@@ -29,8 +29,8 @@ use flipside::sim::sweep::{Sweep, sweep};
 mod peer;
 #[path = "support/regressions.rs"]
 mod regressions;
-#[path = "support/atomic.rs"]
-mod scenarios;
+#[path = "support/repair.rs"]
+mod repair;
 #[path = "support/simulated.rs"]
 mod simulated;
 #[path = "support/steps.rs"]
@@ -70,15 +70,11 @@ const OF_READERS: [Mutant; 4] = [
 /// Those of destaging that a world of its own finds sooner.
 const OF_DESTAGING: [Mutant; 2] = [Mutant::PayloadDroppedForPending, Mutant::DestageUnheld];
 /// Those of atomic requests and of rare meetings, and the scenario that shows each.
-const OF_SCENARIOS: [(Mutant, fn()); 8] = [
+const OF_SCENARIOS: [(Mutant, fn()); 4] = [
     (Mutant::DecisionNotStored, steps::a_loss_of_power_at_every_step),
     (Mutant::DoneBeforePersisted, steps::a_loss_of_power_at_every_step),
+    (Mutant::GoodCopyMended, repair::cut_short_anywhere),
     (Mutant::PlaceShrinks, waiting::who_waits_behind_fewer_blocks_is_woken),
-    (Mutant::StagedVisible, scenarios::staged_writes_are_invisible_and_held),
-    (Mutant::StagedNotHeld, scenarios::staged_writes_are_invisible_and_held),
-    (Mutant::JoinedNotRecorded, scenarios::atomic_requests_of_two_units),
-    (Mutant::VotedRead, scenarios::nobody_reads_between_vote_and_decision),
-    (Mutant::PartsNotCounted, scenarios::atomic_requests_of_two_units),
 ];
 /// The swaps of a world with a reader.
 const SWAPS: u64 = 60;
@@ -91,7 +87,7 @@ const OF_CLUSTERS: [Mutant; 5] = [
     Mutant::LeaseBelievedTooLong,
 ];
 /// Those that only show where units have a consistency group together.
-const OF_GROUPS: [Mutant; 9] = [
+const OF_GROUPS: [Mutant; 18] = [
     Mutant::CommitBeforeDecision,
     Mutant::IdleMemberLeftOut,
     Mutant::CommitPresumed,
@@ -101,6 +97,15 @@ const OF_GROUPS: [Mutant; 9] = [
     Mutant::CommitsWithoutDecision,
     Mutant::PreparedDroppedAtRecovery,
     Mutant::LifeIgnored,
+    Mutant::PreparedAppliedEarly,
+    Mutant::PreparedNotApplied,
+    Mutant::PreparedKeptAtAbort,
+    Mutant::PreparedOfAnyApplied,
+    Mutant::StagedVisible,
+    Mutant::StagedNotHeld,
+    Mutant::JoinedNotRecorded,
+    Mutant::VotedRead,
+    Mutant::PartsNotCounted,
 ];
 /// One mutant at a time, in the whole process.
 static CHOICE: Mutex<()> = Mutex::new(());

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Which lines of the journal, the unit and the formats are executed by the tests that need no more
-# than a few minutes under a debugger:
+# Which lines of the journal, the unit, the formats and the transactions are executed by the tests
+# that need no more than a few minutes under a debugger:
 #
 #   tools/coverage.sh [TEST...]
 #
@@ -43,11 +43,12 @@ for test in "${tests[@]}"; do
     out=target/coverage/$test
     mkdir -p "$out"
     what=(--test "$test") only=()
-    [ "$test" != lib ] || what=(--lib) only=(journal:: unit:: format::)
+    [ "$test" != lib ] || what=(--lib) only=(journal:: unit:: format:: txn::)
     printf '%-12s ' "$test"
     if PATH=$shims:$PATH taskset -c 0 cargo-tarpaulin tarpaulin --engine ptrace --skip-clean \
         --avoid-cfg-tarpaulin --follow-exec --implicit-test-threads --timeout 600 \
-        --include-files 'src/journal/*' 'src/unit/*' 'src/format/*' --exclude-files '*_tests.rs' \
+        --include-files 'src/journal/*' 'src/unit/*' 'src/format/*' 'src/txn/*' \
+        --exclude-files '*_tests.rs' \
         "${what[@]}" --out Json --output-dir "$out" -- "${only[@]}" --test-threads=1 \
         >"$out/log" 2>&1; then
         tail -n 1 "$out/log"

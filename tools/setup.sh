@@ -26,6 +26,11 @@ needs=(
   python3:python3
 )
 
+# `setup.sh bench`: what `make bench` compares with and counts with, too.
+if [ "${1:-}" = bench ]; then
+  needs+=(nbd-server:nbd-server mkfs.btrfs:btrfs-progs perf:linux-perf)
+fi
+
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
 for need in "${needs[@]}"; do

@@ -19,6 +19,7 @@ use crate::format::home::{HOME_MAGIC, LINES_PER_PAGE, Line};
 use crate::format::ids::PoolId;
 use crate::format::page::{Choice, choose};
 use crate::format::status::{STATUS_MAGIC, StatusEntry, entries_per_page};
+use crate::mutants::{Mutant, mutated};
 
 /// A kind of two-copy page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,7 +127,7 @@ pub async fn mend_page<E: Env, R: Region>(
     let targets = match choose(page.copies) {
         Choice::Use { copy, .. } => {
             read_what_can_be(env, region, place(copy), &mut work, 0..runs.page).await?;
-            vec![1 - copy]
+            if mutated(Mutant::GoodCopyMended) { vec![copy, 1 - copy] } else { vec![1 - copy] }
         }
         Choice::Blank { copy } => {
             work.as_mut_slice().fill(0);

@@ -99,7 +99,8 @@ impl<'a> Image<'a> {
         let ops = oracle.ops();
         let mut over = vec![Vec::new(); seen.len()];
         for (op, index) in ops.iter().zip(0..) {
-            op.granules.clone().for_each(|granule| over[granule as usize].push(index));
+            let granules = op.pieces.iter().cloned().flatten();
+            granules.for_each(|granule| over[granule as usize].push(index));
         }
         let by_stamp: BTreeMap<Stamp, u32> =
             ops.iter().zip(0..).filter(|(op, _)| !op.zeros).map(|(op, i)| (op.stamp, i)).collect();

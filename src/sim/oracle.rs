@@ -23,7 +23,8 @@ use super::stamp::{self, Seen, Stamp, ZEROS};
 #[derive(Clone, Debug, Hash, Serialize, Deserialize)]
 pub(super) struct Op {
     pub stamp: Stamp,
-    pub granules: Range<u32>,
+    /// The granules that it covers: ranges that do not meet.
+    pub pieces: Vec<Range<u32>>,
     pub zeros: bool,
     pub durable: bool,
     pub sent: u64,
@@ -38,7 +39,7 @@ impl Op {
     }
 
     pub fn covers(&self, granule: u32) -> bool {
-        self.granules.contains(&granule)
+        self.pieces.iter().any(|piece| piece.contains(&granule))
     }
 
     /// What it leaves where it was the last.
@@ -50,7 +51,7 @@ impl Op {
 impl std::fmt::Display for Op {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let what = if self.zeros { "zeros" } else { "write" };
-        write!(f, "{what} #{} of granules {:?}, sent {}", self.stamp, self.granules, self.sent)?;
+        write!(f, "{what} #{} of granules {:?}, sent {}", self.stamp, self.pieces, self.sent)?;
         match (self.acknowledged, self.failed) {
             (Some(at), _) => write!(f, ", acknowledged {at}"),
             (None, true) => write!(f, ", failed"),
@@ -140,16 +141,25 @@ impl Oracle {
 
     /// A write, or what leaves zeros, is sent.
     pub fn send(&mut self, stamp: Stamp, granules: Range<u32>, zeros: bool, durable: bool) {
-        let sent = self.tick();
-        self.ops.push(Op {
-            stamp,
-            granules,
-            zeros,
-            durable,
-            sent,
-            acknowledged: None,
-            failed: false,
-        });
+        self.send_all(stamp, vec![granules], zeros, durable);
+    }
+
+    /// One operation over several ranges, no two of which meet: all of it or nothing.
+    pub(super) fn send_all(
+        &mut self,
+        stamp: Stamp,
+        pieces: Vec<Range<u32>>,
+        zeros: bool,
+        durable: bool,
+    ) {
+        let (sent, acknowledged, failed) = (self.tick(), None, false);
+        self.ops.push(Op { stamp, pieces, zeros, durable, sent, acknowledged, failed });
+    }
+
+    /// What was sent has not taken place, nor will it.
+    pub(super) fn withdraw(&mut self, stamp: Stamp) {
+        self.tick();
+        self.ops.retain(|op| op.stamp != stamp);
     }
 
     /// It has ended.
@@ -182,7 +192,8 @@ impl Oracle {
     pub(super) fn end_flush_of(&mut self, flush: &Sent, part: &Range<u32>) {
         self.tick();
         let within = |op: &&mut Op| {
-            part.contains(&op.granules.start) && op.acknowledged.is_some_and(|at| at < flush.0)
+            op.pieces.iter().all(|piece| part.contains(&piece.start))
+                && op.acknowledged.is_some_and(|at| at < flush.0)
         };
         self.ops.iter_mut().filter(within).for_each(|op| op.durable = true);
     }
@@ -191,7 +202,9 @@ impl Oracle {
     pub fn end_read(&mut self, read: &Sent, first: u32, bytes: &[u8]) -> Result<(), Violation> {
         self.tick();
         let range = first..first + (bytes.len() / self.granule) as u32;
-        let near = |op: &&Op| op.granules.start < range.end && range.start < op.granules.end;
+        let near = |op: &&Op| {
+            op.pieces.iter().any(|piece| piece.start < range.end && range.start < piece.end)
+        };
         let ops: Vec<&Op> = self.ops.iter().filter(near).collect();
         for (number, bytes) in range.clone().zip(bytes.chunks_exact(self.granule)) {
             let seen = self.seen(number, bytes)?;
@@ -418,6 +431,30 @@ mod tests {
         let good = [[1, 1, 0, 0], [2, 2, 0, 0]];
         let bad = [[1, 2, 0, 0], [2, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]];
         assert_eq!(allowed(history, &[good.as_slice(), &bad].concat()), good);
+    }
+
+    /// Goal: an operation of several pieces is in the cut with all of them or with none, with what
+    /// was acknowledged before it; what was withdrawn is nowhere.
+    #[test]
+    fn pieces_are_together() {
+        let history = |o: &mut Oracle| {
+            write(o, 1, 3..4);
+            o.send_all(2, vec![0..1, 2..3], false, true);
+        };
+        let good = [[0, 0, 0, 0], [0, 0, 0, 1], [2, 0, 2, 1]];
+        let bad = [[2, 0, 0, 1], [0, 0, 2, 1], [2, 0, 2, 0]];
+        let tried = [good.as_slice(), &bad].concat();
+        assert_eq!(allowed(history, &tried), good);
+        let acknowledged = |o: &mut Oracle| {
+            history(o);
+            o.end(2, true);
+        };
+        assert_eq!(allowed(acknowledged, &tried), good[2..]);
+        let withdrawn = |o: &mut Oracle| {
+            history(o);
+            o.withdraw(2);
+        };
+        assert_eq!(allowed(withdrawn, &tried), good[..2]);
     }
 
     /// Goal: zeros are explained by whoever may have left them, and by nobody else.

@@ -256,8 +256,10 @@ impl<E: Env> Inner<E> {
         let Span { offset, len } = run.span;
         let mut buf = self.env.buffers().acquire(len as usize).await;
         let parts = split(Change::Write, run.span, self.geometry);
+        let holds = self.state.borrow().staged_in(ready.domain).is_some_and(Staged::holds);
         let admitted = {
-            let admit = pin!(self.admit_for(run.seat, parts, len, Purpose::Atomic));
+            let purpose = Purpose::Atomic { holds };
+            let admit = pin!(self.admit_for(run.seat, parts, len, purpose));
             match select(admit, pin!(self.env.sleep(self.left(since)))).await {
                 Either::Left((admitted, _)) => admitted.map_err(AtomicError::Io)?,
                 Either::Right(_) => return Err(AtomicError::Late("blocks or extents are in use")),

@@ -46,8 +46,9 @@ pub enum IoError {
     Group(Arc<str>),
     /// Whether what is there was committed is not known yet.
     #[error(
-        "it was being committed when the target stopped, and the metadata server, which knows \
-         whether it was, has not said so yet"
+        "it is being committed, or was when the target stopped, and the metadata server, which \
+         knows whether it took place, has not said so yet: try again, or serve with a longer \
+         --doubt-timeout"
     )]
     InDoubt,
     /// The target is stopping.

@@ -84,6 +84,11 @@ impl Staged {
         }
     }
 
+    /// Whether others may wait for it.
+    pub fn holds(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Whether it is a part of the sealed epoch.
     pub fn is_joined(&self) -> bool {
         self.progress >= Progress::Joined

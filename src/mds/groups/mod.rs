@@ -37,6 +37,7 @@ use crate::env::Moment;
 use crate::format::group::TransactionId;
 use crate::format::ids::{Incarnation, PoolId, UnitId, VolumeId};
 use crate::format::record::Record;
+use crate::mutants::{Mutant, mutated};
 use crate::txn::coordinator::{Coordinator, Group, Present};
 use crate::txn::{COORDINATOR, GroupId, Order, Phase, Report, Stage};
 
@@ -263,6 +264,9 @@ impl Groups {
             if let (true, Some(transaction)) = (changed.decided, under_way) {
                 self.changes.extend([row]);
                 for (pool, unit, records) in self.prepared.decided(*id, transaction) {
+                    if mutated(Mutant::PreparedNotApplied) {
+                        continue;
+                    }
                     let catalog = pools.catalog_mut(pool).expect("a pool of a group is known");
                     catalog.harden_prepared(unit, &records)?;
                 }

@@ -20,6 +20,7 @@ use crate::format::group::TransactionId;
 use crate::format::ids::{PairId, PoolId, UnitId};
 use crate::format::record::{self, Record};
 use crate::mds::raw::{Malformed, first};
+use crate::mutants::{Mutant, mutated};
 use crate::txn::GroupId;
 use crate::txn::wire::RawTransaction;
 
@@ -77,15 +78,19 @@ impl Prepared {
     ) -> Vec<(PoolId, UnitId, Vec<Record>)> {
         let (first, last) = (PoolId([0; 16]), PoolId([255; 16]));
         let of_group = self.0.range((group, first)..=(group, last));
-        let own = of_group.filter(|(_, (_, part))| part.transaction == transaction);
+        let any = mutated(Mutant::PreparedOfAnyApplied);
+        let own = of_group.filter(|(_, (_, part))| any || part.transaction == transaction);
         let given = own.map(|((_, pool), (unit, part))| (*pool, *unit, part.records.clone()));
         let given = given.collect();
-        self.retain(group, None);
+        self.0.retain(|(of, _), _| *of != group);
         given
     }
 
     /// Drops what is not of the transaction that a group has under way.
     pub fn retain(&mut self, group: GroupId, under_way: Option<TransactionId>) {
+        if mutated(Mutant::PreparedKeptAtAbort) || mutated(Mutant::PreparedOfAnyApplied) {
+            return;
+        }
         self.0.retain(|(of, _), (_, part)| *of != group || Some(part.transaction) == under_way);
     }
 }

@@ -20,6 +20,7 @@ use crate::mds::records::Claim;
 use crate::mds::session::Session;
 use crate::mds::store::StoreError;
 use crate::mds::wire::{self, Header, Kind, Operation};
+use crate::mutants::{Mutant, mutated};
 use crate::txn::wire as said;
 
 impl<P: Clone + PartialEq> Server<P> {
@@ -60,6 +61,9 @@ impl<P: Clone + PartialEq> Server<P> {
         match part {
             Some(part) => {
                 catalog.may_harden(unit, &records)?;
+                if mutated(Mutant::PreparedAppliedEarly) {
+                    catalog.harden(unit, &records)?;
+                }
                 self.groups.prepare(pool, unit, part);
             }
             None => catalog.harden(unit, &records)?,

@@ -113,6 +113,11 @@ impl Run {
         Some((env, self.handles[volume].clone()?))
     }
 
+    /// Whether clients may not know all that happened to a volume.
+    pub(super) fn is_broken(&self, volume: usize) -> bool {
+        self.checks[self.shared.ledger.borrow().places[volume].class].broken
+    }
+
     pub(super) fn forget_handles(&mut self, number: usize) {
         let volumes = self.volumes_of(number);
         self.shared.images.borrow_mut().retain(|(_, volume), _| !volumes.contains(volume));

@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::Seen;
+use super::atomics::Draft;
 use super::ledger::Ledger;
 use crate::env::Env as _;
 use crate::env::sim::{Rng, SimEnv};
@@ -49,6 +51,15 @@ pub(super) struct Request {
     pub think: u64,
 }
 
+/// What a client waits for.
+#[derive(Clone, Debug)]
+pub(super) struct Busy {
+    /// The unit that its request is at; none between two steps of an atomic request.
+    pub unit: Option<usize>,
+    /// The volumes that it is about.
+    pub volumes: Vec<usize>,
+}
+
 /// An image of a volume that was read, by a handle.
 pub(super) type Image = (Served, Vec<u8>);
 
@@ -58,8 +69,10 @@ pub(super) struct Shared {
     /// What happens when: in the order of time, then of planning.
     events: RefCell<BTreeMap<(u64, u64), Event>>,
     planned: Cell<u64>,
-    /// The volume that each client waits for.
-    pub busy: RefCell<Vec<Option<usize>>>,
+    /// What each client waits for.
+    pub busy: RefCell<Vec<Option<Busy>>>,
+    /// The atomic request that each client has under way.
+    pub drafts: RefCell<Vec<Option<Draft>>>,
     /// Volumes whose handles are told that their group went back.
     pub lost: RefCell<Vec<bool>>,
     /// Images by the number of the check that they are for, and the volume.
@@ -67,8 +80,12 @@ pub(super) struct Shared {
     /// The newest job that makes or deletes the group of a class, and the jobs that are done.
     pub jobs: RefCell<BTreeMap<usize, u64>>,
     pub done: RefCell<BTreeSet<u64>>,
+    /// When the last atomic request ended, in nanoseconds of true time.
+    pub last_atomic: Cell<u64>,
     pub failed: RefCell<Option<String>>,
     pub ended: Cell<u64>,
+    /// What atomic requests came to.
+    pub seen: Cell<Seen>,
     /// Requests that failed, as they may.
     pub refused: Cell<u64>,
     /// Every operation has to succeed, and soon.
@@ -77,9 +94,13 @@ pub(super) struct Shared {
 
 /// How long an operation takes at most once nothing fails any more.
 const OPERATION_TIME: Duration = Duration::from_secs(120);
+/// After so long, in nanoseconds, every unit has heard of a decision, once nothing fails any more.
+const HEARD_NS: u64 = 1_000_000_000;
 /// What requests fail with while other units, or the server, are away, or the unit has to be
 /// started again; then they are sent again.
-const WAITED: [&str; 5] = ["was being committed when", "has to wait", SILENT, FENCED, STOPPING];
+const WAITED: [&str; 5] = [IN_DOUBT, "has to wait", SILENT, FENCED, STOPPING];
+/// What reads fail with of what a unit has voted for, if it waits for the decision for so long.
+const IN_DOUBT: &str = "it is being committed";
 /// What they fail with when the flags are at a server that was away for too long.
 const SILENT: &str = "where the flags are, did not answer";
 /// What they fail with when a claim of an earlier start came late to the server.
@@ -97,12 +118,15 @@ impl Shared {
             events: RefCell::default(),
             planned: Cell::new(0),
             busy: RefCell::new(vec![None; clients]),
+            drafts: RefCell::new((0..clients).map(|_| None).collect()),
             lost: RefCell::new(vec![false; volumes]),
             images: RefCell::default(),
             jobs: RefCell::default(),
             done: RefCell::default(),
+            last_atomic: Cell::new(0),
             failed: RefCell::default(),
             ended: Cell::new(0),
+            seen: Cell::default(),
             refused: Cell::new(0),
             bounded: Cell::new(false),
         }
@@ -128,7 +152,9 @@ impl Shared {
 
     /// Whether a request is under way on one of these volumes.
     pub fn is_busy(&self, volumes: &[usize]) -> bool {
-        self.busy.borrow().iter().flatten().any(|busy| volumes.contains(busy))
+        let busy = self.busy.borrow();
+        let mut under_way = busy.iter().flatten().flat_map(|busy| &busy.volumes);
+        under_way.any(|volume| volumes.contains(volume))
     }
 
     /// Carries out a request on its machine.
@@ -139,7 +165,10 @@ impl Shared {
         let result = self.perform(&env, &served, &request).await;
         match result {
             Ok(Ok(())) => {}
-            Ok(Err(why)) => self.judge(request.volume, &request.what, why),
+            Ok(Err(why)) => {
+                let what = format!("{:?} on volume {}", request.what, request.volume);
+                self.judge(&[request.volume], sent, &what, why);
+            }
             Err(Violation(what)) => self.fail(what),
         }
         let took = Duration::from_nanos(env.lived() - sent);
@@ -177,7 +206,7 @@ impl Shared {
         result
     }
 
-    fn granule(&self) -> u64 {
+    pub fn granule(&self) -> u64 {
         self.ledger.borrow().granule as u64
     }
 
@@ -241,17 +270,24 @@ impl Shared {
         }
     }
 
-    /// Whether a request may have failed so.
-    fn judge(&self, volume: usize, what: &What, why: Refusal) {
+    /// Whether an atomic request was under way since then, or ended so shortly before that units
+    /// had yet to hear of it.
+    fn met_atomic(&self, sent: u64) -> bool {
+        let under_way = self.drafts.borrow().iter().any(Option::is_some);
+        under_way || self.last_atomic.get() + HEARD_NS >= sent
+    }
+
+    /// Whether a request to some volumes of a unit, sent at that moment, may have failed so.
+    pub fn judge(&self, volumes: &[usize], sent: u64, what: &str, why: Refusal) {
         self.refused.set(self.refused.get() + 1);
         match why {
             Refusal::Failed(why) if why.contains(LOST) && !self.bounded.get() => {
-                self.lost.borrow_mut()[volume] = true;
+                volumes.iter().for_each(|volume| self.lost.borrow_mut()[*volume] = true);
             }
             Refusal::Failed(why)
                 if WAITED.iter().any(|waited| why.contains(waited)) && !self.bounded.get() => {}
-            other => self
-                .fail(format!("{what:?} on volume {volume} failed, and no device had: {other:?}")),
+            Refusal::Failed(why) if why.contains(IN_DOUBT) && self.met_atomic(sent) => {}
+            other => self.fail(format!("{what} failed, and no device had: {other:?}")),
         }
     }
 

@@ -3,11 +3,15 @@
 //! Each volume has a model of its own, which promises 1 to 3 and 5 are checked by. The volumes of a
 //! group, one behind the other, are one more volume, with a model that hears of all operations on
 //! all of them in the order in which they happened: its cut is that of promise 4.
+//!
+//! An atomic request is one operation over all of its pieces, durable when it is acknowledged. Who
+//! has seen a part of it knows that it took place: from then on it counts as acknowledged.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::sim::oracle::{Oracle, Sent, Violation};
-use crate::sim::stamp::{self, Stamp};
+use crate::sim::stamp::{self, Seen, Stamp};
 
 /// A volume of a unit.
 #[derive(Clone, Debug)]
@@ -35,6 +39,20 @@ pub(super) struct Flush {
     of_group: Option<Sent>,
 }
 
+/// Pieces of volumes that are written together.
+pub(super) type Pieces = [(usize, Range<u32>)];
+
+/// What became of an atomic request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It took place.
+    Applied,
+    /// It did not.
+    Refused,
+    /// Either.
+    Unknown,
+}
+
 /// The models.
 pub(super) struct Ledger {
     pub granule: usize,
@@ -44,6 +62,8 @@ pub(super) struct Ledger {
     /// One for each class that is a group which serves, and all of whose members are known.
     groups: Vec<Option<Oracle>>,
     last_stamp: Stamp,
+    /// The volumes of each atomic request under way of which nobody has seen anything.
+    unseen: BTreeMap<Stamp, BTreeSet<usize>>,
 }
 
 impl Ledger {
@@ -51,7 +71,8 @@ impl Ledger {
         let of = |(place, number): (&Place, u8)| Oracle::new(number, granule, place.granules);
         let volumes = places.iter().zip(0..).map(of).collect();
         let groups = classes.iter().map(|_| None).collect();
-        Self { granule, places, classes, volumes, groups, last_stamp: 0 }
+        let unseen = BTreeMap::new();
+        Self { granule, places, classes, volumes, groups, last_stamp: 0, unseen }
     }
 
     /// The group of a class serves, with nothing on any of its volumes that is not durable.
@@ -90,6 +111,77 @@ impl Ledger {
         }
     }
 
+    /// An atomic request is sent.
+    pub fn send_atomic(&mut self, pieces: &Pieces) -> Stamp {
+        self.last_stamp += 1;
+        let stamp = self.last_stamp;
+        let (mut of_volume, mut of_class) = (BTreeMap::new(), BTreeMap::new());
+        for (volume, piece) in pieces {
+            let (start, class) = (self.start(*volume), self.places[*volume].class);
+            let shifted = piece.start + start..piece.end + start;
+            of_volume.entry(*volume).or_insert_with(Vec::new).push(piece.clone());
+            of_class.entry(class).or_insert_with(Vec::new).push(shifted);
+        }
+        self.unseen.insert(stamp, of_volume.keys().copied().collect());
+        for (volume, pieces) in of_volume {
+            self.volumes[volume].send_all(stamp, pieces, false, true);
+        }
+        for (class, pieces) in of_class {
+            if let Some(group) = &mut self.groups[class] {
+                group.send_all(stamp, pieces, false, true);
+            }
+        }
+        stamp
+    }
+
+    /// It has ended.
+    pub fn end_atomic(&mut self, stamp: Stamp, ended: Ended) -> Result<(), Violation> {
+        let Some(volumes) = self.unseen.remove(&stamp) else {
+            if ended == Ended::Refused {
+                let what = format!("atomic request #{stamp} was seen, and then refused");
+                return Err(Violation(what));
+            }
+            return Ok(());
+        };
+        for oracle in self.models_of(&volumes) {
+            match ended {
+                Ended::Applied => oracle.end(stamp, true),
+                Ended::Unknown => oracle.end(stamp, false),
+                Ended::Refused => oracle.withdraw(stamp),
+            }
+        }
+        Ok(())
+    }
+
+    /// The models of some volumes, and of their groups.
+    fn models_of(&mut self, volumes: &BTreeSet<usize>) -> impl Iterator<Item = &mut Oracle> {
+        let classes: BTreeSet<usize> =
+            volumes.iter().map(|volume| self.places[*volume].class).collect();
+        let own = self.volumes.iter_mut().enumerate();
+        let own = own.filter(|(volume, _)| volumes.contains(volume)).map(|(_, model)| model);
+        let groups = self.groups.iter_mut().enumerate();
+        let groups = groups.filter(move |(class, _)| classes.contains(class));
+        own.chain(groups.filter_map(|(_, group)| group.as_mut()))
+    }
+
+    /// Somebody has read that: what is seen of an atomic request has taken place.
+    fn note_sight(&mut self, volume: usize, first: u32, bytes: &[u8]) {
+        if self.unseen.is_empty() {
+            return;
+        }
+        let granules = bytes.chunks_exact(self.granule).zip(first..);
+        let stamps = granules.filter_map(|(of, at)| match stamp::read(of, volume as u8, at) {
+            Seen::Write(stamp) => Some(stamp),
+            Seen::Misplaced { .. } | Seen::Fabricated => None,
+        });
+        let stamps: BTreeSet<Stamp> = stamps.collect();
+        for stamp in stamps {
+            if let Some(volumes) = self.unseen.remove(&stamp) {
+                self.models_of(&volumes).for_each(|oracle| oracle.end(stamp, true));
+            }
+        }
+    }
+
     /// The bytes of a write.
     pub fn bytes(&self, volume: usize, granules: &Range<u32>, stamp: Stamp) -> Vec<u8> {
         let mut bytes = vec![0; granules.len() * self.granule];
@@ -108,7 +200,9 @@ impl Ledger {
         first: u32,
         bytes: &[u8],
     ) -> Result<(), Violation> {
-        self.volumes[volume].end_read(read, first, bytes)
+        self.volumes[volume].end_read(read, first, bytes)?;
+        self.note_sight(volume, first, bytes);
+        Ok(())
     }
 
     pub fn send_flush(&mut self, volume: usize) -> Flush {
@@ -136,7 +230,10 @@ impl Ledger {
         if let Some(group) = &mut self.groups[class] {
             group.recovered_as(together.clone())?;
         }
-        for (member, seen) in self.classes[class].members.clone().into_iter().zip(all) {
+        let members = self.classes[class].members.clone();
+        // Their clients have gone.
+        self.unseen.retain(|_, volumes| !members.iter().any(|member| volumes.contains(member)));
+        for (member, seen) in members.into_iter().zip(all) {
             self.volumes[member].recovered_as(seen)?;
         }
         Ok(together)

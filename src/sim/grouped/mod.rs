@@ -11,6 +11,7 @@
 //! | this one | the order of events, and what is done to the units |
 //! | [`ledger`] | what is known of volumes and groups |
 //! | [`clients`] | requests |
+//! | [`atomics`] | atomic requests over several volumes |
 //! | [`seat`] | a unit on its machine |
 //! | [`check`] | images after a crash, and when clients may go on |
 //!
@@ -20,10 +21,13 @@
 //! | --- | --- |
 //! | a read ends | it returns what was there meanwhile (promise 5) |
 //! | a request fails | others are away, or the group went back to its last cut |
+//! | an atomic request was applied | all of it is there, with what came before, on every unit |
+//! | one was refused, or never asked for | nothing of it is ever there |
 //! | a unit of a group crashed, and all serve again | all members together are one allowed cut |
 //! | the faults have ceased | every operation ends, and nothing stays in doubt |
 //! | all have stopped well | all that was acknowledged is there |
 
+mod atomics;
 mod check;
 mod clients;
 mod ledger;
@@ -35,15 +39,15 @@ use super::flipside::{Flipside, Served};
 use super::host::Host;
 use super::run::{Failure, Report, guarded};
 use crate::env::Env as _;
-use crate::env::sim::Aim;
 use crate::env::sim::rng::{Rng, mix};
+use crate::env::sim::{Aim, SimEnv};
 use crate::format::ids::PoolId;
 use crate::observe::Counters;
 use crate::sim::engine::{Running as _, Volume as _};
 use check::Check;
-use clients::{Event, Habits, Request, Shared};
-use ledger::{Class, Ledger, Place};
-use seat::{Ended, Unit};
+use clients::{Busy, Event, Habits, Request, Shared};
+use ledger::{Class, Ended, Ledger, Place};
+use seat::Unit;
 
 /// What groups went through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +68,12 @@ pub struct Seen {
     pub regrouped: u64,
     /// Units stopped as they should be.
     pub stops: u64,
+    /// Atomic requests that were applied.
+    pub atomics: u64,
+    /// Those that were refused, or whose clients left.
+    pub atomics_refused: u64,
+    /// Those of which that was not known.
+    pub atomics_unknown: u64,
 }
 
 impl Seen {
@@ -77,6 +87,18 @@ impl Seen {
         self.cuts += other.cuts;
         self.regrouped += other.regrouped;
         self.stops += other.stops;
+        self.atomics += other.atomics;
+        self.atomics_refused += other.atomics_refused;
+        self.atomics_unknown += other.atomics_unknown;
+    }
+
+    /// An atomic request has ended.
+    fn count_atomic(&mut self, ended: Ended) {
+        match ended {
+            Ended::Applied => self.atomics += 1,
+            Ended::Refused => self.atomics_refused += 1,
+            Ended::Unknown => self.atomics_unknown += 1,
+        }
     }
 
     /// What one start of a unit counted.
@@ -102,7 +124,16 @@ const LAST_OPERATIONS: u64 = 20;
 
 /// Runs one seed. `loud` prints every call of the environment.
 pub fn run_seed(seed: u64, loud: bool) -> Result<Report, Failure> {
-    let run = || Run::draw(seed, loud)?.all();
+    run_some(seed, true, loud)
+}
+
+/// The same without atomic requests.
+pub fn run_without_atomics(seed: u64, loud: bool) -> Result<Report, Failure> {
+    run_some(seed, false, loud)
+}
+
+fn run_some(seed: u64, atomics: bool, loud: bool) -> Result<Report, Failure> {
+    let run = || Run::draw(seed, atomics, loud)?.all();
     guarded(run).map_err(|what| Failure { seed, what })
 }
 
@@ -112,6 +143,7 @@ struct Run {
     units: Vec<Unit>,
     shared: Rc<Shared>,
     habits: Habits,
+    atomics: atomics::Habits,
     checks: Vec<Check>,
     /// The volume that each client went to last, and how many requests were begun.
     last: Vec<usize>,
@@ -144,7 +176,7 @@ struct Run {
 
 impl Run {
     /// Draws units, volumes, groups and habits, and makes the pools.
-    fn draw(seed: u64, loud: bool) -> Result<Self, String> {
+    fn draw(seed: u64, atomics: bool, loud: bool) -> Result<Self, String> {
         // Other draws than those of the same seed elsewhere.
         let mut rng = Rng::new(mix(seed ^ 0x6e0_0b5));
         let host = Host::draw(&mut rng);
@@ -189,6 +221,7 @@ impl Run {
             units,
             shared,
             habits,
+            atomics: atomics::Habits::draw(seed, atomics),
             checks,
             now,
         })
@@ -197,6 +230,8 @@ impl Run {
     fn all(mut self) -> Result<Report, String> {
         self.go("the work", u64::MAX, |run| run.disturbances == 0)?;
         self.calm = true;
+        // What was lost before is sent again only after a while.
+        self.well_since = self.now;
         self.operations = self.begun;
         self.host.calm();
         self.units.iter().for_each(Unit::calm);
@@ -217,6 +252,7 @@ impl Run {
         for unit in &mut self.units {
             unit.halt(&mut self.rng, &mut self.seen);
         }
+        self.seen.add_all(&self.shared.seen.get());
         let mut report = Report {
             operations: self.shared.ended.get(),
             crashes: self.crashes,
@@ -293,15 +329,15 @@ impl Run {
         }
         self.fall_with_the_server();
         match ended {
-            Some(Ended::Stopped) => {
+            Some(seat::Ended::Stopped) => {
                 self.seen.stops += 1;
                 self.stopped(number);
                 self.off(number);
             }
-            Some(Ended::StoppedBadly(why)) if self.ending => {
+            Some(seat::Ended::StoppedBadly(why)) if self.ending => {
                 return Err(format!("unit {number} does not stop as it should: {why}"));
             }
-            Some(Ended::Crashed | Ended::StoppedBadly(_)) => self.crash(number),
+            Some(seat::Ended::Crashed | seat::Ended::StoppedBadly(_)) => self.crash(number),
             None if self.units[number].has_given_up() => self.crash(number),
             None => {
                 if self.units[number].has_come_up() {
@@ -355,22 +391,16 @@ impl Run {
 
     /// Requests of clients to a unit that is gone are over.
     fn off(&mut self, number: usize) {
+        self.shared.drop_parts(number);
         self.units[number].halt(&mut self.rng, &mut self.seen);
-        let volumes = self.volumes_of(number);
+        let waits = |on: &Option<Busy>| on.as_ref().is_some_and(|on| on.unit == Some(number));
         let orphans: Vec<usize> = {
-            let mut busy = self.shared.busy.borrow_mut();
-            let all = busy.iter_mut().enumerate();
-            let orphaned = all.filter(|(_, on)| on.is_some_and(|on| volumes.contains(&on)));
-            orphaned
-                .map(|(client, on)| {
-                    *on = None;
-                    client
-                })
-                .collect()
+            let busy = self.shared.busy.borrow();
+            (0..busy.len()).filter(|client| waits(&busy[*client])).collect()
         };
         for client in orphans {
             let think = self.habits.think(&mut self.rng);
-            self.shared.plan(self.now + think, Event::Step(client));
+            self.shared.leave(client, self.now + think);
         }
         self.forget_handles(number);
         if self.ending {
@@ -441,6 +471,10 @@ impl Run {
     }
 
     fn step_client(&mut self, client: usize) {
+        if self.shared.drafts.borrow()[client].is_some() {
+            self.go_on_with_atomic(client);
+            return;
+        }
         if self.begun >= self.operations {
             // It looks again, since there may be more to do later.
             self.shared.plan(self.now + 50_000_000, Event::Step(client));
@@ -456,19 +490,30 @@ impl Run {
         };
         self.begun += 1;
         self.last[client] = volume;
-        let (granules, granule) = {
+        if self.atomics.is_next() && !self.is_broken(volume) {
+            self.begin_atomic(client, volume);
+        } else {
+            self.begin_request(client, volume, &env, served);
+        }
+        if self.begun >= self.strike_at {
+            self.disturb();
+        }
+    }
+
+    /// A client sends a request to one volume.
+    fn begin_request(&mut self, client: usize, volume: usize, env: &SimEnv, served: Served) {
+        let (unit, granules, granule) = {
             let ledger = self.shared.ledger.borrow();
-            (ledger.places[volume].granules, ledger.granule as u64)
+            let place = &ledger.places[volume];
+            (place.unit, place.granules, ledger.granule as u64)
         };
         let what = self.habits.what(&mut self.rng, granules, served.request_max() / granule);
         let at = self.now + self.rng.log_between(1_000, 200_000);
         let think = self.habits.think(&mut self.rng);
-        self.shared.busy.borrow_mut()[client] = Some(volume);
+        let busy = Busy { unit: Some(unit), volumes: vec![volume] };
+        self.shared.busy.borrow_mut()[client] = Some(busy);
         let request = Request { client, volume, what, at, think };
         env.spawn(Rc::clone(&self.shared).carry_out(env.clone(), served, request));
-        if self.begun >= self.strike_at {
-            self.disturb();
-        }
     }
 
     /// Stops every unit as it should be, when all is quiet.
