@@ -78,6 +78,15 @@ pub fn throttle(free: u32, watermarks: Watermarks) -> Duration {
     THROTTLE_MAX * missing / watermarks.low.max(1)
 }
 
+/// What part of the high watermark is worth a transaction.
+const WORTH_OF_HIGH: u32 = 16;
+
+/// How many extents to settle for where so many are free: those that are missing, but enough to be
+/// worth a transaction.
+pub fn missing(free: u32, watermarks: Watermarks) -> u32 {
+    watermarks.high.saturating_sub(free).max(watermarks.high / WORTH_OF_HIGH).max(1)
+}
+
 /// A pair that could be settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate<T> {
@@ -137,6 +146,19 @@ mod tests {
             assert_eq!(throttle(0, marks), THROTTLE_MAX);
             for free in 1..marks.high {
                 assert!(throttle(free, marks) <= throttle(free - 1, marks));
+            }
+        }
+    }
+
+    /// Goal: settling goes on until the high watermark is reached, by steps that end.
+    #[test]
+    fn what_is_missing_is_settled() {
+        for reserve in 0..500 {
+            let marks = Watermarks::for_reserve(reserve, 50);
+            for free in 0..marks.high {
+                let count = missing(free, marks);
+                assert!(count >= 1 && free + count >= marks.high, "{marks:?} {free}");
+                assert!(free + count <= marks.high + (marks.high / WORTH_OF_HIGH).max(1));
             }
         }
     }

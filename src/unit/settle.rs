@@ -24,7 +24,7 @@ use futures_util::future::{Either, select};
 
 use super::Inner;
 use super::domain::{Domain, Point, SETTLES};
-use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, settlement};
+use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, missing, settlement};
 use super::readers::followed;
 use super::state::{Settling, State, Work};
 use crate::env::Env;
@@ -105,12 +105,12 @@ impl<E: Env> Inner<E> {
             self.state.borrow_mut().shunned.clear();
             while !self.stopped.get() && self.journal.failure().is_none() {
                 let Some(everything) = self.wants_settle(idle) else { break };
-                let batch = self.cheapest_batch(everything);
+                let batch = self.cheapest_batch(everything, idle);
                 if batch.is_empty() {
                     // Only where someone waits is an epoch cut short for its journal space.
                     // What is in the journal keeps pairs from being settled.
                     let destaged = everything && self.destage_all().await;
-                    if destaged && !self.cheapest_batch(true).is_empty() {
+                    if destaged && !self.cheapest_batch(true, idle).is_empty() {
                         continue;
                     }
                     let waited_for = self.state.borrow().must_settle();
@@ -160,15 +160,24 @@ impl<E: Env> Inner<E> {
         wanted.then_some(everything)
     }
 
+    /// How many pairs to settle next that hold something. Under pressure no more than are missing: whatever is settled
+    /// later costs fewer copies, as more of it has been written over.
+    fn batch_size(&self, state: &State, idle: bool) -> usize {
+        let most = self.config.settle_batch;
+        if idle || self.config.settle == SettlePolicy::Always || state.must_settle() {
+            return most;
+        }
+        most.min(missing(state.pool.available(), self.watermarks) as usize)
+    }
+
     /// The pairs to settle next: all that are empty, then the cheapest ones.
-    fn cheapest_batch(&self, everything: bool) -> Vec<PairId> {
+    fn cheapest_batch(&self, everything: bool, idle: bool) -> Vec<PairId> {
         let state = self.state.borrow();
-        let count = self.config.settle_batch;
+        let most = self.config.settle_batch;
         let quiet = |pair: &PairId| {
             state.pairs.work(*pair).is_none_or(Work::is_quiet) && state.may_settle(*pair)
         };
-        let mut batch: Vec<PairId> =
-            state.empty.iter().copied().filter(quiet).take(count).collect();
+        let mut batch: Vec<PairId> = state.empty.iter().copied().filter(quiet).take(most).collect();
         if everything {
             let journaled = state.journaled.iter().filter(|(pair, _)| quiet(pair));
             let candidates = journaled.map(|(&pair, &touched)| {
@@ -176,7 +185,8 @@ impl<E: Env> Inner<E> {
                 let cost = settlement(line.map, line.binding.data_slot).copy.len();
                 Candidate { pair, cost, touched }
             });
-            let chosen = cheapest(candidates.collect(), count - batch.len());
+            let count = self.batch_size(&state, idle).saturating_sub(batch.len());
+            let chosen = cheapest(candidates.collect(), count);
             batch.extend(chosen.into_iter().filter(|pair| !state.empty.contains(pair)));
         }
         batch
