@@ -100,6 +100,11 @@ mutants! {
     StalePlaceApplied: "places of an earlier binding are applied",
     ReconcileSkipped: "the metadata server is not told what it missed",
     IncarnationKept: "a start of a unit goes by the number of the one before",
+    // Warm restarts.
+    WarmEntryLate: "a request is acknowledged before it is in the warm table",
+    WarmEpochKept: "a committed epoch stays in the warm table, and is adopted again",
+    WarmNotIntended: "a write over pending contents that was cut short is not done again",
+    WarmTableOfAnyStart: "a warm table is believed whatever start it is of",
     // The metadata server and its protocol.
     GenerationUnchecked: "the server applies older generations, again where they are repeated",
     RequestRepeated: "a repeated request is executed again",

@@ -348,6 +348,7 @@ pub(super) fn parts(
         config,
         counters: Rc::default(),
         latencies,
+        warm: None,
     }
 }
 

@@ -397,6 +397,7 @@ impl Flipside {
             config: self.config,
             counters: Rc::default(),
             latencies: Rc::default(),
+            warm: None,
         };
         let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
         let others_busy = Rc::new(Cell::new(false));

@@ -19,6 +19,7 @@
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
+//! | [`warm`], [`adopt`] | what outlives the process, and finding that |
 //! | [`linked`] | what is in the journal, and why |
 //! | [`gauges`] | what status shows of all this |
 //!
@@ -32,6 +33,7 @@
 //!   it as a task of its own.
 
 mod admission;
+mod adopt;
 mod allotment;
 mod atomic;
 pub mod block;
@@ -67,6 +69,7 @@ mod state;
 mod undo;
 mod upkeep;
 mod volume;
+mod warm;
 mod write;
 
 use std::cell::{Cell, RefCell};
@@ -87,6 +90,7 @@ pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use regroup::Grouping;
 pub use settle::SettleReport;
 pub use volume::Volume;
+pub use warm::WarmMemory;
 
 use crate::env::latch::Latching;
 use crate::env::{Disk, Env};
@@ -229,6 +233,8 @@ struct Inner<E: Env> {
     ages: linked::Ages,
     /// What is said to the coordinator of groups.
     talk: global::Talk,
+    /// What outlives this process, where anything does.
+    warm: Option<warm::Table>,
     /// The background tasks end when this is set and they are woken.
     stopped: Cell<bool>,
 }
@@ -253,6 +259,7 @@ impl<E: Env> Inner<E> {
             return;
         }
         tracing::error!(reason, "a device takes no more writes");
+        self.warm_void(reason);
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let on = device.extents;
@@ -273,6 +280,7 @@ impl<E: Env> Inner<E> {
     fn fail_all(&self, reason: &str) {
         let mut state = self.state.borrow_mut();
         tracing::error!(reason, "the unit takes no more writes");
+        self.warm_void(reason);
         for domain in &mut state.domains {
             domain.fail(reason);
         }
