@@ -235,6 +235,8 @@ struct Inner<E: Env> {
     talk: global::Talk,
     /// What outlives this process, where anything does.
     warm: Option<warm::Table>,
+    /// What an earlier process had acknowledged is there, too.
+    adopted: Cell<bool>,
     /// The background tasks end when this is set and they are woken.
     stopped: Cell<bool>,
 }

@@ -160,6 +160,7 @@ impl<E: Env> Unit<E> {
         unit.start_tasks();
         if let Some(plan) = &plan {
             unit.commit_adopted(plan).await?;
+            unit.0.adopted.set(true);
             report.adopted = Some(plan.blocks());
         }
         if let Some(table) = &unit.0.warm {
@@ -603,6 +604,7 @@ async fn assemble<E: Env>(
         ages: Ages::default(),
         talk: Talk::default(),
         warm,
+        adopted: Cell::new(false),
         stopped: Cell::new(false),
     })))
 }
