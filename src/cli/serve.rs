@@ -262,8 +262,10 @@ async fn serve(
     }
     info!("making way for a successor");
     drain(&env, &server, &signals).await;
-    let committed = unit.commit(None).await.context("not everything could be committed");
-    Ok((committed, own_server))
+    unit.commit(None).await.context("not everything could be committed")?;
+    // As if it were killed, so that the kernel keeps the block devices for the successor: what it
+    // was not answered it asks again there.
+    std::process::exit(0);
 }
 
 /// What does not change of a target's reports.

@@ -367,7 +367,8 @@ mod tests {
     /// Goal: a recovery is told with all that it found.
     #[test]
     fn recoveries_are_told() {
-        let mut recovery = Recovery { groups: 5, pairs: 120, told: 0, took_us: 23_400 };
+        let mut recovery =
+            Recovery { groups: 5, pairs: 120, took_us: 23_400, ..Recovery::default() };
         let all = "in 23.4 ms: 5 groups of the journal applied, 120 extents in use";
         assert_eq!(recovery.to_string(), all);
         recovery.told = 7;

@@ -31,7 +31,8 @@ pub(super) struct Subject<E: Engine> {
     /// How often a crash is of the process only, and how often one strikes a recovery.
     process_ppm: u32,
     nested_ppm: u32,
-    /// Whether the next recovery must find all that was acknowledged.
+    /// Whether the next recovery must find all that was acknowledged: since the image that was
+    /// checked last every crash was of the process alone, with a valid table.
     demanding: bool,
     /// How often one did.
     pub warm: u64,
@@ -82,7 +83,7 @@ impl<E: Engine> Subject<E> {
             nested_ppm: rng.pick(&[0, 300_000, 800_000]),
             rng: rng.fork(),
             former: None,
-            demanding: false,
+            demanding: true,
             warm: 0,
             crashes: 0,
             images: 0,
@@ -147,7 +148,7 @@ impl<E: Engine> Subject<E> {
             }
             let Some(running) = self.open(&env, &rotten).await? else { continue };
             self.engine.came_in();
-            if std::mem::take(&mut self.demanding) {
+            if self.demanding {
                 self.settled();
                 self.warm += 1;
             }
@@ -160,6 +161,7 @@ impl<E: Engine> Subject<E> {
                 Ok(Ok(())) => {
                     env.crash_in(None);
                     self.images += 1;
+                    self.demanding = true;
                     running.check()?;
                     return Ok((env, running));
                 }
@@ -250,7 +252,7 @@ impl<E: Engine> Subject<E> {
     /// another machine, which recovers from it.
     pub async fn check_image(&mut self, env: &SimEnv) -> Result<(), String> {
         let crash = self.draw_crash();
-        let demanding = self.demands(env, crash);
+        let demanding = self.demanding && self.demands(env, crash);
         let machine = self.machine.fork(env, crash, &mut self.rng);
         let mut fork = Subject {
             engine: self.engine.fork(),
@@ -288,7 +290,7 @@ impl<E: Engine> Subject<E> {
     /// The machine stops, in one way or another.
     pub fn crash(&mut self, env: &SimEnv) {
         let crash = self.draw_crash();
-        self.demanding = self.demands(env, crash);
+        self.demanding &= self.demands(env, crash);
         self.machine.halt(env, crash);
         self.crashes += 1;
     }

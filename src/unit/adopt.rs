@@ -176,7 +176,7 @@ impl Planner<'_> {
             let (pending, bound) = chain.pairs.entry(pair).or_default();
             match *record {
                 Record::Binding { binding, .. } => {
-                    if binding.generation <= before.generation {
+                    if binding.generation <= self.lines[pair.0 as usize].binding.generation {
                         continue;
                     }
                     let owner =
@@ -184,8 +184,11 @@ impl Planner<'_> {
                     if owner.is_none() || before.owner.is_some_and(|of| Some(of) != owner) {
                         return Err(format!("pair {pair} of {before:?} becomes {binding:?}"));
                     }
-                    *bound = Some(binding);
-                    self.bindings.insert(pair, binding);
+                    newest(bound, binding);
+                    let known = self.bindings.entry(pair).or_insert(binding);
+                    if known.generation < binding.generation {
+                        *known = binding;
+                    }
                 }
                 Record::Place { first, count, location, .. } => {
                     if before.owner.is_none_or(|(of, _)| of != volume) {
@@ -224,7 +227,10 @@ impl Planner<'_> {
                 domains.entry(domain).or_default().push(chain);
             }
         }
-        for (domain, chains) in &domains {
+        for (domain, chains) in &mut domains {
+            if let [older, newer] = chains.as_mut_slice() {
+                leave_to(older, newer);
+            }
             let pending = |chain: &Chain, pair| {
                 chain.pairs.get(pair).map_or(BlockSet::EMPTY, |(pending, _)| pending.blocks())
             };
@@ -239,6 +245,21 @@ impl Planner<'_> {
             }
         }
         Ok(Plan { domains, redo: self.redo })
+    }
+}
+
+/// The newer of two bindings of a pair.
+fn newest(known: &mut Option<Binding>, binding: Binding) {
+    if known.is_none_or(|known| known.generation < binding.generation) {
+        *known = Some(binding);
+    }
+}
+
+/// What the older epoch binds the newer one need not: whichever of their requests ended first.
+fn leave_to(older: &Chain, newer: &mut Chain) {
+    for (pair, (_, binding)) in &mut newer.pairs {
+        let known = older.pairs.get(pair).and_then(|(_, known)| *known);
+        *binding = binding.filter(|of| known.is_none_or(|known| known.generation < of.generation));
     }
 }
 
@@ -363,3 +384,7 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "adopt_tests.rs"]
+mod tests;
