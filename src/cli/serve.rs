@@ -250,22 +250,17 @@ async fn serve(
         Devices::start(&env, &args.listen, (&unit, pool), &server, args.read_only).await?;
     say_ready(exports.into_iter().chain(devices.paths()));
     let told = select(Box::pin(signals.next()), Box::pin(target.replaced())).await;
-    if let Either::Left((signal, _)) = told {
-        info!(signal = ?signal?, "stopping");
-        devices.stop().await;
-        let ended = stop(&env, &unit, &server, &signals).await;
-        if ended.is_ok() {
-            reserved.release();
-            kept.remove();
-        }
-        return Ok((ended, own_server));
+    let Either::Left((signal, _)) = told else {
+        return Err(make_way(&env, &unit, &server, &signals).await);
+    };
+    info!(signal = ?signal?, "stopping");
+    devices.stop().await;
+    let ended = stop(&env, &unit, &server, &signals).await;
+    if ended.is_ok() {
+        reserved.release();
+        kept.remove();
     }
-    info!("making way for a successor");
-    drain(&env, &server, &signals).await;
-    unit.commit(None).await.context("not everything could be committed")?;
-    // As if it were killed, so that the kernel keeps the block devices for the successor: what it
-    // was not answered it asks again there.
-    std::process::exit(0);
+    Ok((ended, own_server))
 }
 
 /// What does not change of a target's reports.
@@ -365,6 +360,23 @@ pub(super) fn parts(
         counters: Rc::default(),
         latencies,
         warm: None,
+    }
+}
+
+/// Answers what is under way, commits everything, and ends the process as if it were killed, so
+/// that the kernel keeps the block devices for the successor: what it was not answered it asks
+/// again there. Returns only why that cannot be.
+async fn make_way(
+    env: &OsEnv,
+    unit: &Unit<OsEnv>,
+    server: &Server<Volume<OsEnv>>,
+    signals: &Signals,
+) -> anyhow::Error {
+    info!("making way for a successor");
+    drain(env, server, signals).await;
+    match unit.commit(None).await.context("not everything could be committed") {
+        Ok(()) => std::process::exit(0),
+        Err(error) => error,
     }
 }
 

@@ -83,7 +83,7 @@ impl<E: Engine> Subject<E> {
             nested_ppm: rng.pick(&[0, 300_000, 800_000]),
             rng: rng.fork(),
             former: None,
-            demanding: true,
+            demanding: false,
             warm: 0,
             crashes: 0,
             images: 0,
@@ -130,6 +130,7 @@ impl<E: Engine> Subject<E> {
         let made = env.run_beside(LIMIT, format).await;
         made.map_err(|stop| self.stuck("format", stop))??;
         self.machine.halt(&env, Crash::Power);
+        self.demanding = false;
         Ok(())
     }
 

@@ -8,8 +8,9 @@
 //!
 //! # Contracts
 //!
-//! - **Ordering** ‡: nothing that the process before has sent to the devices can still arrive (their
-//!   claim, which it holds until its last operation has ended).
+//! - **Ordering** ‡: nothing that the process before has sent to the devices can still arrive
+//!   (their claim, which it holds until its last operation has ended). What is written again is
+//!   written before any commit may begin.
 //! - **Decided** ‡: what was committed before it could be forgotten is told by its place: contents
 //!   that are pending are never where they are committed.
 //! - **Whole**: a table that contradicts itself or the flags is not adopted at all.
@@ -344,24 +345,19 @@ impl Plan {
 }
 
 impl<E: Env> Unit<E> {
-    /// Commits what was adopted, when all of it is in its place again.
-    pub(super) async fn commit_adopted(&self, plan: &Plan) -> Result<(), RecoverError> {
-        let committed = match self.0.redo(plan).await {
-            Ok(()) => {
-                self.commit(None).await.map_err(|error| RecoverError::Adopt(error.to_string()))
-            }
-            error => error,
-        };
-        if committed.is_err() {
+    /// Commits what was adopted, which is in its place again.
+    pub(super) async fn commit_adopted(&self) -> Result<(), RecoverError> {
+        let committed = self.commit(None).await;
+        committed.map_err(|error| {
             self.0.stop();
-        }
-        committed
+            RecoverError::Adopt(error.to_string())
+        })
     }
 }
 
 impl<E: Env> Inner<E> {
     /// Writes again what may have been cut short, or was in memory alone.
-    async fn redo(&self, plan: &Plan) -> Result<(), RecoverError> {
+    pub(super) async fn redo(&self, plan: &Plan) -> Result<(), RecoverError> {
         let mut buf = self.env.buffers().acquire(self.geometry.block_size() as usize).await;
         for ((pair, block), bytes) in &plan.redo {
             let (device, offset) = {

@@ -157,9 +157,12 @@ impl<E: Env> Unit<E> {
         let hold = Hold::new(client.lease(), claimed);
         let unit = assemble(parts, journal, (client, hold), (state, heir.table)).await?;
         unit.0.renew().await?;
+        if let Some(plan) = &plan {
+            unit.0.redo(plan).await?;
+        }
         unit.start_tasks();
         if let Some(plan) = &plan {
-            unit.commit_adopted(plan).await?;
+            unit.commit_adopted().await?;
             unit.0.adopted.set(true);
             report.adopted = Some(plan.blocks());
         }

@@ -11,9 +11,9 @@
 //! - **Stop**: [`Device::stop`] removes the block device, which writes back what is dirty, answers
 //!   what is under way, and ends when nothing of it is left.
 //! - **Death**: the device of a process that dies stays, and its clients wait. The next start goes
-//!   on with it where nothing that was acknowledged is lost ([`Device::resume`]), and is asked again
-//!   what was not answered; otherwise it removes it ([`Device::remove`]), so that clients see errors
-//!   and not older contents.
+//!   on with it where nothing that was acknowledged is lost ([`Device::resume`]), and is asked
+//!   again what was not answered; otherwise it removes it ([`Device::remove`]), so that clients see
+//!   errors and not older contents.
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
