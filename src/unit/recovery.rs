@@ -166,6 +166,8 @@ impl<E: Env> Unit<E> {
             unit.0.adopted.set(true);
             report.adopted = Some(plan.blocks());
         }
+        // A start waits for the server as long as it takes, whatever it has to commit.
+        unit.0.journal.set_patience(unit.0.config.mds_timeout);
         if let Some(table) = &unit.0.warm {
             table.begin(unit.0.journal.incarnation());
         }
@@ -288,8 +290,7 @@ impl<E: Env> Found<E> {
                 *place = line;
             }
         }
-        let patience = parts.config.mds_timeout;
-        let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
+        let place = Place::at_server(env.clone(), client.clone(), *unit);
         let (groups, stale_pages, doubts, payload) = Default::default();
         Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
