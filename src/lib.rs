@@ -14,6 +14,7 @@
 //! | [`journal`] | the nonlinear journal: groups, links, states, replay |
 //! | [`txn`] | global transactions: what coordinator and participants say to each other |
 //! | [`mds`] | the metadata server, its protocol, its client and its store |
+//! | [`load`] | load made on the ring, to measure what stands beneath the sockets |
 //! | [`observe`] | counters, histograms, status |
 //! | [`sim`] | proof by simulation: oracle, workload, runs of seeds |
 //! | [`mod@format`] | every on-disk struct and its parsing |
@@ -29,6 +30,7 @@ pub mod follow;
 pub mod format;
 pub mod front;
 pub mod journal;
+pub mod load;
 pub mod mds;
 pub mod mutants;
 pub mod observe;

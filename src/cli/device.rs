@@ -26,7 +26,12 @@ pub struct Claimed {
 
 /// The ring of this thread, and the world through it, with so many bytes of memory for I/O.
 pub fn environment(buffers_len: usize) -> Result<(Ring, OsEnv)> {
-    let ring = Ring::new(&RingOptions::default())?;
+    environment_with(&RingOptions::default(), buffers_len)
+}
+
+/// As [`environment`], with a ring of that kind.
+pub fn environment_with(options: &RingOptions, buffers_len: usize) -> Result<(Ring, OsEnv)> {
+    let ring = Ring::new(options)?;
     let buffers = BufferPool::new(buffers_len, ARENA_LEN).context("no memory for buffers")?;
     Ok((ring.clone(), OsEnv::new(ring, buffers)))
 }

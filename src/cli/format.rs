@@ -42,6 +42,11 @@ use crate::mds::records::Claim;
 /// Memory for I/O, in bytes.
 const BUFFERS_LEN: usize = 16 << 20;
 
+/// What `format` makes where it is not told otherwise.
+const BLOCK_SIZE: u32 = 4 << 10;
+const EXTENT_SIZE: u32 = 1 << 20;
+const RESERVE: u8 = 10;
+
 /// How a device is formatted that holds something.
 const FORCE: &str = "say --force if that is what you want";
 
@@ -158,6 +163,22 @@ async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> 
         return Err(error);
     }
     Ok(plan)
+}
+
+/// Makes a pool of one device with one volume, as `format` would that is told nothing else, whatever
+/// the device holds.
+pub async fn plain(env: &OsEnv, device: &Claimed, volume: VolumeSpec) -> Result<()> {
+    let facts = DeviceFacts { size: device.disk.len(), sector: device.disk.sector() };
+    let wish = Wish {
+        geometry: Geometry::new(BLOCK_SIZE, EXTENT_SIZE)?,
+        reserve: Percent(RESERVE),
+        volumes: &[volume],
+        now_s: 0,
+        metadata: MetadataAt::Device,
+        flags: FlagsPlace::Device,
+    };
+    let plan = PoolPlan::new(wish, &[facts], || Uuid::new_v4().into_bytes())?;
+    write(env, &plan, std::slice::from_ref(device)).await
 }
 
 /// A pool as a metadata server of its own has it.

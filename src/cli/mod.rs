@@ -9,6 +9,7 @@
 //! | 2 | the command line or the configuration file is wrong; of `check`: it could not be done |
 
 mod atomic;
+mod bench;
 mod check;
 mod commit;
 pub mod config;
@@ -35,9 +36,11 @@ mod overview;
 mod owner;
 mod plan;
 mod ready;
+mod scratch;
 mod serve;
 mod settle;
 mod status;
+mod tuning;
 pub mod txn;
 mod ublk;
 pub mod values;
@@ -110,6 +113,8 @@ enum Command {
     Flags(flags::Args),
     /// Show block devices of the kernel that are served from here, and remove what is left behind
     Ublk(ublk::Args),
+    /// Measure the engine on a device beside the device alone; what it holds is lost
+    Bench(bench::Args),
     /// Serve the metadata of pools to their targets until told to stop
     Mds(mds::Args),
     /// Show the metadata protocol in a network capture
@@ -139,6 +144,7 @@ pub fn main() -> ExitCode {
         Command::Txn(args) => txn::run(&args),
         Command::Flags(args) => flags::run(args),
         Command::Ublk(args) => ublk::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Mds(args) => mds::run(&args),
         Command::WireDump(args) => wire_dump::run(&args),
         Command::Completions(args) => documents::print_completions(&args, Cli::command()),

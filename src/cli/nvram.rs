@@ -59,6 +59,21 @@ pub struct FlagsArgs {
     nvram: NvramArgs,
 }
 
+impl FlagsArgs {
+    /// On the device.
+    pub fn device() -> Self {
+        let nvram = NvramArgs { path: None, size: None, trust_memory: false };
+        Self { flags: None, nvram_write_max: None, nvram }
+    }
+
+    /// In a file in memory that is believed to survive, which is made; with data in the journal up
+    /// to that size.
+    pub fn memory(path: PathBuf, write_max: u64) -> Self {
+        let nvram = NvramArgs { path: Some(path), size: None, trust_memory: true };
+        Self { flags: Some(Place::Nvram), nvram_write_max: Some(Size(write_max)), nvram }
+    }
+}
+
 /// The largest write whose data goes to NVRAM where nothing else was said: those for which a device
 /// takes hardly longer than for a sector, so that what counts is its latency.
 const NVRAM_WRITE_MAX: u64 = 16 << 10;

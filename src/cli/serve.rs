@@ -27,6 +27,7 @@ use super::operator::{Target, Uris};
 use super::owner::{OwnerArgs, Reservations};
 use super::ready::say_ready;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
+use super::tuning::TuningArgs;
 use super::ublk::{Devices, Listen};
 use super::values::{
     CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull,
@@ -48,8 +49,6 @@ use crate::observe::{Latencies, SlowWatch};
 use crate::unit::grant::default_level;
 use crate::unit::{Config, Member, Ownership, Unit, UnitParts, Volume};
 
-/// Memory for all I/O, in bytes.
-const BUFFERS_LEN: usize = 512 << 20;
 /// How long clients are waited for when the target stops.
 pub(super) const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -143,6 +142,8 @@ pub struct Args {
     pub(super) warm: WarmArgs,
     #[command(flatten)]
     flags: FlagsArgs,
+    #[command(flatten)]
+    tuning: TuningArgs,
     /// All devices of the pool, in any order
     #[arg(required_unless_present = "config", value_name = "DEVICE")]
     pub(super) devices: Vec<PathBuf>,
@@ -159,7 +160,9 @@ impl Args {
 pub fn run(args: Args) -> Result<()> {
     // Before anything else is opened, which could take their numbers.
     let passed = passed_sockets().context("the sockets of the service manager")?;
-    let (ring, env) = device::environment(BUFFERS_LEN)?;
+    args.tuning.pin()?;
+    let buffers_len = args.tuning.buffers_len()?;
+    let (ring, env) = device::environment_with(&args.tuning.ring(), buffers_len)?;
     // Before any other thread is started, so that the signals come to this one alone.
     let signals = Signals::new(&ring)?;
     match raise_file_limit() {
@@ -232,7 +235,7 @@ async fn serve(
     info!(%pool, groups, pairs, told, took_us, "recovered pool {pool} {recovery}");
     let (counters, latencies) = (unit.counters(), unit.latencies());
     let (ring, buffers) = (env.ring(), env.buffers());
-    let limits = Limits { read_only: args.read_only, ..Limits::default() };
+    let limits = Limits { read_only: args.read_only, ..args.tuning.limits() };
     let server: Server<Volume<OsEnv>> =
         Server::new(ring, buffers, limits, Rc::clone(&counters), Rc::clone(&latencies))?;
     for volume in unit.volumes() {
@@ -283,7 +286,7 @@ pub(super) fn fixed_report(
 
 /// What the unit is told of all that can be tuned.
 fn config(args: &Args, first: &Superblock, ownership: Ownership) -> Config {
-    Config {
+    let mut config = Config {
         commit_interval: args.commit_interval.0,
         settle: args.settle.into(),
         warn_full: args.warn_full.0.clone(),
@@ -294,7 +297,9 @@ fn config(args: &Args, first: &Superblock, ownership: Ownership) -> Config {
         doubt_timeout: args.doubt_timeout.0,
         txn_max: args.txn_max.0,
         ..Config::default()
-    }
+    };
+    args.tuning.configure(&mut config);
+    config
 }
 
 /// Listens for clients and operators, before anything is recovered: who comes early waits.

@@ -30,6 +30,9 @@ pub enum ValueError {
     /// Not a time.
     #[error("a time is a whole number with us, ms, s, m or h, as in 5s, and not zero; or never")]
     Time,
+    /// Not a time that ends.
+    #[error("a time is a whole number with us, ms, s, m or h, as in 5s, and not zero")]
+    Period,
     /// Not a lease.
     #[error("a lease is a time from 3s to 1h")]
     Lease,
@@ -182,6 +185,18 @@ impl FromStr for SlowIo {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         parse_time(text).map(Self)
+    }
+}
+
+/// A time that ends, and is not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period(pub Duration);
+
+impl FromStr for Period {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        parse_time(text).ok().flatten().map(Self).ok_or(ValueError::Period)
     }
 }
 

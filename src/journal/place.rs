@@ -304,7 +304,7 @@ impl<E: Env> ServerPlace<E> {
         answer: impl Future<Output = Result<Told, MdsError>>,
     ) -> Result<(), String> {
         let answer = pin!(answer);
-        let answer = match self.patience {
+        let answer = match self.patience.get() {
             None => answer.await,
             Some(patience) => match select(answer, pin!(self.env.sleep(patience))).await {
                 Either::Left((answer, _)) => answer,

@@ -138,7 +138,7 @@ impl<E: Env> Inner<E> {
         purpose: Purpose,
     ) -> Result<Admitted<'_, E>, IoError> {
         let volume = seat.volume;
-        let since = self.env.now();
+        let mut since = None;
         let mut place: Option<Place<'_, E>> = None;
         let mut throttled = false;
         loop {
@@ -162,6 +162,7 @@ impl<E: Env> Inner<E> {
                 Err(Blocked::Refused(error)) => return Err(error),
                 Err(blocked) => blocked,
             };
+            let since = *since.get_or_insert_with(|| self.env.now());
             let place = place.get_or_insert_with(|| Place::new(self));
             // With all blocks that it may change, the same each time: who waits behind it for one
             // of them is woken when it goes, and would not be where it had let go of some meanwhile
@@ -310,7 +311,6 @@ impl<E: Env> Inner<E> {
         needs: Needs,
         bytes: u64,
     ) -> Point {
-        let now = self.env.now();
         for part in parts.iter_mut() {
             bind(state, volume, part);
             let pair = part.pair.expect("a part has a pair once it is bound");
@@ -327,7 +327,7 @@ impl<E: Env> Inner<E> {
         let domain = &mut state.domains[index];
         let open = &mut domain.open;
         if open.since.is_none() && !parts.is_empty() {
-            open.since = Some(now);
+            open.since = Some(self.env.now());
             domain.wake.notify_one();
         }
         open.in_flight += 1;

@@ -112,7 +112,12 @@ impl Hold {
 
     /// What is left at `now`; `None`: there is no end.
     pub fn left(&self, now: Moment) -> Option<Duration> {
-        (!self.lease.is_zero()).then(|| left(self.lease, self.renewed.get(), now))
+        (!self.is_endless()).then(|| left(self.lease, self.renewed.get(), now))
+    }
+
+    /// Whether it has no end, and nobody need look at a clock.
+    fn is_endless(&self) -> bool {
+        self.lease.is_zero()
     }
 
     /// Ends the task that renews.
@@ -130,6 +135,9 @@ impl<E: Env> Inner<E> {
     /// Refuses where the unit does not own its pool any more.
     pub(super) fn check_owned(&self) -> Result<(), IoError> {
         if self.hold.ended.get().is_none() {
+            if self.hold.is_endless() {
+                return Ok(());
+            }
             match self.hold.left(self.env.now()) {
                 Some(Duration::ZERO) => self.lease_over(),
                 _ => return Ok(()),

@@ -55,6 +55,7 @@ pub mod lease;
 pub mod limits;
 mod linked;
 mod manage;
+mod pairs;
 mod payload;
 pub mod policy;
 mod pool;
@@ -128,6 +129,9 @@ pub struct Config {
     pub epoch_data_max: u64,
     /// When journal areas are given back.
     pub settle: SettlePolicy,
+    /// Below how much of the journal reserve, in percent, settling begins under pressure; writers are
+    /// slowed down below half of that.
+    pub settle_below: u8,
     /// How many areas are settled in one metadata transaction.
     pub settle_batch: usize,
     /// How long news for the metadata server are gathered.
@@ -158,6 +162,7 @@ impl Default for Config {
             commit_interval: Some(Duration::from_secs(5)),
             epoch_data_max: limits::EPOCH_DATA_MAX,
             settle: SettlePolicy::Pressure,
+            settle_below: 50,
             settle_batch: 100,
             tell_interval: Duration::from_millis(500),
             warn_full: vec![80, 90],

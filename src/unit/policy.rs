@@ -59,9 +59,10 @@ pub struct Watermarks {
 
 impl Watermarks {
     /// The levels for a pool that keeps `reserve` extents from thin allocation: the reserve is what
-    /// a full pool has for journaling, and half of it is kept free.
-    pub fn for_reserve(reserve: u32) -> Watermarks {
-        let high = (reserve / 2).max(2);
+    /// a full pool has for journaling, and so many percent of it are kept free.
+    pub fn for_reserve(reserve: u32, percent: u8) -> Watermarks {
+        let high = (u64::from(reserve) * u64::from(percent) / 100) as u32;
+        let high = high.max(2);
         Watermarks { low: (high / 2).max(1), high }
     }
 }
@@ -130,7 +131,7 @@ mod tests {
     #[test]
     fn throttling_is_smooth() {
         for reserve in 0..500 {
-            let marks = Watermarks::for_reserve(reserve);
+            let marks = Watermarks::for_reserve(reserve, 50);
             assert!(marks.low >= 1 && marks.low < marks.high);
             assert_eq!(throttle(marks.low, marks), Duration::ZERO);
             assert_eq!(throttle(0, marks), THROTTLE_MAX);

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use smallvec::SmallVec;
 
 use super::Inner;
 use super::error::IoError;
@@ -105,7 +106,7 @@ impl<E: Env> Inner<E> {
             }
             let binding = state.pairs.binding(pair);
             let wanted = wanted - in_memory;
-            let mut found: Vec<(Range<usize>, Slot)> = Vec::new();
+            let mut found: SmallVec<[(Range<usize>, Slot); 4]> = SmallVec::new();
             for slot in Slot::BOTH {
                 found.extend((wanted & seen.side(slot)).runs().map(|run| (run, slot)));
             }

@@ -37,12 +37,13 @@ use super::lease::Hold;
 use super::limits::Limits;
 use super::linked::Ages;
 use super::manage::Management;
+use super::pairs::Pairs;
 use super::payload::{Committed, Ledger};
 use super::policy::Watermarks;
 use super::pool::{ExtentPool, Numbers};
 use super::readers::{Readers, followed};
 use super::settle::bound;
-use super::state::{Pairs, Stage, State, VolumeState};
+use super::state::{Stage, State, VolumeState};
 use super::warm::{Table, WarmMemory};
 use super::{Config, Device, Inner, RecoverError, Unit};
 use crate::env::flags::FlagsRegion;
@@ -583,7 +584,7 @@ async fn assemble<E: Env>(
         env: parts.env,
         geometry,
         limits,
-        watermarks: Watermarks::for_reserve(parts.reserve),
+        watermarks: Watermarks::for_reserve(parts.reserve, parts.config.settle_below),
         config: parts.config,
         devices,
         journal,

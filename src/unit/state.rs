@@ -12,12 +12,13 @@ use super::error::IoError;
 use super::extents::ExtentMap;
 use super::fullness::{Crossing, Fullness};
 use super::grant::{Grant, Step};
+use super::pairs::Pairs;
 use super::payload::{Ledger, Overlay};
 use super::pool::{ExtentPool, Numbers};
 use super::request::Seat;
 use super::staged::Staged;
 use crate::format::blocks::{BlockMap, BlockSet};
-use crate::format::home::{Line, home_page};
+use crate::format::home::home_page;
 use crate::format::ids::{LogicalExtent, PairId, VolumeId};
 use crate::format::record::Binding;
 use crate::mutants::{Mutant, mutated};
@@ -77,6 +78,14 @@ pub struct Work {
 }
 
 impl Work {
+    /// Makes ended work as good as new; memory that it holds stays with it.
+    pub fn reset(&mut self) {
+        assert!(self.is_idle(), "only ended work is used again");
+        let mut waiters = std::mem::take(&mut self.waiters);
+        waiters.clear();
+        *self = Self { waiters, ..Self::default() };
+    }
+
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
         self.payload.is_empty() && self.is_at_rest()
@@ -120,73 +129,6 @@ impl Work {
         for waiter in self.waiters.iter().filter(|waiter| waiter.blocks.meets(blocks)) {
             waiter.wake.notify_one();
         }
-    }
-}
-
-/// The lines of all pairs, and the work under way.
-#[derive(Debug)]
-pub struct Pairs {
-    lines: Vec<Line>,
-    work: BTreeMap<PairId, Box<Work>>,
-}
-
-impl Pairs {
-    /// Pairs with nothing under way.
-    pub fn new(lines: Vec<Line>) -> Self {
-        Self { lines, work: BTreeMap::new() }
-    }
-
-    /// The durable line of a pair.
-    pub fn line(&self, pair: PairId) -> &Line {
-        &self.lines[pair.0 as usize]
-    }
-
-    /// The durable line, to change.
-    pub fn line_mut(&mut self, pair: PairId) -> &mut Line {
-        &mut self.lines[pair.0 as usize]
-    }
-
-    /// Every pair with its durable line.
-    pub fn lines(&self) -> impl Iterator<Item = (PairId, &Line)> {
-        self.lines.iter().enumerate().map(|(i, line)| (PairId(i as u32), line))
-    }
-
-    /// What is under way on a pair.
-    pub fn work(&self, pair: PairId) -> Option<&Work> {
-        self.work.get(&pair).map(|work| &**work)
-    }
-
-    /// What is under way on a pair, to change, where anything is.
-    pub fn work_if_any(&mut self, pair: PairId) -> Option<&mut Work> {
-        self.work.get_mut(&pair).map(|work| &mut **work)
-    }
-
-    /// What is under way on a pair, to add to.
-    pub fn work_mut(&mut self, pair: PairId) -> &mut Work {
-        self.work.entry(pair).or_default()
-    }
-
-    /// Pairs with something under way.
-    pub fn working(&self) -> impl Iterator<Item = (PairId, &Work)> {
-        self.work.iter().map(|(pair, work)| (*pair, &**work))
-    }
-
-    /// Forgets a pair's work when it has ended.
-    pub fn tidy(&mut self, pair: PairId) {
-        if self.work.get(&pair).is_some_and(|work| work.is_idle()) {
-            self.work.remove(&pair);
-        }
-    }
-
-    /// Every pair's binding as the newest write sees it.
-    pub fn bindings(&self) -> impl Iterator<Item = Binding> {
-        (0..self.lines.len() as u32).map(|pair| self.binding(PairId(pair)))
-    }
-
-    /// The pair's binding as the newest write sees it.
-    pub fn binding(&self, pair: PairId) -> Binding {
-        let newest = self.work(pair).and_then(|work| work.open_binding.or(work.sealed_binding));
-        newest.unwrap_or(self.line(pair).binding)
     }
 }
 

@@ -15,7 +15,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions};
 use tokio::sync::{Semaphore, TryAcquireError};
 
 use super::buddy::{Buddy, ORDER_MAX};
@@ -34,9 +34,17 @@ pub struct BufferPool(Rc<Pool>);
 struct Pool {
     budget: Semaphore,
     capacity_pages: usize,
-    arena: MmapMut,
+    arena: Arena,
     buddy: RefCell<Buddy>,
     registered: Cell<bool>,
+}
+
+/// Memory that begins at a multiple of [`ARENA_BLOCK`], in huge pages where the kernel has them:
+/// a large buffer is then few segments to a device, which it need not split.
+struct Arena {
+    map: MmapMut,
+    at: usize,
+    len: usize,
 }
 
 /// Where a buffer's memory lies.
@@ -68,12 +76,27 @@ pub struct View {
     range: Range<usize>,
 }
 
+impl Arena {
+    fn new(len: usize) -> std::io::Result<Self> {
+        let map = MmapOptions::new().len(len + ARENA_BLOCK).map_anon()?;
+        let at = map.as_ptr().align_offset(ARENA_BLOCK);
+        if let Err(error) = map.advise_range(Advice::HugePage, at, len) {
+            tracing::debug!(%error, "no huge pages for buffers: large requests cost a little more");
+        }
+        Ok(Self { map, at, len })
+    }
+
+    fn start(&self) -> *const u8 {
+        self.map.as_ptr().wrapping_add(self.at)
+    }
+}
+
 impl BufferPool {
     /// A pool of at most `capacity` bytes in buffers, of which `arena` bytes (rounded to whole
     /// blocks of 2 MiB, and no more than the capacity) are one mapping that a ring can register.
     pub fn new(capacity: usize, arena: usize) -> std::io::Result<Self> {
         let blocks = (arena.min(capacity) / ARENA_BLOCK).max(1);
-        let arena = MmapOptions::new().len(blocks * ARENA_BLOCK).map_anon()?;
+        let arena = Arena::new(blocks * ARENA_BLOCK)?;
         let capacity_pages = capacity / PAGE;
         Ok(Self(Rc::new(Pool {
             budget: Semaphore::new(capacity_pages),
@@ -114,7 +137,7 @@ impl BufferPool {
 
     /// The arena's memory, for a ring to register as buffer [`REGISTERED_INDEX`].
     pub fn arena(&self) -> (*const u8, usize) {
-        (self.0.arena.as_ptr(), self.0.arena.len())
+        (self.0.arena.start(), self.0.arena.len)
     }
 
     /// Says that the arena is registered with the ring that serves this pool.
@@ -138,7 +161,7 @@ impl BufferPool {
         let from_arena =
             (order <= ORDER_MAX).then(|| self.0.buddy.borrow_mut().take(order)).flatten();
         let (start, memory) = if let Some(page) = from_arena {
-            let start = self.0.arena.as_ptr().wrapping_add(page as usize * PAGE).cast_mut();
+            let start = self.0.arena.start().wrapping_add(page as usize * PAGE).cast_mut();
             (start, Memory::Arena { page, order })
         } else {
             let mut own = MmapOptions::new()

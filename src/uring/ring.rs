@@ -45,11 +45,16 @@ pub struct RingOptions {
     pub entries: u32,
     /// Places in the table of registered files; files beyond it work, a little slower.
     pub files: u32,
+    /// How long to look out for answers before each sleep: takes the time of a wake-up off what is
+    /// answered soon, and keeps the processor busy for as long.
+    pub poll: Duration,
+    /// A thread of the kernel takes what is submitted, until so many milliseconds after the last.
+    pub kernel_thread: Option<u32>,
 }
 
 impl Default for RingOptions {
     fn default() -> Self {
-        Self { entries: 256, files: 1024 }
+        Self { entries: 256, files: 1024, poll: Duration::ZERO, kernel_thread: None }
     }
 }
 
@@ -76,12 +81,16 @@ pub(super) struct Core {
     registered: RefCell<Option<BufferPool>>,
     /// The number of the next ring of buffers.
     next_group: Cell<u16>,
+    /// How long to look out for answers before a sleep, in nanoseconds.
+    poll_ns: u64,
+    /// When the answers that are being worked on were taken.
+    turned_ns: Cell<u64>,
 }
 
 impl Ring {
     /// A ring for this thread.
     pub fn new(options: &RingOptions) -> Result<Self, RingError> {
-        let io = setup::build(options.entries)?;
+        let io = setup::build(options)?;
         let places = match io.submitter().register_files_sparse(options.files) {
             Ok(()) => (0..options.files).rev().collect(),
             Err(error) => {
@@ -109,6 +118,8 @@ impl Ring {
             wake_armed: Cell::new(false),
             registered: RefCell::new(None),
             next_group: Cell::new(0),
+            poll_ns: options.poll.as_nanos() as u64,
+            turned_ns: Cell::new(super::timer::now_ns()),
         })))
     }
 
@@ -148,6 +159,12 @@ impl Ring {
     /// Nanoseconds of the clock that [`Ring::sleep`] goes by: CLOCK_BOOTTIME.
     pub fn now_ns(&self) -> u64 {
         super::timer::now_ns()
+    }
+
+    /// When the answers that are being worked on were taken, by the same clock: what has just
+    /// arrived arrived no later. Costs nothing.
+    pub fn turned_ns(&self) -> u64 {
+        self.0.turned_ns.get()
     }
 
     /// Makes an open file known to the ring. It must not be non-blocking.
@@ -220,9 +237,41 @@ impl Core {
         }
         // Queueing may have entered the kernel already, and its answers made tasks ready.
         let wait = wait && self.executor.ready_len() == 0;
+        let wait = wait && !self.look_out();
         let timeout = if wait { self.timers.borrow().first_due_in() } else { None };
         self.enter(usize::from(wait), timeout);
-        self.timers.borrow_mut().fire();
+        self.turned_ns.set(super::timer::now_ns());
+        self.timers.borrow_mut().fire(self.turned_ns.get());
+    }
+
+    /// Hands over what is queued and looks out for answers for a while, without a sleep. Says
+    /// whether there are any, or a timer is due.
+    fn look_out(&self) -> bool {
+        if self.poll_ns == 0 {
+            return false;
+        }
+        self.enter(0, None);
+        let timer = self.timers.borrow().first_due_in();
+        let patience = timer.map_or(self.poll_ns, |due| self.poll_ns.min(due.as_nanos() as u64));
+        let since = super::timer::now_ns();
+        loop {
+            if self.executor.ready_len() > 0 || self.has_answers() {
+                return true;
+            }
+            if super::timer::now_ns() - since >= patience {
+                return patience < self.poll_ns;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Whether the kernel has answers, or work to do before it has.
+    fn has_answers(&self) -> bool {
+        let mut io = self.io.borrow_mut();
+        let submission = io.submission();
+        let work = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        work || !io.completion().is_empty()
     }
 
     /// One entry into the kernel, then all answers there are.

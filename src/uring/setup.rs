@@ -6,6 +6,7 @@ use io_uring::IoUring;
 use nix::libc;
 
 use super::error::RingError;
+use super::ring::RingOptions;
 
 /// Answers that fit per entry of the submission queue; beyond that the kernel keeps them itself.
 const ANSWERS_PER_ENTRY: u32 = 8;
@@ -13,6 +14,8 @@ const ANSWERS_PER_ENTRY: u32 = 8;
 /// Sets of flags to try, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flags {
+    /// A thread of the kernel takes what is submitted, and sleeps after so many milliseconds.
+    KernelThread(u32),
     /// One issuer, and completions are worked on only when it enters the kernel (6.1).
     Deferred,
     /// Completions do not interrupt the issuer (5.19).
@@ -24,10 +27,14 @@ enum Flags {
 const PREFERENCE: [Flags; 3] = [Flags::Deferred, Flags::Cooperative, Flags::Plain];
 
 /// A ring with the best flags that the kernel knows.
-pub(super) fn build(entries: u32) -> Result<IoUring, RingError> {
+pub(super) fn build(options: &RingOptions) -> Result<IoUring, RingError> {
+    if let Some(idle_ms) = options.kernel_thread {
+        let ring = build_with(Flags::KernelThread(idle_ms), options.entries);
+        return check(ring.map_err(RingError::from_setup)?);
+    }
     let mut refused = None;
     for flags in PREFERENCE {
-        match build_with(flags, entries) {
+        match build_with(flags, options.entries) {
             Ok(ring) => {
                 if refused.is_some() {
                     tracing::info!(?flags, "an older kernel: the ring does without some flags");
@@ -53,6 +60,9 @@ fn build_with(flags: Flags, entries: u32) -> io::Result<IoUring> {
         Flags::Cooperative => {
             builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
         }
+        Flags::KernelThread(idle_ms) => {
+            builder.setup_sqpoll(idle_ms).setup_submit_all();
+        }
         Flags::Plain => (),
     }
     builder.build(entries)
@@ -76,7 +86,7 @@ mod tests {
     /// Goal: each set of flags is one that the kernel takes, not only the first.
     #[test]
     fn every_set_of_flags_works() {
-        for flags in PREFERENCE {
+        for flags in PREFERENCE.into_iter().chain([Flags::KernelThread(1)]) {
             let mut ring = build_with(flags, 8).unwrap();
             let nop = io_uring::opcode::Nop::new().build().user_data(7);
             // SAFETY: the entry uses no memory.

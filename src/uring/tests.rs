@@ -21,7 +21,8 @@ use super::buffers::{ARENA_BLOCK, Buf, BufferPool};
 use super::{Ring, RingOptions, Socket};
 use crate::env::Durability;
 
-const SMALL: RingOptions = RingOptions { entries: 4, files: 8 };
+const SMALL: RingOptions =
+    RingOptions { entries: 4, files: 8, poll: Duration::ZERO, kernel_thread: None };
 
 /// Runs a test on a ring of its own, and takes the ring down.
 fn on_ring<F: Future<Output = ()> + 'static>(test: impl FnOnce(Ring) -> F) {

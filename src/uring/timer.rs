@@ -37,12 +37,8 @@ impl Timers {
         Some(Duration::from_nanos(deadline.saturating_sub(now_ns())))
     }
 
-    /// Wakes all that are due, in order of their deadlines.
-    pub(super) fn fire(&mut self) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        let now = now_ns();
+    /// Wakes all that are due at `now`, in order of their deadlines.
+    pub(super) fn fire(&mut self, now: u64) {
         while let Some(first) = self.waiting.first_entry() {
             if first.key().0 > now {
                 break;

@@ -130,7 +130,7 @@ impl OsDisk {
         assert!(self.0.slow.set(slow).is_ok(), "a disk is watched once");
     }
 
-    /// Times `operation`, which is `length` bytes at `offset`.
+    /// Times `operation`, which is `length` bytes at `offset`, by the turns of the ring.
     async fn timed(
         self,
         stage: &'static str,
@@ -140,9 +140,9 @@ impl OsDisk {
     ) -> io::Result<()> {
         let Inner { ring, slow, name, .. } = &*self.0;
         let Some(slow) = slow.get() else { return operation.await };
-        let start_ns = ring.now_ns();
+        let start_ns = ring.turned_ns();
         let ended = operation.await;
-        let elapsed = Duration::from_nanos(ring.now_ns() - start_ns);
+        let elapsed = Duration::from_nanos(ring.turned_ns() - start_ns);
         slow.check(stage, elapsed, format_args!("{name}: {length} bytes at {offset}"));
         ended
     }

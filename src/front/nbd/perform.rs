@@ -4,7 +4,7 @@
 //! Requests by kind are counted below, whoever sends them.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::Duration;
 
 use super::connection::Line;
 use super::outbox::{Places, Reply};
@@ -36,7 +36,8 @@ impl Work {
 
 /// Does the work and queues the reply.
 pub(super) async fn perform<X: Export>(line: Rc<Line<X>>, tag: Tag, work: Work, places: Places) {
-    let begun = Instant::now();
+    let ring = &line.server.0.ring;
+    let begun_ns = ring.turned_ns();
     let kind = work.kind();
     let shared = &line.server.0;
     let (outcome, data) = match run(&line, work).await {
@@ -47,7 +48,7 @@ pub(super) async fn perform<X: Export>(line: Rc<Line<X>>, tag: Tag, work: Work, 
             (Outcome::failed(error, writes), None)
         }
     };
-    shared.latencies.record(kind, begun.elapsed());
+    shared.latencies.record(kind, Duration::from_nanos(ring.now_ns() - begun_ns));
     line.outbox.push(Reply { tag, outcome, data, places });
 }
 

@@ -1,0 +1,97 @@
+//! Flags of `serve` that change how fast, and nothing else. Each says when to change it; `flipside
+//! tune` measures a device and says which.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::values::{Percent, Size};
+use crate::front::nbd::{Limits, PAYLOADS_MIN};
+use crate::unit::Config;
+use crate::uring::RingOptions;
+
+/// What can be tuned.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Tuning")]
+pub struct TuningArgs {
+    /// Look out for answers so many microseconds before each sleep: raise it to 20 to 100 where few
+    /// requests are under way at a time, latency counts, and a processor can be spared
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    poll_us: u32,
+    /// Let a thread of the kernel take what is submitted, for so many milliseconds after the last;
+    /// 0: no. Costs a processor of its own: of use with many, and devices of a million requests
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=60_000))]
+    sqpoll_ms: u32,
+    /// Stay on this processor: of use where others are kept off it, and it is near the device
+    #[arg(long, value_name = "NUMBER")]
+    cpu: Option<usize>,
+    /// Memory for all I/O: raise it for many clients with large requests, lower it to save memory
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    buffers: Size,
+    /// Requests of a client that may be under way: raise it for clients that go deeper
+    #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    queue_depth: u32,
+    /// Clients at a time; more are sent away at once
+    #[arg(long, value_name = "COUNT", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    connections: u32,
+    /// Commit unasked when so much was written since the last time: lower it so that a flush never
+    /// has much left to do, raise it to overwrite more in place
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    commit_size: Size,
+    /// Settle so many extents in one transaction: raise it where the metadata server is far
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    settle_batch: u16,
+    /// Begin to settle when less than so much of the journal reserve is free: raise it where bursts
+    /// of writes are slowed down, lower it to copy less
+    #[arg(long, value_name = "PERCENT", default_value = "50%")]
+    settle_below: Percent,
+}
+
+impl TuningArgs {
+    /// Memory for I/O, in bytes.
+    pub fn buffers_len(&self) -> Result<usize> {
+        let least = Size(2 * PAYLOADS_MIN as u64);
+        ensure!(
+            self.buffers.0 >= least.0,
+            "--buffers {}: the largest requests of clients need {least}",
+            self.buffers
+        );
+        usize::try_from(self.buffers.0).context("--buffers")
+    }
+
+    /// How the ring is made.
+    pub fn ring(&self) -> RingOptions {
+        RingOptions {
+            poll: Duration::from_micros(self.poll_us.into()),
+            kernel_thread: (self.sqpoll_ms > 0).then_some(self.sqpoll_ms),
+            ..RingOptions::default()
+        }
+    }
+
+    /// Keeps this thread, and those that it starts from now on, on the processor that was asked
+    /// for.
+    pub fn pin(&self) -> Result<()> {
+        let Some(cpu) = self.cpu else { return Ok(()) };
+        let mut cpus = CpuSet::new();
+        let pinned = cpus.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus));
+        pinned.with_context(|| format!("--cpu {cpu}: this process may not run there"))
+    }
+
+    /// The bounds of clients.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            connections: self.connections,
+            requests_per_connection: self.queue_depth,
+            ..Limits::default()
+        }
+    }
+
+    /// Puts into the unit's configuration what is the unit's.
+    pub fn configure(&self, config: &mut Config) {
+        config.epoch_data_max = self.commit_size.0;
+        config.settle_batch = self.settle_batch.into();
+        config.settle_below = self.settle_below.0;
+    }
+}
