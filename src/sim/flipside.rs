@@ -41,6 +41,7 @@ const SLOT: u64 = SLOT_BYTES as u64;
 
 /// A pool, and how it is served.
 #[derive(Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one thing that a pool has or has not")]
 pub struct Flipside {
     geometry: Geometry,
     volatile_cache: bool,

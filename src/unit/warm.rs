@@ -59,6 +59,9 @@ pub(super) struct Table {
     failed: Cell<bool>,
 }
 
+/// A request, by its epoch, and all that is recorded of it.
+type Late = ((u32, u64), Vec<Record>, Vec<u8>);
+
 /// What is in a table that is kept.
 #[derive(Default)]
 struct Live {
@@ -66,7 +69,7 @@ struct Live {
     taken: Vec<bool>,
     chains: BTreeMap<(u32, u64), Chain>,
     /// For a mutant: the request that was recorded last, and is not there yet.
-    late: Option<((u32, u64), Vec<Record>, Vec<u8>)>,
+    late: Option<Late>,
 }
 
 /// The runs of an epoch, oldest first, and where the last one goes on.

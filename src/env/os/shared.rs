@@ -93,6 +93,7 @@ impl SharedMemory for SharedFile {
 
     fn store(&self, at: u64, word: u64) {
         assert!(at.is_multiple_of(8), "a word at {at}");
+        #[expect(clippy::cast_ptr_alignment, reason = "a mapping begins at a page, see above")]
         let place = self.place(at, 8).cast::<u64>();
         // SAFETY: the place is mapped and backed, and aligned as the mapping begins at a page.
         let place = unsafe { AtomicU64::from_ptr(place) };
