@@ -104,7 +104,6 @@ mutants! {
     WarmEntryLate: "a request is acknowledged before it is in the warm table",
     WarmEpochKept: "a committed epoch stays in the warm table, and is adopted again",
     WarmNotIntended: "a write over pending contents that was cut short is not done again",
-    WarmTableOfAnyStart: "a warm table is believed whatever start it is of",
     // The metadata server and its protocol.
     GenerationUnchecked: "the server applies older generations, again where they are repeated",
     RequestRepeated: "a repeated request is executed again",

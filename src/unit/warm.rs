@@ -106,14 +106,14 @@ pub(super) struct Left {
 impl Left {
     /// Whether the flags that were last changed by that start are those that this belongs to.
     pub fn follows(&self, last: Incarnation) -> bool {
-        self.starts.contains(&last) || mutated(Mutant::WarmTableOfAnyStart)
+        self.starts.contains(&last)
     }
 
     /// The same where the server counts the starts, and this is start `own`: no other may have come
     /// between but those that have begun here.
     pub fn precedes(&self, own: Incarnation) -> bool {
         let since = u64::from(own.0.saturating_sub(self.starts[0].0));
-        since <= self.attempts || mutated(Mutant::WarmTableOfAnyStart)
+        since <= self.attempts
     }
 }
 
