@@ -129,8 +129,8 @@ pub struct Config {
     pub epoch_data_max: u64,
     /// When journal areas are given back.
     pub settle: SettlePolicy,
-    /// Below how much of the journal reserve, in percent, settling begins under pressure; writers are
-    /// slowed down below half of that.
+    /// Below how much of the journal reserve, in percent, settling begins under pressure; writers
+    /// are slowed down below half of that.
     pub settle_below: u8,
     /// How many areas are settled in one metadata transaction.
     pub settle_batch: usize,
