@@ -38,6 +38,8 @@ pub(super) const UNIT: UnitId = UnitId(1);
 /// What a move of the flags is refused with where a group is in doubt.
 const IN_DOUBT: &str = "of the journal is in doubt";
 const SLOT: u64 = SLOT_BYTES as u64;
+/// What a start is told that another one has overtaken.
+const ATTACHED_LATER: &str = "was attached with this or a later incarnation already";
 
 /// A pool, and how it is served.
 #[derive(Clone)]
@@ -546,7 +548,16 @@ impl Engine for Flipside {
         env: SimEnv,
         _: SimStorage,
     ) -> impl Future<Output = Result<Serving, String>> + 'static {
-        self.clone().start(env)
+        let engine = self.clone();
+        async move {
+            let again = engine.config.ownership.fenced.then(|| engine.clone());
+            match (engine.start(env.clone()).await, again) {
+                // A claim of an earlier start, which was on its way for long, came in between: the
+                // user, who fenced whoever it was, says so once more.
+                (Err(why), Some(again)) if why.contains(ATTACHED_LATER) => again.start(env).await,
+                (started, _) => started,
+            }
+        }
     }
 }
 

@@ -11,13 +11,16 @@ use crate::format::record::Binding;
 
 /// Nothing is under way on the pair.
 const NOWHERE: u32 = u32::MAX;
+/// Pairs that lie together: where none of them was ever used, they take no memory.
+const PAGE: usize = 256;
 /// How much ended work is kept.
 const SPARE_MAX: usize = 1024;
 
 /// The lines of all pairs, and the work under way.
 #[derive(Debug)]
 pub struct Pairs {
-    lines: Vec<Line>,
+    /// By pages; of [`Line::FREE`] alone where there is none.
+    lines: Vec<Option<Box<[Line]>>>,
     /// For each pair, where its work is.
     places: Vec<u32>,
     /// The work under way, in an order that tells nothing.
@@ -28,24 +31,29 @@ pub struct Pairs {
 
 impl Pairs {
     /// Pairs with nothing under way.
-    pub fn new(lines: Vec<Line>) -> Self {
+    pub fn new(lines: &[Line]) -> Self {
         let places = vec![NOWHERE; lines.len()];
+        let used = |page: &[Line]| page.iter().any(|line| *line != Line::FREE);
+        let lines = lines.chunks(PAGE).map(|page| used(page).then(|| page.into())).collect();
         Self { lines, places, work: Vec::new(), spare: Vec::new() }
     }
 
     /// The durable line of a pair.
     pub fn line(&self, pair: PairId) -> &Line {
-        &self.lines[pair.0 as usize]
+        let page = &self.lines[pair.0 as usize / PAGE];
+        page.as_ref().map_or(&Line::FREE, |page| &page[pair.0 as usize % PAGE])
     }
 
     /// The durable line, to change.
     pub fn line_mut(&mut self, pair: PairId) -> &mut Line {
-        &mut self.lines[pair.0 as usize]
+        let page = &mut self.lines[pair.0 as usize / PAGE];
+        let page = page.get_or_insert_with(|| vec![Line::FREE; PAGE].into());
+        &mut page[pair.0 as usize % PAGE]
     }
 
     /// Every pair with its durable line.
     pub fn lines(&self) -> impl Iterator<Item = (PairId, &Line)> {
-        self.lines.iter().enumerate().map(|(i, line)| (PairId(i as u32), line))
+        self.numbers().map(|pair| (pair, self.line(pair)))
     }
 
     /// What is under way on a pair.
@@ -94,7 +102,12 @@ impl Pairs {
 
     /// Every pair's binding as the newest write sees it.
     pub fn bindings(&self) -> impl Iterator<Item = Binding> {
-        (0..self.lines.len() as u32).map(|pair| self.binding(PairId(pair)))
+        self.numbers().map(|pair| self.binding(pair))
+    }
+
+    /// The numbers of all pairs.
+    fn numbers(&self) -> impl Iterator<Item = PairId> + use<> {
+        (0..self.places.len() as u32).map(PairId)
     }
 
     /// The pair's binding as the newest write sees it.
@@ -117,13 +130,29 @@ mod tests {
     use crate::env::sim::rng::Rng;
     use crate::format::blocks::BlockSet;
 
+    /// Goal: lines that were used are found as they were, all others are free and take no memory
+    /// until they are changed, in the last page as in any.
+    #[test]
+    fn unused_lines_take_no_memory() {
+        let mut lines = vec![Line::FREE; 3 * PAGE + 5];
+        lines[PAGE + 1].binding.generation.0 = 7;
+        let mut pairs = Pairs::new(&lines);
+        let pages = |pairs: &Pairs| pairs.lines.iter().filter(|page| page.is_some()).count();
+        assert_eq!(pages(&pairs), 1);
+        let last = PairId(3 * PAGE as u32 + 4);
+        pairs.line_mut(last).binding.generation.0 = 9;
+        lines[last.0 as usize].binding.generation.0 = 9;
+        assert!(pairs.lines().map(|(_, line)| *line).eq(lines));
+        assert_eq!(pages(&pairs), 2);
+    }
+
     /// Goal: whatever pairs begin and end work in whatever order, each finds its own, what is new
     /// begins empty, and the list names just those that work.
     #[test]
     fn work_is_found_by_its_pair() {
         const PAIRS: u64 = 8;
         let mut rng = Rng::new(1);
-        let mut pairs = Pairs::new(vec![Line::FREE; PAIRS as usize]);
+        let mut pairs = Pairs::new(&[Line::FREE; PAIRS as usize]);
         let mut busy = BTreeSet::new();
         for _ in 0..2000 {
             let pair = PairId(rng.below(PAIRS) as u32);

@@ -523,7 +523,7 @@ fn build_state(
     }
     let domains = states.iter().map(|volume| Domain::alone(volume.id)).collect();
     let mut state = State {
-        pairs: Pairs::new(lines),
+        pairs: Pairs::new(&lines),
         pool,
         grant,
         data_extents,
