@@ -70,7 +70,7 @@ impl Catalog {
         Ok(page)
     }
 
-    /// Whether any extent of a volume from `from` on is bound: in the batch or, where the batch says
+    /// Whether any extent of a volume from `from` on is bound: in the batch or, where that says
     /// nothing of it, in the store.
     pub(super) fn is_bound(
         &self,
