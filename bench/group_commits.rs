@@ -104,6 +104,7 @@ async fn unit(env: &OsEnv, options: &Options, at: SocketAddr, names: &[String]) 
         config: Config { nvram_write_max: BLOCK, ..Config::default() },
         counters: Rc::default(),
         latencies: Rc::default(),
+        warm: None,
     };
     let (unit, _) = Unit::recover(parts).await.expect("a new pool");
     for name in names {

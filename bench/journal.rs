@@ -116,6 +116,7 @@ impl World {
             config,
             counters: Rc::default(),
             latencies: Rc::default(),
+            warm: None,
         };
         let (unit, _) = Unit::recover(parts).await.expect("a new pool");
         let volume = unit.volume("vol0").expect("it was made");

@@ -102,6 +102,10 @@ mutants! {
     IncarnationKept: "a start of a unit goes by the number of the one before",
     // Repairs.
     GoodCopyMended: "a repair writes both copies of a page, the good one first",
+    // Warm restarts.
+    WarmEntryLate: "a request is acknowledged before it is in the warm table",
+    WarmEpochKept: "a committed epoch stays in the warm table, and is adopted again",
+    WarmNotIntended: "a write over pending contents that was cut short is not done again",
     // The metadata server and its protocol.
     GenerationUnchecked: "the server applies older generations, again where they are repeated",
     RequestRepeated: "a repeated request is executed again",

@@ -100,6 +100,7 @@ async fn serve(env: &OsEnv, path: &std::path::Path) -> Unit<OsEnv> {
         config: Config { commit_interval: None, ..Config::default() },
         counters: Rc::default(),
         latencies: Rc::default(),
+        warm: None,
     };
     Unit::recover(parts).await.unwrap().0
 }

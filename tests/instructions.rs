@@ -67,7 +67,7 @@ async fn request(env: &SimEnv, volume: &Volume<SimEnv>, kind: &str, at: u64, cou
     write.unwrap();
 }
 
-/// What runs under callgrind.
+/// Goal: requests that the other test can count, under callgrind.
 #[test]
 #[ignore = "the other test runs it under callgrind"]
 fn requests() {

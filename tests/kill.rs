@@ -36,6 +36,7 @@ fn rounds(name: &str, device_bytes: u64, count: u64, place: Place) {
     for number in 1..=count {
         service.arguments = choose(&mut rng);
         service.arguments.extend((place.serve)(directory.path()));
+        service.arguments.push("--cold".to_owned());
         let target = serve(&service, &mut rng);
         judge(&volume, &target, &format!("before round {number} of {name}, seed {seed}"));
         round(&volume, target, &mut rng, |_| ());

@@ -46,6 +46,7 @@ fn judge(totals: &Totals) {
     let missed: Vec<_> = missed.filter(|point| !MOVES.contains(&point.file)).collect();
     let (seen, crashed) = (points.seen.len(), points.crashed.len());
     eprintln!("persist points: {seen} seen, {crashed} crashed at");
+    eprintln!("{} warm recoveries had to find all that was acknowledged", totals.did.warm);
     for point in &points.seen {
         eprintln!("    {point}{}", if missed.contains(&point) { ", never crashed at" } else { "" });
     }
@@ -58,6 +59,7 @@ fn judge(totals: &Totals) {
         for (row, count) in TABLE.iter().zip(totals.did.struck.0) {
             assert!(count > 0, "no {} in {} seeds", row.name, totals.seeds);
         }
+        assert!(totals.did.warm > 0, "no recovery was warm");
         assert!(missed.is_empty(), "{} persist points were never crashed at", missed.len());
     }
 }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::builder::RangedI64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -53,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "3s")]
     time: Period,
     /// How often all is measured
-    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = at_least_one())]
     rounds: u32,
     /// How much of the device is loaded, by default two fifths of it, and 1G at most
     #[arg(long, value_name = "SIZE")]
@@ -155,6 +156,11 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", text(&report));
     }
     Ok(())
+}
+
+/// A number that is not zero.
+fn at_least_one() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
 }
 
 impl Args {

@@ -165,8 +165,8 @@ async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> 
     Ok(plan)
 }
 
-/// Makes a pool of one device with one volume, as `format` would that is told nothing else, whatever
-/// the device holds.
+/// Makes a pool of one device with one volume, as `format` would that is told nothing else,
+/// whatever the device holds.
 pub async fn plain(env: &OsEnv, device: &Claimed, volume: VolumeSpec) -> Result<()> {
     let facts = DeviceFacts { size: device.disk.len(), sector: device.disk.sector() };
     let wish = Wish {

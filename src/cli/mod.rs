@@ -47,6 +47,7 @@ mod ublk;
 pub mod values;
 mod volume;
 mod volumes;
+mod warm;
 mod wire_dump;
 mod zero;
 

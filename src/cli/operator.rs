@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::atomic::Draft;
 use super::groups;
@@ -43,6 +44,8 @@ struct Inner {
     fixed: Report,
     rates: RefCell<RateWindow>,
     started: Moment,
+    /// Told when a successor wants the pool.
+    replaced: Notify,
 }
 
 impl Target {
@@ -65,9 +68,15 @@ impl Target {
             fixed,
             rates: RefCell::default(),
             started,
+            replaced: Notify::new(),
         }));
         env.spawn(target.clone().sample());
         target
+    }
+
+    /// Returns when a successor wants the pool.
+    pub async fn replaced(&self) {
+        self.0.replaced.notified().await;
     }
 
     /// Samples what rates are made of, for as long as the target runs.
@@ -162,6 +171,10 @@ impl Target {
                 done.map(|()| Value::Null).map_err(|error| error.to_string())
             }
             Request::Txn(_) => unreachable!("a session's own"),
+            Request::Replace => {
+                self.0.replaced.notify_one();
+                Ok(Value::Null)
+            }
             Request::Settle { volume } => {
                 let volume = self.find(volume.as_deref())?;
                 let report = self.0.unit.settle(volume).await.map_err(|error| error.to_string())?;

@@ -32,6 +32,7 @@ use super::ublk::{Devices, Listen};
 use super::values::{
     CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull,
 };
+use super::warm::{self, WarmArgs};
 use crate::env::Env as _;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -112,7 +113,7 @@ pub struct Args {
     follow: bool,
     /// The socket for status, commit, settle and volume
     #[arg(long, value_name = "PATH")]
-    control: Option<PathBuf>,
+    pub(super) control: Option<PathBuf>,
     /// Warn in the log of a request, or an operation on a disk, that takes longer
     #[arg(long, value_name = "TIME|never", default_value = "1s")]
     pub(super) slow_io: SlowIo,
@@ -137,6 +138,8 @@ pub struct Args {
     pub(super) mds: MdsArgs,
     #[command(flatten)]
     pub(super) owner: OwnerArgs,
+    #[command(flatten)]
+    pub(super) warm: WarmArgs,
     #[command(flatten)]
     flags: FlagsArgs,
     #[command(flatten)]
@@ -199,6 +202,7 @@ async fn serve(
     signals: Signals,
     reserved: &mut Reservations,
 ) -> Result<(Result<()>, Option<OwnServer>)> {
+    warm::replace(&env, &args).await?;
     let claimed = device::claim_all(&env, &args.devices).await?;
     let ownership = args.owner.secure(&env, &args.mds, &claimed, reserved).await?;
     let mut members = device::recognise(&env, claimed).await?;
@@ -212,7 +216,9 @@ async fn serve(
     let latencies = Rc::new(Latencies::watched(slow));
     let mut config = config(&args, &first.superblock, ownership);
     config.nvram_write_max = flags.write_max;
-    let parts = parts(&env, config, &members, nvram, link, latencies);
+    let kept = args.warm.open(pool, first.superblock.unit);
+    let mut parts = parts(&env, config, &members, nvram, link, latencies);
+    parts.warm = kept.memory();
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
     let (unit, report) = match select(recovered, Box::pin(signals.next())).await {
@@ -225,7 +231,7 @@ async fn serve(
     reserved.keep();
     unit.join_groups().await.context("the consistency groups of the pool")?;
     let recovery = Recovery::from(report);
-    let Recovery { groups, pairs, told, took_us } = recovery;
+    let Recovery { groups, pairs, told, took_us, .. } = recovery;
     info!(%pool, groups, pairs, told, took_us, "recovered pool {pool} {recovery}");
     let (counters, latencies) = (unit.counters(), unit.latencies());
     let (ring, buffers) = (env.ring(), env.buffers());
@@ -242,15 +248,20 @@ async fn serve(
     let fixed = Report { recovery, ..fixed_report(&members, flags, mds) };
     let target = Target::new(&env, unit.clone(), server.clone(), latencies, addresses, fixed);
     let exports = target.exports();
-    control::serve(ring, operators, target)?;
-    let devices = Devices::start(&env, &args.listen, &unit, &server, args.read_only).await?;
+    control::serve(ring, operators, target.clone())?;
+    let devices =
+        Devices::start(&env, &args.listen, (&unit, pool), &server, args.read_only).await?;
     say_ready(exports.into_iter().chain(devices.paths()));
-    let signal = signals.next().await?;
-    info!(?signal, "stopping");
+    let told = select(Box::pin(signals.next()), Box::pin(target.replaced())).await;
+    let Either::Left((signal, _)) = told else {
+        return Err(make_way(&env, &unit, &server, &signals).await);
+    };
+    info!(signal = ?signal?, "stopping");
     devices.stop().await;
     let ended = stop(&env, &unit, &server, &signals).await;
     if ended.is_ok() {
         reserved.release();
+        kept.remove();
     }
     Ok((ended, own_server))
 }
@@ -353,6 +364,33 @@ pub(super) fn parts(
         config,
         counters: Rc::default(),
         latencies,
+        warm: None,
+    }
+}
+
+/// Answers what is under way, commits everything, and ends the process as if it were killed, so
+/// that the kernel keeps the block devices for the successor: what it was not answered it asks
+/// again there. Returns only why that cannot be.
+async fn make_way(
+    env: &OsEnv,
+    unit: &Unit<OsEnv>,
+    server: &Server<Volume<OsEnv>>,
+    signals: &Signals,
+) -> anyhow::Error {
+    info!("making way for a successor");
+    drain(env, server, signals).await;
+    match unit.commit(None).await.context("not everything could be committed") {
+        Ok(()) => std::process::exit(0),
+        Err(error) => error,
+    }
+}
+
+/// Answers what is under way, and takes no more requests from clients of sockets.
+async fn drain(env: &OsEnv, server: &Server<Volume<OsEnv>>, signals: &Signals) {
+    let drained = Box::pin(server.drain());
+    let enough = select(Box::pin(signals.next()), Box::pin(env.sleep(DRAIN_TIME_MAX)));
+    if let Either::Right(_) = select(drained, enough).await {
+        warn!("{} clients are left behind", server.connections_open());
     }
 }
 
@@ -365,11 +403,7 @@ async fn stop(
 ) -> Result<()> {
     // The manager waits for the end in any case.
     let _ = notify("STOPPING=1");
-    let drained = Box::pin(server.drain());
-    let enough = select(Box::pin(signals.next()), Box::pin(env.sleep(DRAIN_TIME_MAX)));
-    if let Either::Right(_) = select(drained, enough).await {
-        warn!("{} clients are left behind", server.connections_open());
-    }
+    drain(env, server, signals).await;
     unit.shut_down().await.context("not everything could be committed")?;
     info!("everything is committed");
     Ok(())

@@ -56,6 +56,10 @@ pub struct Recovery {
     pub pairs: u64,
     /// Pairs that the metadata server had not been told of.
     pub told: u64,
+    /// Blocks that the target before it had acknowledged and not committed; none: that was not
+    /// known, and it went back to the last commit.
+    #[serde(default)]
+    pub adopted: Option<u64>,
     /// How long it took, in microseconds.
     pub took_us: u64,
 }
@@ -66,6 +70,7 @@ impl From<RecoveryReport> for Recovery {
             groups: report.groups as u64,
             pairs: report.pairs as u64,
             told: report.told as u64,
+            adopted: report.adopted.map(|blocks| blocks as u64),
             took_us: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
         }
     }
@@ -73,12 +78,15 @@ impl From<RecoveryReport> for Recovery {
 
 impl fmt::Display for Recovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { groups, pairs, told, took_us } = self;
+        let Self { groups, pairs, told, adopted, took_us } = self;
         let ms = *took_us as f64 / 1000.0;
         write!(f, "in {ms:.1} ms: {groups} groups of the journal applied, {pairs} extents in use")?;
-        match told {
-            0 => Ok(()),
-            told => write!(f, ", {told} of them news to the metadata server"),
+        if *told > 0 {
+            write!(f, ", {told} of them news to the metadata server")?;
+        }
+        match adopted {
+            Some(blocks) => write!(f, ", warm: {blocks} blocks committed that were acknowledged"),
+            None => Ok(()),
         }
     }
 }
@@ -359,7 +367,8 @@ mod tests {
     /// Goal: a recovery is told with all that it found.
     #[test]
     fn recoveries_are_told() {
-        let mut recovery = Recovery { groups: 5, pairs: 120, told: 0, took_us: 23_400 };
+        let mut recovery =
+            Recovery { groups: 5, pairs: 120, took_us: 23_400, ..Recovery::default() };
         let all = "in 23.4 ms: 5 groups of the journal applied, 120 extents in use";
         assert_eq!(recovery.to_string(), all);
         recovery.told = 7;

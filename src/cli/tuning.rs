@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::builder::RangedI64ValueParser;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -18,11 +19,11 @@ use crate::uring::RingOptions;
 pub struct TuningArgs {
     /// Look out for answers so many microseconds before each sleep: raise it to 20 to 100 where few
     /// requests are under way at a time, latency counts, and a processor can be spared
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = up_to(0, 10_000))]
     poll_us: u32,
     /// Let a thread of the kernel take what is submitted, for so many milliseconds after the last;
     /// 0: no. Costs a processor of its own: of use with many, and devices of a million requests
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=60_000))]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = up_to(0, 60_000))]
     sqpoll_ms: u32,
     /// Stay on this processor: of use where others are kept off it, and it is near the device
     #[arg(long, value_name = "NUMBER")]
@@ -31,22 +32,27 @@ pub struct TuningArgs {
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     buffers: Size,
     /// Requests of a client that may be under way: raise it for clients that go deeper
-    #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = up_to(1, 4096))]
     queue_depth: u32,
     /// Clients at a time; more are sent away at once
-    #[arg(long, value_name = "COUNT", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_name = "COUNT", default_value_t = 2048, value_parser = up_to(1, 65536))]
     connections: u32,
     /// Commit unasked when so much was written since the last time: lower it so that a flush never
     /// has much left to do, raise it to overwrite more in place
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     commit_size: Size,
     /// Settle so many extents in one transaction: raise it where the metadata server is far
-    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    settle_batch: u16,
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = up_to(1, 1000))]
+    settle_batch: u32,
     /// Begin to settle when less than so much of the journal reserve is free: raise it where bursts
     /// of writes are slowed down, lower it to copy less
     #[arg(long, value_name = "PERCENT", default_value = "50%")]
     settle_below: Percent,
+}
+
+/// A number in a range.
+fn up_to(least: i64, most: i64) -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(least..=most)
 }
 
 impl TuningArgs {
@@ -91,7 +97,7 @@ impl TuningArgs {
     /// Puts into the unit's configuration what is the unit's.
     pub fn configure(&self, config: &mut Config) {
         config.epoch_data_max = self.commit_size.0;
-        config.settle_batch = self.settle_batch.into();
+        config.settle_batch = self.settle_batch as usize;
         config.settle_below = self.settle_below.0;
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use tracing::warn;
 
 use crate::env::os::OsEnv;
+use crate::format::ids::{PoolId, VolumeId};
 use crate::front::listen::{Address, NotAnAddress};
 use crate::front::nbd::Server;
 use crate::front::ublk::{Control, Device, Shared, block_device, feature_names};
@@ -17,7 +18,8 @@ const EXAMPLES: &str = "\
 Examples:
   What block devices there are, served by whatever program, and what the kernel can do:
     flipside ublk list
-  To remove what a target left behind that was killed:
+  A device whose target was killed waits, and the next target of the pool on the same boot goes on
+  with it (flipside serve). To remove it instead, so that its clients see errors:
     flipside ublk delete 0
   All that nobody serves:
     flipside ublk delete --dead";
@@ -72,12 +74,12 @@ impl fmt::Display for Listen {
 pub struct Devices(Vec<Device>);
 
 impl Devices {
-    /// Makes a block device of each volume, as often as `places` say. The volumes count as having
-    /// a client from then on.
+    /// Makes a block device of each volume, as often as `places` say, or goes on with those that a
+    /// target of that pool left behind. The volumes count as having a client from then on.
     pub async fn start(
         env: &OsEnv,
         places: &[Listen],
-        unit: &Unit<OsEnv>,
+        (unit, pool): (&Unit<OsEnv>, PoolId),
         server: &Server<Volume<OsEnv>>,
         read_only: bool,
     ) -> Result<Self> {
@@ -87,7 +89,7 @@ impl Devices {
             Listen::Socket(_) => None,
         });
         for first in first_ids {
-            if let Err(error) = devices.add(env, first, unit, server, read_only).await {
+            if let Err(error) = devices.add(env, first, (unit, pool), server, read_only).await {
                 devices.stop().await;
                 return Err(error);
             }
@@ -99,16 +101,32 @@ impl Devices {
         &mut self,
         env: &OsEnv,
         first: Option<u32>,
-        unit: &Unit<OsEnv>,
+        (unit, pool): (&Unit<OsEnv>, PoolId),
         server: &Server<Volume<OsEnv>>,
         read_only: bool,
     ) -> Result<()> {
-        let (ring, pool) = (env.ring(), crate::env::Env::buffers(env));
-        let shared = Shared::new(ring, pool, unit.counters(), unit.latencies()).await?;
+        let (ring, buffers) = (env.ring(), crate::env::Env::buffers(env));
+        let shared = Shared::new(ring, buffers, unit.counters(), unit.latencies()).await?;
         for (place, volume) in (0..).zip(unit.volumes()) {
             let name: Rc<str> = volume.name();
             let id = first.map(|first| first.saturating_add(place));
-            let device = Device::start(&shared, volume.clone(), id, read_only).await;
+            let tag = tag(pool, volume.id());
+            let device = match Device::left(&shared, tag).await? {
+                Some(left) if volume.is_warm() => {
+                    Device::resume(&shared, volume.clone(), &left, read_only).await
+                }
+                left => {
+                    if let Some(left) = left {
+                        warn!(
+                            volume = %name,
+                            "ublk device {} is removed: what it acknowledged may be lost",
+                            left.id
+                        );
+                        Device::remove(&shared, &left).await?;
+                    }
+                    Device::start(&shared, volume.clone(), (id, tag), read_only).await
+                }
+            };
             self.0.push(device.with_context(|| format!("volume {name}"))?);
             server.attach(volume);
         }
@@ -128,6 +146,15 @@ impl Devices {
             }
         }
     }
+}
+
+/// What the device of a volume is known by.
+fn tag(pool: PoolId, volume: VolumeId) -> u64 {
+    let [high, low] = [0, 8].map(|at| {
+        let word = pool.0[at..].first_chunk().expect("a pool's name has two words");
+        u64::from_le_bytes(*word)
+    });
+    (high ^ low.rotate_left(32)).wrapping_add(volume.0.into())
 }
 
 /// Flags of `flipside ublk`.
@@ -194,6 +221,8 @@ fn delete(control: &Control, id: u32, force: bool) -> Result<()> {
     if info.is_served() {
         let pid = info.pid;
         ensure!(force, "ublk device {id} is served by process {pid}; stop that, or say --force");
+    }
+    if info.is_there() {
         control.stop(id)?;
     }
     Ok(control.delete(id)?)

@@ -24,6 +24,7 @@ pub mod flags;
 pub mod latch;
 pub mod os;
 pub mod region;
+pub mod shared;
 pub mod sim;
 
 use std::future::Future;

@@ -16,3 +16,4 @@ pub mod record;
 pub mod status;
 pub mod superblock;
 pub mod superblock_io;
+pub mod warm;

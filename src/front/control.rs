@@ -62,6 +62,8 @@ pub enum Request {
     Group(GroupRequest),
     /// A step of an atomic request.
     Txn(TxnRequest),
+    /// Make way for a successor: commit, and end, without taking clients' devices away.
+    Replace,
 }
 
 /// The steps of an atomic request, all on one connection, whose end drops what was not applied:
@@ -229,6 +231,17 @@ impl Connection {
         match serde_json::from_str(&answer)? {
             Reply::Ok(value) => Ok(value),
             Reply::Error(reason) => Err(ControlError::Refused(reason)),
+        }
+    }
+}
+
+impl Connection {
+    /// Waits until the target has ended.
+    pub fn await_end(mut self) {
+        let mut rest = String::new();
+        // Whatever it still says, and however the connection ends, that is its end.
+        while self.0.read_line(&mut rest).is_ok_and(|len| len > 0) {
+            rest.clear();
         }
     }
 }

@@ -54,7 +54,7 @@ pub struct ServerPlace<E: Env> {
     client: Client<E>,
     unit: UnitId,
     /// How long an answer is waited for; `None`: for ever.
-    patience: Option<Duration>,
+    patience: Cell<Option<Duration>>,
     appended: Cell<u64>,
     /// An answer did not come in time.
     unanswered: Cell<bool>,
@@ -63,18 +63,26 @@ pub struct ServerPlace<E: Env> {
 }
 
 impl<E: Env, R: Region> Place<E, R> {
-    /// At the metadata server, by that session of the unit, which waits so long for an answer.
-    pub fn at_server(env: E, client: Client<E>, unit: UnitId, patience: Option<Duration>) -> Self {
+    /// At the metadata server, by that session of the unit, which waits for an answer as long as it
+    /// takes.
+    pub fn at_server(env: E, client: Client<E>, unit: UnitId) -> Self {
         Place::Server(ServerPlace {
             env,
             client,
             unit,
-            patience,
+            patience: Cell::default(),
             appended: Cell::new(0),
             unanswered: Cell::new(false),
             failed: RefCell::new(None),
             look: Notify::new(),
         })
+    }
+
+    /// From now on an answer of the server is waited for so long; `None`: for ever.
+    pub fn set_patience(&self, patience: Option<Duration>) {
+        if let Place::Server(server) = self {
+            server.patience.set(patience);
+        }
     }
 
     /// This start of the unit.
@@ -296,7 +304,7 @@ impl<E: Env> ServerPlace<E> {
         answer: impl Future<Output = Result<Told, MdsError>>,
     ) -> Result<(), String> {
         let answer = pin!(answer);
-        let answer = match self.patience {
+        let answer = match self.patience.get() {
             None => answer.await,
             Some(patience) => match select(answer, pin!(self.env.sleep(patience))).await {
                 Either::Left((answer, _)) => answer,

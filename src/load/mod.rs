@@ -3,7 +3,7 @@
 //!
 //! | file | what is in it |
 //! | --- | --- |
-//! | [`case`](mod@case) | what is asked for: sizes, depth, order of places, flushes; the standard cases |
+//! | [`case`](mod@case) | what is asked for, and the standard cases |
 //! | [`places`] | which place comes next: in order, at random, Zipfian |
 //! | [`target`] | what is loaded |
 //! | [`figure`] | what was measured |
@@ -51,7 +51,7 @@ struct Load<E: Env, T: Target> {
     ended: Notify,
 }
 
-/// Loads `target`, whose first `size` bytes are used, for `duration`, with places drawn from `seed`.
+/// Loads the first `size` bytes of `target` for `duration`, with places drawn from `seed`.
 pub async fn run<E: Env, T: Target>(
     env: &E,
     target: &T,

@@ -5,6 +5,7 @@
 //! flushes volume 0, `c` commits, `s` settles, and `p77` pauses for 77 ns.
 
 use std::fmt;
+use std::future::pending;
 use std::ops::Range;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -184,6 +185,16 @@ impl<R: Running> Stage<R> {
         }
     }
 
+    /// What an operation returned, where anybody hears of it: a crash may have struck in the same
+    /// turn.
+    async fn heard<T>(&self, operation: impl Future<Output = T>) -> T {
+        let result = operation.await;
+        if self.env.crashed() {
+            return pending().await;
+        }
+        result
+    }
+
     fn offset(&self, range: &Range<u32>) -> u64 {
         u64::from(range.start) * self.models.granule as u64
     }
@@ -198,7 +209,7 @@ impl<R: Running> Stage<R> {
         let model = &self.models.oracles[volume];
         self.env.note("client write", offset, data.len() as u64);
         model.borrow_mut().send(stamp, range, false, fua);
-        let result = self.volumes[volume].write(offset, data, fua).await;
+        let result = self.heard(self.volumes[volume].write(offset, data, fua)).await;
         model.borrow_mut().end(stamp, result.is_ok());
         self.env.note("client write end", u64::from(stamp), u64::from(result.is_ok()));
         result
@@ -217,7 +228,7 @@ impl<R: Running> Stage<R> {
             model.borrow_mut().send(stamp, granules, true, fua);
             stamps.push(stamp);
         }
-        let result = self.volumes[volume].zero(offset, len, how, fua).await;
+        let result = self.heard(self.volumes[volume].zero(offset, len, how, fua)).await;
         for stamp in stamps {
             model.borrow_mut().end(stamp, result.is_ok());
             self.env.note("client zero end", u64::from(stamp), u64::from(result.is_ok()));
@@ -229,7 +240,7 @@ impl<R: Running> Stage<R> {
         let model = &self.models.oracles[volume];
         let sent = model.borrow_mut().send_other();
         let len = range.len() * self.models.granule;
-        let read = self.volumes[volume].read(self.offset(&range), len).await;
+        let read = self.heard(self.volumes[volume].read(self.offset(&range), len)).await;
         match read {
             Ok(bytes) => {
                 assert!(bytes.len() == len, "a read of {len} bytes returned {}", bytes.len());
@@ -244,7 +255,7 @@ impl<R: Running> Stage<R> {
         let model = &self.models.oracles[volume];
         let sent = model.borrow_mut().send_other();
         self.env.note("client flush", volume as u64, 0);
-        let result = self.volumes[volume].flush().await;
+        let result = self.heard(self.volumes[volume].flush()).await;
         if result.is_ok() {
             model.borrow_mut().end_flush(&sent);
         }
@@ -255,7 +266,7 @@ impl<R: Running> Stage<R> {
     async fn commit(&self) -> Outcome<()> {
         let models = &self.models.oracles;
         let sent: Vec<_> = models.iter().map(|model| model.borrow_mut().send_other()).collect();
-        let result = self.running.commit().await;
+        let result = self.heard(self.running.commit()).await;
         if result.is_ok() {
             models.iter().zip(&sent).for_each(|(model, sent)| model.borrow_mut().end_flush(sent));
         }

@@ -63,6 +63,11 @@ pub trait Engine: Clone + 'static {
     fn lease(&self) -> Option<Duration> {
         None
     }
+    /// Whether a start after a crash of the process alone finds all that was acknowledged, as long
+    /// as its table in the machine's memory is valid.
+    fn is_warm(&self) -> bool {
+        false
+    }
     /// What serves it from outside fails no more.
     fn calm(&self) {}
     /// The same system for another machine that reaches its disks, where there may be one: which

@@ -29,7 +29,9 @@ use crate::mds::catalog::{PoolSpec, UnitFacts};
 use crate::mds::client::pools::overview;
 use crate::mds::records::Grants;
 use crate::unit::limits::EPOCH_DATA_MAX;
-use crate::unit::{self, Config, IoError, Member, Ownership, SettlePolicy, Unit, UnitParts};
+use crate::unit::{
+    self, Config, IoError, Member, Ownership, SettlePolicy, Unit, UnitParts, WarmMemory,
+};
 
 pub(super) const POOL: PoolId = PoolId(*b"simulated pool!!");
 pub(super) const UNIT: UnitId = UnitId(1);
@@ -39,6 +41,7 @@ const SLOT: u64 = SLOT_BYTES as u64;
 
 /// A pool, and how it is served.
 #[derive(Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one thing that a pool has or has not")]
 pub struct Flipside {
     geometry: Geometry,
     volatile_cache: bool,
@@ -53,6 +56,8 @@ pub struct Flipside {
     config: Config,
     /// Whether other volumes come and go beside those that are checked.
     churn: bool,
+    /// Whether what is acknowledged outlives the process.
+    warm: bool,
     metadata: Metadata,
 }
 
@@ -77,6 +82,7 @@ impl Flipside {
             granule: 512,
             config,
             churn: false,
+            warm: false,
             metadata: Metadata::default(),
         }
     }
@@ -138,7 +144,7 @@ impl Flipside {
         drawn.volumes = volumes.iter().map(|most| room.min(*most) * extent).collect();
         let timeout = rng.pick(&[Some(1), Some(1_000), Some(30_000)]);
         drawn.config.doubt_timeout = Duration::from_millis(timeout.unwrap_or_default());
-        Self { granule, churn: rng.chance(150_000), ..drawn }
+        Self { granule, churn: rng.chance(150_000), warm: false, ..drawn }
     }
 
     /// The same as a pool of that name at a host that it shares with others.
@@ -317,6 +323,7 @@ impl Flipside {
             granule: rng.pick(&[512, 512, 128]),
             config,
             churn: rng.chance(250_000),
+            warm: false,
             metadata: Metadata::default(),
         }
     }
@@ -397,6 +404,7 @@ impl Flipside {
             config: self.config,
             counters: Rc::default(),
             latencies: Rc::default(),
+            warm: self.warm.then(|| WarmMemory { memory: env.shared(), boot: [1; 16] }),
         };
         let (unit, _) = Unit::recover(parts).await.map_err(|error| error.to_string())?;
         let others_busy = Rc::new(Cell::new(false));
@@ -422,6 +430,8 @@ impl Engine for Flipside {
         if drawn.places.has_nvram() {
             drawn.config.nvram_write_max = rng.pick(&[0, 512, 4 << 10, 16 << 10, 1 << 20]);
         }
+        // Last, so that what was drawn before stays what it was.
+        drawn.warm = rng.chance(300_000);
         drawn
     }
 
@@ -444,6 +454,10 @@ impl Engine for Flipside {
         let long =
             self.config.commit_interval.is_none() && self.config.epoch_data_max == EPOCH_DATA_MAX;
         long.then_some(2 * u64::from(self.geometry.block_size()))
+    }
+
+    fn is_warm(&self) -> bool {
+        self.warm
     }
 
     fn lease(&self) -> Option<Duration> {

@@ -41,6 +41,8 @@ pub struct Report {
     pub points: Points,
     /// How often a pool went to another machine while the one that served it lived.
     pub takeovers: u64,
+    /// Recoveries that had to find all that was acknowledged.
+    pub warm: u64,
     /// What servers that are shared went through.
     pub hosts: host::Seen,
     /// What consistency groups went through.
@@ -59,6 +61,7 @@ impl Report {
         self.struck.add_all(&other.struck);
         self.points.add_all(&other.points);
         self.takeovers += other.takeovers;
+        self.warm += other.warm;
         self.hosts.add_all(&other.hosts);
         self.groups.add_all(&other.groups);
     }
@@ -215,6 +218,7 @@ impl<E: Engine> Run<E> {
             struck: *machine.struck(),
             points: machine.points().clone(),
             takeovers: self.subject.takeovers,
+            warm: self.subject.warm,
             hosts: host::Seen::default(),
             groups: grouped::Seen::default(),
         })

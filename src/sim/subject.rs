@@ -12,6 +12,7 @@ use super::workload::Models;
 use crate::env::sim::faults::{Errors, Fault, TABLE};
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{Crash, Faults, Limit, Machine, Rot, SimEnv, Stop};
+use crate::format::warm::{STATE_AT, VALID};
 
 /// How deep crashes nest inside recovery.
 const DEPTH_MAX: u32 = 3;
@@ -30,6 +31,11 @@ pub(super) struct Subject<E: Engine> {
     /// How often a crash is of the process only, and how often one strikes a recovery.
     process_ppm: u32,
     nested_ppm: u32,
+    /// Whether the next recovery must find all that was acknowledged: since the image that was
+    /// checked last every crash was of the process alone, with a valid table.
+    demanding: bool,
+    /// How often one did.
+    pub warm: u64,
     /// Crashes, those during recovery included.
     pub crashes: u64,
     /// Images checked after a recovery.
@@ -77,6 +83,8 @@ impl<E: Engine> Subject<E> {
             nested_ppm: rng.pick(&[0, 300_000, 800_000]),
             rng: rng.fork(),
             former: None,
+            demanding: false,
+            warm: 0,
             crashes: 0,
             images: 0,
             takeovers: 0,
@@ -122,6 +130,7 @@ impl<E: Engine> Subject<E> {
         let made = env.run_beside(LIMIT, format).await;
         made.map_err(|stop| self.stuck("format", stop))??;
         self.machine.halt(&env, Crash::Power);
+        self.demanding = false;
         Ok(())
     }
 
@@ -140,6 +149,10 @@ impl<E: Engine> Subject<E> {
             }
             let Some(running) = self.open(&env, &rotten).await? else { continue };
             self.engine.came_in();
+            if self.demanding {
+                self.settled();
+                self.warm += 1;
+            }
             env.set_faults(self.faults.ceased());
             env.heal();
             self.end_former(&env).await?;
@@ -149,6 +162,7 @@ impl<E: Engine> Subject<E> {
                 Ok(Ok(())) => {
                     env.crash_in(None);
                     self.images += 1;
+                    self.demanding = true;
                     running.check()?;
                     return Ok((env, running));
                 }
@@ -179,6 +193,7 @@ impl<E: Engine> Subject<E> {
             Ok(Ok(running)) => Ok(Some(running)),
             Ok(Err(_)) if rotten.expected != Expected::Success => {
                 // Without power nothing is on its way any more: bits are mended at rest, too.
+                self.demanding = false;
                 self.machine.halt(env, Crash::Power);
                 self.crashes += 1;
                 rotten.rots.iter().for_each(|rot| self.machine.mend(*rot));
@@ -238,6 +253,7 @@ impl<E: Engine> Subject<E> {
     /// another machine, which recovers from it.
     pub async fn check_image(&mut self, env: &SimEnv) -> Result<(), String> {
         let crash = self.draw_crash();
+        let demanding = self.demanding && self.demands(env, crash);
         let machine = self.machine.fork(env, crash, &mut self.rng);
         let mut fork = Subject {
             engine: self.engine.fork(),
@@ -248,6 +264,8 @@ impl<E: Engine> Subject<E> {
             process_ppm: self.process_ppm,
             nested_ppm: self.nested_ppm,
             former: None,
+            demanding,
+            warm: 0,
             crashes: 1,
             images: 0,
             takeovers: 0,
@@ -261,6 +279,7 @@ impl<E: Engine> Subject<E> {
         self.models.absorb(&fork.models);
         self.crashes += fork.crashes;
         self.images += fork.images;
+        self.warm += fork.warm;
         Ok(())
     }
 
@@ -272,8 +291,26 @@ impl<E: Engine> Subject<E> {
     /// The machine stops, in one way or another.
     pub fn crash(&mut self, env: &SimEnv) {
         let crash = self.draw_crash();
+        self.demanding &= self.demands(env, crash);
         self.machine.halt(env, crash);
         self.crashes += 1;
+    }
+
+    /// Another machine has the disks: nothing that outlives a process is there.
+    pub fn lose_memory(&mut self) {
+        self.machine.lose_memory();
+        self.demanding = false;
+    }
+
+    /// Whether a recovery from a crash at this instant must find all that was acknowledged.
+    fn demands(&self, env: &SimEnv, crash: Crash) -> bool {
+        let memory = env.shared();
+        if crash != Crash::Process || !self.engine.is_warm() || memory.is_empty() {
+            return false;
+        }
+        let mut state = [0; 8];
+        memory.read(STATE_AT, &mut state);
+        u64::from_le_bytes(state) == VALID
     }
 
     pub fn draw_crash(&mut self) -> Crash {

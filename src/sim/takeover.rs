@@ -33,6 +33,7 @@ impl<E: Engine> Subject<E> {
     /// The disks are found in another machine, whose user says that the first one has them no more.
     pub fn move_disks(&mut self) {
         self.engine = self.engine.elsewhere(true).expect("another machine may");
+        self.lose_memory();
     }
 
     /// Another machine takes the pool over from the one that serves it, whose `work` goes on.
@@ -53,6 +54,7 @@ impl<E: Engine> Subject<E> {
             drop(former.go_until(&mut work, moment));
         })));
         let machine = std::mem::replace(&mut self.machine, machine);
+        self.lose_memory();
         self.former = Some(Former { machine, env: env.clone() });
         self.engine = engine;
         self.crashes += 1;

@@ -14,6 +14,7 @@
 //!   finished ([`Admitted::finish`]); dropping it stops its domain, since an epoch with half a
 //!   request in it can never be committed.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use super::manage::check_there;
 use super::policy::throttle;
 use super::request::{Part, Parts, Seat};
 use super::state::{Settling, State, Waiter};
+use super::warm::Run;
 use crate::env::Env;
 use crate::format::blocks::{BlockSet, Location};
 use crate::format::ids::{Generation, PairId, Slot};
@@ -106,6 +108,8 @@ pub struct Admitted<'a, E: Env> {
     pub parts: Parts,
     /// An upper bound of the bytes that its records take.
     pub record_bytes: usize,
+    /// Where the next start finds its bytes, while it writes over what is pending.
+    pub intent: Cell<Option<Run>>,
     finished: bool,
 }
 
@@ -171,7 +175,8 @@ impl<E: Env> Inner<E> {
             let blocked = match self.try_admit(seat, &mut chosen, bytes, (ticket, purpose)) {
                 Ok((at, record_bytes)) => {
                     let parts = chosen;
-                    return Ok(Admitted { unit: self, at, parts, record_bytes, finished: false });
+                    let (intent, finished) = (Cell::default(), false);
+                    return Ok(Admitted { unit: self, at, parts, record_bytes, intent, finished });
                 }
                 Err(Blocked::Refused(error)) => return Err(error),
                 Err(blocked) => blocked,
@@ -533,6 +538,7 @@ impl<E: Env> Admitted<'_, E> {
         self.finished = true;
         let mut guard = self.unit.state.borrow_mut();
         let state = &mut *guard;
+        self.unit.warm_record(state, &self, outcome);
         let open = !state.domains[self.at.domain].is_sealed(self.at.epoch);
         let kept = if let Outcome::Kept(bytes) = outcome { bytes } else { &[] };
         let mut kept = kept.chunks_exact(self.unit.geometry.block_size() as usize);

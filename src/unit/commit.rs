@@ -106,6 +106,7 @@ impl<E: Env> Inner<E> {
             }
             if let Err(reason) = self.commit_once(domain).await {
                 tracing::error!(domain, %reason, "a commit failed: no more writes are taken");
+                self.warm_void(&reason);
                 if self.journal.is_at_server() {
                     self.env.spawn(Rc::clone(&self).learn_whether_replaced());
                 }
@@ -151,8 +152,11 @@ impl<E: Env> Inner<E> {
     /// Commits the open epoch; the error is why it cannot be.
     async fn commit_once(&self, domain: usize) -> Result<(), String> {
         let started = self.env.now();
-        self.join_asked(domain);
-        self.seal(domain);
+        // One that a warm start found sealed is committed first.
+        if self.state.borrow().domains[domain].sealed.is_none() {
+            self.join_asked(domain);
+            self.seal(domain);
+        }
         self.note_step(domain, CommitStep::Draining, started);
         if mutated(Mutant::FlushBeforeDrain) {
             self.flush_written(domain).await?;
@@ -351,6 +355,9 @@ impl<E: Env> Inner<E> {
             state.pairs.tidy(pair);
         }
         let domain = &mut state.domains[domain];
+        if let Some(table) = &self.warm {
+            table.forget(domain.number, sealed.number);
+        }
         domain.committed = sealed.number;
         domain.commit = None;
         domain.decided.notify_waiters();
@@ -381,7 +388,7 @@ fn sealed_of(state: &State, domain: usize) -> &Epoch {
 }
 
 /// The records of what is pending on a pair.
-fn place_records(
+pub(super) fn place_records(
     pair: PairId,
     generation: Generation,
     pending: &Pending,

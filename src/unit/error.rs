@@ -134,6 +134,12 @@ pub enum RecoverError {
     /// What is stored contradicts itself.
     #[error("the pool is damaged: {0}; run `flipside check`, or restore the volumes from a copy")]
     Damaged(String),
+    /// What was acknowledged before this start could not be committed.
+    #[error(
+        "what the target before this one had acknowledged could not be committed: {0}; it is kept \
+         until the next start"
+    )]
+    Adopt(String),
     /// The journal or the reserve is too small for even a small request.
     #[error("the pool is too small to serve requests safely: {0}")]
     TooSmall(String),

@@ -19,6 +19,7 @@
 //! | [`lease`] | whether the pool is still this unit's |
 //! | [`upkeep`] | checkpoints of the home, telling the metadata server |
 //! | [`recovery`] | finding everything again |
+//! | [`warm`], [`adopt`] | what outlives the process, and finding that |
 //! | [`linked`] | what is in the journal, and why |
 //! | [`gauges`] | what status shows of all this |
 //!
@@ -32,6 +33,7 @@
 //!   it as a task of its own.
 
 mod admission;
+mod adopt;
 mod allotment;
 mod atomic;
 pub mod block;
@@ -68,6 +70,7 @@ mod state;
 mod undo;
 mod upkeep;
 mod volume;
+mod warm;
 mod write;
 
 use std::cell::{Cell, RefCell};
@@ -88,6 +91,7 @@ pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use regroup::Grouping;
 pub use settle::SettleReport;
 pub use volume::Volume;
+pub use warm::WarmMemory;
 
 use crate::env::latch::Latching;
 use crate::env::{Disk, Env};
@@ -125,8 +129,8 @@ pub struct Config {
     pub epoch_data_max: u64,
     /// When journal areas are given back.
     pub settle: SettlePolicy,
-    /// Below how much of the journal reserve, in percent, settling begins under pressure; writers are
-    /// slowed down below half of that.
+    /// Below how much of the journal reserve, in percent, settling begins under pressure; writers
+    /// are slowed down below half of that.
     pub settle_below: u8,
     /// How many areas are settled in one metadata transaction.
     pub settle_batch: usize,
@@ -234,6 +238,10 @@ struct Inner<E: Env> {
     ages: linked::Ages,
     /// What is said to the coordinator of groups.
     talk: global::Talk,
+    /// What outlives this process, where anything does.
+    warm: Option<warm::Table>,
+    /// What an earlier process had acknowledged is there, too.
+    adopted: Cell<bool>,
     /// The background tasks end when this is set and they are woken.
     stopped: Cell<bool>,
 }
@@ -258,6 +266,7 @@ impl<E: Env> Inner<E> {
             return;
         }
         tracing::error!(reason, "a device takes no more writes");
+        self.warm_void(reason);
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let on = device.extents;
@@ -278,6 +287,7 @@ impl<E: Env> Inner<E> {
     fn fail_all(&self, reason: &str) {
         let mut state = self.state.borrow_mut();
         tracing::error!(reason, "the unit takes no more writes");
+        self.warm_void(reason);
         for domain in &mut state.domains {
             domain.fail(reason);
         }

@@ -6,6 +6,8 @@
 //!    and list are read, every slot is scanned, and what was cut off is invalidated
 //!    ([`Journal::open`]); or, where they are at the metadata server, it is asked for the lines.
 //! 4. The linked groups are applied to the lines again, oldest first.
+//!    What the process before this one had acknowledged and not committed is pending again, where
+//!    that is known ([`super::adopt`]), and committed before requests are served.
 //! 5. What the metadata server has granted and no pair names is free, and it is asked for more
 //!    where that is less than the grant; then it is told what it missed.
 //! 6. Groups are joined, and the coordinator is asked for what is in doubt ([`Unit::join_groups`]:
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, RwLock};
 
+use super::adopt::Heir;
 use super::allotment::{AllotmentError, fill};
 use super::copy::CopyBuffers;
 use super::destage::DESTAGE_BYTES;
@@ -41,6 +44,7 @@ use super::pool::{ExtentPool, Numbers};
 use super::readers::{Readers, followed};
 use super::settle::bound;
 use super::state::{Stage, State, VolumeState};
+use super::warm::{Table, WarmMemory};
 use super::{Config, Device, Inner, RecoverError, Unit};
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
@@ -93,6 +97,8 @@ pub struct Parts<E: Env> {
     pub counters: Rc<Counters>,
     /// Where to time commits.
     pub latencies: Rc<Latencies>,
+    /// What outlives the process; `None`: every restart is cold.
+    pub warm: Option<WarmMemory>,
 }
 
 /// What a recovery found.
@@ -104,6 +110,8 @@ pub struct RecoveryReport {
     pub pairs: usize,
     /// Pairs that the metadata server had not been told of.
     pub told: usize,
+    /// Blocks that the process before this one had not committed; `None`: it was a cold start.
+    pub adopted: Option<usize>,
     /// How long it took.
     pub took: Duration,
 }
@@ -114,13 +122,15 @@ impl<E: Env> Unit<E> {
     pub async fn recover(parts: Parts<E>) -> Result<(Unit<E>, RecoveryReport), RecoverError> {
         let started = parts.env.now();
         let pairs: u32 = parts.devices.iter().map(|member| member.extents.count).sum();
+        let mut heir = Heir::look(&parts, pairs);
         if !mutated(Mutant::RecoveryFlushSkipped) {
-            make_stable(&parts).await?;
+            let stable = make_stable(&parts).await;
+            stable.inspect_err(|error| heir.give_up(&error.to_string()))?;
         }
-        let found = Found::find(&parts, pairs).await?;
+        let found = Found::find(&parts, pairs, &mut heir).await?;
         let Found { place: journal, client, claimed, lines, groups, stale_pages, doubts, payload } =
             found;
-        let seen = as_if_committed(&lines, &doubts)?;
+        let mut seen = as_if_committed(&lines, &doubts)?;
         // Who had the pool before may read what it knew until its lease has ended: until then no
         // extent is given another meaning.
         let former = parts.config.ownership.former_lease;
@@ -129,6 +139,7 @@ impl<E: Env> Unit<E> {
         }
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let volumes = client.volumes().await?;
+        let plan = heir.plan(&lines, &mut seen, &volumes, parts.geometry);
         // Grants first: a store that was made anew must know of them before it is told of pairs.
         let (pool, grant) = granted(&client, parts.config.grant, &seen).await?;
         report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;
@@ -137,22 +148,49 @@ impl<E: Env> Unit<E> {
         let space = (pool, grant, data_extents);
         let mut state = build_state(parts.geometry, (lines, &seen), &volumes, space, stale_pages)?;
         hold(&mut state, &doubts, parts.env.now())?;
+        if let Some(plan) = &plan {
+            plan.apply(&mut state, u64::MAX, parts.env.now());
+        }
         state.fullness = Fullness::new(&parts.config.warn_full);
         state.watch_fullness();
         keep_payload(&mut state, payload, parts.geometry)?;
         groups.into_iter().for_each(|sequence| journal.publish(sequence));
         let hold = Hold::new(client.lease(), claimed);
-        let unit = assemble(parts, journal, (client, hold), state).await?;
+        let unit = assemble(parts, journal, (client, hold), (state, heir.table)).await?;
         unit.0.renew().await?;
-        report.took = unit.0.env.now().since(started);
+        if let Some(plan) = &plan {
+            unit.0.redo(plan).await?;
+        }
+        unit.start_commits();
+        if let Some(plan) = &plan {
+            unit.commit_adopted().await?;
+            unit.0.adopted.set(true);
+            report.adopted = Some(plan.blocks());
+        }
+        // A start waits for the server as long as it takes, whatever it has to commit.
+        unit.0.journal.set_patience(unit.0.config.mds_timeout);
+        if let Some(table) = &unit.0.warm {
+            table.begin(unit.0.journal.incarnation());
+        }
         unit.start_tasks();
+        report.took = unit.0.env.now().since(started);
         Ok((unit, report))
+    }
+
+    /// Starts what a commit needs, and nothing that moves what is committed ‡: until the table of
+    /// an earlier start is replaced, that says where its contents lie (found by the simulator, seed
+    /// 2870).
+    fn start_commits(&self) {
+        let inner = &self.0;
+        let domains = inner.state.borrow().domains.len();
+        (0..domains).for_each(|domain| inner.env.spawn(Rc::clone(inner).commit_epochs(domain)));
+        inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
+        inner.env.spawn(Rc::clone(inner).destage_when_wanted());
+        inner.env.spawn(Rc::clone(inner).keep_lease());
     }
 
     fn start_tasks(&self) {
         let inner = &self.0;
-        let domains = inner.state.borrow().domains.len();
-        (0..domains).for_each(|domain| inner.env.spawn(Rc::clone(inner).commit_epochs(domain)));
         let stages: Vec<_> = inner.state.borrow().volumes.iter().map(|v| v.stage).collect();
         for (volume, stage) in stages.into_iter().enumerate() {
             if stage == Stage::Deleting {
@@ -160,10 +198,7 @@ impl<E: Env> Unit<E> {
             }
         }
         inner.env.spawn(Rc::clone(inner).settle_when_wanted());
-        inner.env.spawn(Rc::clone(inner).checkpoint_when_crowded());
-        inner.env.spawn(Rc::clone(inner).destage_when_wanted());
         inner.env.spawn(Rc::clone(inner).tell_news());
-        inner.env.spawn(Rc::clone(inner).keep_lease());
         inner.env.spawn(Rc::clone(inner).keep_grant());
         inner.look_at_grant(&inner.state.borrow());
         inner.look_at_payload();
@@ -202,10 +237,10 @@ struct Found<E: Env> {
 
 impl<E: Env> Found<E> {
     /// Finds the lines of so many pairs, and begins the session with the metadata server.
-    async fn find(parts: &Parts<E>, pairs: u32) -> Result<Self, RecoverError> {
+    async fn find(parts: &Parts<E>, pairs: u32, heir: &mut Heir) -> Result<Self, RecoverError> {
         match &parts.region {
-            Some(region) => Self::in_region(parts, region.clone(), pairs).await,
-            None => Self::at_server(parts, pairs).await,
+            Some(region) => Self::in_region(parts, region.clone(), pairs, heir).await,
+            None => Self::at_server(parts, pairs, heir).await,
         }
     }
 
@@ -215,6 +250,7 @@ impl<E: Env> Found<E> {
         parts: &Parts<E>,
         region: RegionOf<E>,
         pairs: u32,
+        heir: &mut Heir,
     ) -> Result<Self, RecoverError> {
         let Parts { env, pool, unit, .. } = parts;
         let last = Journal::last_start(env, &region, *pool).await?;
@@ -222,6 +258,7 @@ impl<E: Env> Found<E> {
         let claimed = env.now();
         let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
         let start = (*unit, client.incarnation());
+        heir.follow(last, client.incarnation());
         let mut opened = Journal::open(env, region, *pool, start, pairs).await?;
         client.begin().await?;
         let mut doubts = opened.take_doubts();
@@ -239,11 +276,16 @@ impl<E: Env> Found<E> {
     }
 
     /// The session comes first: from then on nothing of an earlier start changes the lines.
-    async fn at_server(parts: &Parts<E>, pairs: u32) -> Result<Self, RecoverError> {
+    async fn at_server(
+        parts: &Parts<E>,
+        pairs: u32,
+        heir: &mut Heir,
+    ) -> Result<Self, RecoverError> {
         let Parts { env, pool, unit, .. } = parts;
         let counted = Claim::of(*pool, *unit, Incarnation::default());
         let claim = parts.config.ownership.claim(Claim { incarnation: None, ..counted });
         let client = Client::attach(env.clone(), parts.link.clone(), claim).await?;
+        heir.follow_counted(client.incarnation());
         // What an earlier start has freed may be read still, for as long as a reader's lease.
         followed(env, &client, client.renew().await?).await?;
         let claimed = env.now();
@@ -257,8 +299,7 @@ impl<E: Env> Found<E> {
                 *place = line;
             }
         }
-        let patience = parts.config.mds_timeout;
-        let place = Place::at_server(env.clone(), client.clone(), *unit, patience);
+        let place = Place::at_server(env.clone(), client.clone(), *unit);
         let (groups, stale_pages, doubts, payload) = Default::default();
         Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
@@ -518,7 +559,7 @@ async fn assemble<E: Env>(
     parts: Parts<E>,
     journal: Place<E, RegionOf<E>>,
     (mds, hold): (Client<E>, Hold),
-    state: State,
+    (state, warm): (State, Option<Table>),
 ) -> Result<Unit<E>, RecoverError> {
     let geometry = parts.geometry;
     let limits = Limits::new(
@@ -575,6 +616,8 @@ async fn assemble<E: Env>(
         started,
         ages: Ages::default(),
         talk: Talk::default(),
+        warm,
+        adopted: Cell::new(false),
         stopped: Cell::new(false),
     })))
 }

@@ -160,8 +160,8 @@ impl<E: Env> Inner<E> {
         wanted.then_some(everything)
     }
 
-    /// How many pairs to settle next that hold something. Under pressure no more than are missing: whatever is settled
-    /// later costs fewer copies, as more of it has been written over.
+    /// How many pairs to settle next that hold something. Under pressure no more than are missing:
+    /// whatever is settled later costs fewer copies, as more of it has been written over.
     fn batch_size(&self, state: &State, idle: bool) -> usize {
         let most = self.config.settle_batch;
         if idle || self.config.settle == SettlePolicy::Always || state.must_settle() {

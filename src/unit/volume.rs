@@ -96,6 +96,13 @@ impl<E: Env> Volume<E> {
         Rc::clone(&self.unit.state.borrow().volumes[self.seat.volume].name)
     }
 
+    /// Whether all that was acknowledged of it before this start is there: it was a warm one, and
+    /// the volume is in no consistency group, which goes back to its last cut.
+    pub fn is_warm(&self) -> bool {
+        let alone = self.unit.state.borrow().domain_of(self.seat.volume).group.is_none();
+        alone && self.unit.adopted.get()
+    }
+
     /// Its size in bytes, as it is now.
     pub fn size(&self) -> u64 {
         self.unit.state.borrow().volumes[self.seat.volume].size

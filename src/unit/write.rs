@@ -217,6 +217,7 @@ impl<E: Env> Inner<E> {
                 }
             }
         }
+        self.warm_intend(admitted, buf, pieces);
         let bytes: usize = pieces.iter().map(|piece| piece.range.len()).sum();
         self.counters.device_bytes_data.add(bytes as u64);
         let mut start = |piece: &Piece| {

@@ -21,9 +21,10 @@ use flipside::format::ids::{
 use flipside::format::layout::{DeviceFacts, Geometry, plan};
 use flipside::format::nvram::{self, NvramIdentity};
 use flipside::format::page::{PAGE_HEADER, crc32c};
-use flipside::format::record::{Binding, Payload, Record};
+use flipside::format::record::{Binding, Payload, Record, pack};
 use flipside::format::status::{ROOT, StatusEntry};
 use flipside::format::superblock::{FlagsPlace, LEN, MAGIC, MetadataAt, PoolDevice, Superblock};
+use flipside::format::warm;
 use flipside::front::nbd::wire::{
     self, ExtendedRequestHeader, OptionHeader, RequestHeader, StatusFilter, command, command_flags,
     info, option,
@@ -92,6 +93,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "status" => vec![("root_and_entry", status())],
         "superblock" => vec![("one_device", superblock(1)), ("second_of_three", superblock(3))],
         "volume_table" => vec![("two_volumes", volume_table())],
+        "warm_table" => vec![("two_entries", warm_table())],
         _ => panic!("{target} has no seeds"),
     }
 }
@@ -316,6 +318,20 @@ fn groups() -> Vec<(&'static str, Vec<u8>)> {
 fn contents(page: &[u8]) -> Vec<u8> {
     let end = page.iter().rposition(|byte| *byte != 0).map_or(PAGE_HEADER, |last| last + 1);
     page[PAGE_HEADER..end].to_vec()
+}
+
+/// A write and a trim of one epoch.
+fn warm_table() -> Vec<u8> {
+    let place = Record::placed(PairId(1), Generation(2), &(3..5), Location::Unused);
+    let kept = Record::kept(PairId(1), Generation(2), 9, Location::At(Slot::One));
+    let mut bytes = warm::run_head(7, 3).to_vec();
+    for (sequence, records) in [(4, vec![place]), (6, vec![kept, place])] {
+        let data: &[&[u8]] = if records.len() > 1 { &[&[9; 512]] } else { &[] };
+        let (word, rest) = warm::entry_bytes(sequence, &pack(&records), data);
+        bytes.extend_from_slice(&word.to_le_bytes());
+        bytes.extend_from_slice(&rest);
+    }
+    bytes
 }
 
 fn home() -> Vec<u8> {

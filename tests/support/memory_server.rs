@@ -221,7 +221,7 @@ impl Session for Control {
                 }
                 Request::Journal => Err("there is no journal in memory".into()),
                 Request::Settle { .. } => Err("nothing settles in memory".into()),
-                Request::Volume(_) | Request::Group(_) | Request::Txn(_) => {
+                Request::Volume(_) | Request::Group(_) | Request::Txn(_) | Request::Replace => {
                     Err("the volumes in memory do not change".into())
                 }
             }

@@ -99,6 +99,8 @@ impl Service {
             .arg(&listen)
             .arg("--control")
             .arg(&control)
+            .arg("--warm-dir")
+            .arg(self.directory.join("warm"))
             .args(&self.arguments)
             .args(&self.devices)
             .stdin(Stdio::null())

@@ -15,6 +15,7 @@ mod power;
 #[path = "../support/mod.rs"]
 mod support;
 mod ublk;
+mod warm;
 
 use std::path::Path;
 use std::process::Command;

@@ -7,6 +7,7 @@
 //! | [`reservation`] | keeping other hosts' writes out of a shared disk |
 //! | [`nvram`] | what stands in for persistent memory |
 //! | [`link`] | the channel to a metadata server: another thread, or UDP |
+//! | [`shared`] | memory that outlives the process |
 //! | [`signals`], [`notify`] | the ends of a service: being stopped, saying that it is ready |
 //! | [`activation`] | sockets that a service manager opened for this process |
 
@@ -18,6 +19,7 @@ pub mod nvram;
 pub mod open_error;
 mod probe;
 pub mod reservation;
+pub mod shared;
 pub mod signals;
 
 use std::future::Future;

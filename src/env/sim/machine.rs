@@ -50,6 +50,8 @@ pub struct Machine {
     rng: Rng,
     disks: Vec<Medium>,
     nvram: Option<NvramMedium>,
+    /// What outlives a process.
+    memory: Vec<u8>,
     storage: SimStorage,
     buffers: BufferPool,
     buffers_max: usize,
@@ -106,6 +108,7 @@ impl Machine {
         Self {
             disks,
             nvram,
+            memory: Vec::new(),
             storage: SimStorage::new(shape.storage_max),
             buffers: pool(shape.buffers_max),
             buffers_max: shape.buffers_max,
@@ -158,7 +161,13 @@ impl Machine {
     pub fn insert(&mut self, media: Media, seed: u64) {
         (self.disks, self.nvram) = (media.disks, media.nvram);
         (self.network, self.now, self.jumped) = (Network::default(), 0, 0);
+        self.memory.clear();
         self.reseed(Rng::new(seed));
+    }
+
+    /// What was in its memory is lost: the disks are in another machine.
+    pub fn lose_memory(&mut self) {
+        self.memory.clear();
     }
 
     /// Time passes while the machine is switched off.
@@ -192,6 +201,7 @@ impl Machine {
         let mut world = World::new(self.rng.bits(), disks, self.nvram.take(), faults);
         (world.now, world.jumped) = (self.now, self.jumped);
         world.trace = self.trace;
+        world.memory = std::mem::take(&mut self.memory);
         world.calls = Calls::new(None);
         world.loud = self.loud;
         world.network = std::mem::take(&mut self.network);
@@ -223,6 +233,7 @@ impl Machine {
         self.network = std::mem::take(&mut world.network).next_period();
         self.disks = std::mem::take(&mut world.disks);
         self.nvram = world.nvram.take();
+        self.memory = std::mem::take(&mut world.memory);
         let faults = world.faults.clone();
         self.resolve(crash, &faults);
     }
@@ -238,6 +249,7 @@ impl Machine {
             rng: rng.fork(),
             disks: world.disks.clone(),
             nvram: world.nvram.clone(),
+            memory: world.memory.clone(),
             storage: self.storage.fork(),
             buffers: self.fork_buffers(),
             buffers_max: self.buffers_max,
@@ -293,6 +305,9 @@ impl Machine {
             self.struck.add_all(&nvram.crash(crash, faults, &mut self.rng));
         }
         self.storage.crash(crash, &mut self.rng);
+        if crash == Crash::Power {
+            self.memory.clear();
+        }
     }
 
     /// Whether nothing is volatile, so that rot can be told from what a crash leaves.

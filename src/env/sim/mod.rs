@@ -35,6 +35,7 @@ pub mod pace;
 pub mod parts;
 pub mod points;
 pub mod rng;
+pub mod shared;
 pub mod storage;
 mod world;
 
@@ -58,6 +59,7 @@ pub use points::{Point, Points};
 pub use rng::Rng;
 pub use storage::SimStorage;
 
+use super::shared::SharedMemory;
 use super::{Env, Moment};
 use crate::uring::buffers::BufferPool;
 use crate::uring::executor::Executor;
@@ -384,6 +386,11 @@ impl SimEnv {
     /// From now on these faults are injected.
     pub fn set_faults(&self, faults: Faults) {
         self.0.world.borrow_mut().faults = faults;
+    }
+
+    /// The memory that outlives the process.
+    pub fn shared(&self) -> Rc<dyn SharedMemory> {
+        Rc::new(shared::SimShared(self.clone()))
     }
 
     /// The faults that are being injected.

@@ -48,6 +48,8 @@ pub(super) struct World {
     pub faults: Faults,
     pub disks: Vec<Medium>,
     pub nvram: Option<NvramMedium>,
+    /// What outlives a process, and not the machine.
+    pub memory: Vec<u8>,
     pub inboxes: BTreeMap<Peer, Inbox>,
     pub server: Option<Box<dyn Server>>,
     /// What has arrived at the server since its last turn.
@@ -97,6 +99,7 @@ impl World {
             faults,
             disks,
             nvram,
+            memory: Vec::new(),
             inboxes: BTreeMap::new(),
             server: None,
             waiting: Vec::new(),

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::wire::{
-    DeviceInfo, FEATURE_NAMES, FEATURE_NUMBERS, FEATURE_USER_COPY, Parameters, command,
+    DeviceInfo, FEATURE_NAMES, FEATURE_NUMBERS, FEATURE_RECOVERY, FEATURE_REISSUE,
+    FEATURE_USER_COPY, Parameters, command,
 };
 use crate::uring::ublk::{ControlCommand, control};
 
@@ -97,7 +98,7 @@ impl Control {
 
     /// Fails where the driver cannot do what we need.
     pub fn suffices(&self) -> Result<(), UblkError> {
-        let needed = FEATURE_USER_COPY | FEATURE_NUMBERS;
+        let needed = FEATURE_USER_COPY | FEATURE_NUMBERS | FEATURE_RECOVERY | FEATURE_REISSUE;
         if self.features()? & needed == needed { Ok(()) } else { Err(UblkError::TooOld) }
     }
 
@@ -118,6 +119,23 @@ impl Control {
     pub fn start(&self, device: u32) -> Result<(), UblkError> {
         let pid = std::process::id().into();
         self.step("started", (command::START, device, pid), &mut [])
+    }
+
+    /// Takes over a device that lost its process; its requests wait. `false`: not yet, the kernel
+    /// is still busy with the end of that process.
+    pub fn start_recovery(&self, device: u32) -> Result<bool, UblkError> {
+        match self.step("taken over", (command::START_RECOVERY, device, 0), &mut []) {
+            Err(UblkError::Step { error, .. }) if error.raw_os_error() == Some(libc::EBUSY) => {
+                Ok(false)
+            }
+            done => done.map(|()| true),
+        }
+    }
+
+    /// Goes on with it: what was not answered is asked again.
+    pub fn end_recovery(&self, device: u32) -> Result<(), UblkError> {
+        let pid = std::process::id().into();
+        self.step("taken over", (command::END_RECOVERY, device, pid), &mut [])
     }
 
     /// Removes the block device: what is dirty is written before, and what is open fails from then

@@ -9,14 +9,17 @@
 //! - **Copies**: the data of a request is copied once, between the pages of whoever asked and a
 //!   buffer with the export's placement.
 //! - **Stop**: [`Device::stop`] removes the block device, which writes back what is dirty, answers
-//!   what is under way, and ends when nothing of it is left. A process that dies leaves a dead
-//!   device behind, for `flipside ublk delete`; the kernel fails what is under way.
+//!   what is under way, and ends when nothing of it is left.
+//! - **Death**: the device of a process that dies stays, and its clients wait. The next start goes
+//!   on with it where nothing that was acknowledged is lost ([`Device::resume`]), and is asked
+//!   again what was not answered; otherwise it removes it ([`Device::remove`]), so that clients see
+//!   errors and not older contents.
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::uio::{pread, pwrite};
@@ -37,6 +40,9 @@ const DEPTH: u16 = 64;
 const REQUEST_MAX: u32 = 512 << 10;
 /// Of the pool, payloads of devices take at most one part in so many.
 const SHARE: usize = 4;
+/// How long the kernel may take to see that a device's process has died.
+const RESUME_PATIENCE: Duration = Duration::from_secs(20);
+const RESUME_PAUSE: Duration = Duration::from_millis(20);
 /// The only queue.
 const QUEUE: u16 = 0;
 
@@ -103,20 +109,65 @@ struct Queue<X> {
 }
 
 impl Device {
+    /// The device that a process which died had made with that tag.
+    pub async fn left(shared: &Shared, tag: u64) -> Result<Option<DeviceInfo>, UblkError> {
+        let control = shared.0.control.clone();
+        let all = aside(move || control.list()).await?;
+        Ok(all.into_iter().find(|info| info.server_flags.get() == tag))
+    }
+
+    /// Goes on with a device whose process has died.
+    pub async fn resume<X: Export>(
+        shared: &Shared,
+        export: X,
+        left: &DeviceInfo,
+        read_only: bool,
+    ) -> Result<Self, UblkError> {
+        let id = left.id.get();
+        let ring = &shared.0.ring;
+        let begun = Instant::now();
+        loop {
+            let control = shared.0.control.clone();
+            if aside(move || control.start_recovery(id)).await? {
+                break;
+            }
+            if begun.elapsed() > RESUME_PATIENCE {
+                let error = io::Error::from_raw_os_error(libc::EBUSY);
+                return Err(UblkError::Step { device: id, step: "taken over", error });
+            }
+            ring.sleep(RESUME_PAUSE).await;
+        }
+        let device = Self { shared: shared.clone(), id, tags: Rc::default() };
+        let shape = Shape { request_max: left.request_max.get(), ..shape_of(&export, read_only) };
+        let name = export.name();
+        device.fetch(export, shape, left.depth.get())?;
+        let control = shared.0.control.clone();
+        aside(move || control.end_recovery(id)).await?;
+        info!(device = %block_device(id).display(), volume = name, "a block device goes on");
+        Ok(device)
+    }
+
+    /// Removes a device whose process has died: its clients see errors.
+    pub async fn remove(shared: &Shared, left: &DeviceInfo) -> Result<(), UblkError> {
+        let (control, id, there) = (shared.0.control.clone(), left.id.get(), left.is_there());
+        aside(move || {
+            if there {
+                control.stop(id)?;
+            }
+            control.delete(id)
+        })
+        .await
+    }
+
     /// Makes a block device of an export, with this number or any free one.
     pub async fn start<X: Export>(
         shared: &Shared,
         export: X,
-        id: Option<u32>,
+        (id, tag): (Option<u32>, u64),
         read_only: bool,
     ) -> Result<Self, UblkError> {
-        let shape = Shape {
-            size: export.size(),
-            block_size: export.block_size(),
-            request_max: export.payload_max().min(REQUEST_MAX),
-            read_only,
-        };
-        let wanted = DeviceInfo::new(id.unwrap_or(u32::MAX), DEPTH, shape.request_max);
+        let shape = shape_of(&export, read_only);
+        let wanted = DeviceInfo::new(id.unwrap_or(u32::MAX), DEPTH, shape.request_max, tag);
         let control = shared.0.control.clone();
         let info = aside(move || control.add(wanted)).await?;
         let id = info.id.get();
@@ -133,6 +184,16 @@ impl Device {
 
     async fn serve<X: Export>(&self, export: X, shape: Shape, depth: u16) -> Result<(), UblkError> {
         let id = self.id;
+        let control = self.shared.0.control.clone();
+        aside(move || control.set(id, Parameters::new(shape))).await?;
+        self.fetch(export, shape, depth)?;
+        let control = self.shared.0.control.clone();
+        aside(move || control.start(id)).await
+    }
+
+    /// Takes requests from here on.
+    fn fetch<X: Export>(&self, export: X, shape: Shape, depth: u16) -> Result<(), UblkError> {
+        let id = self.id;
         let opened = |error| UblkError::Step { device: id, step: "opened", error };
         let path = character_file(id);
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(opened)?;
@@ -145,8 +206,6 @@ impl Device {
             fd: self.shared.0.ring.plain_file(file.try_clone().map_err(opened)?),
             file,
         };
-        let control = self.shared.0.control.clone();
-        aside(move || control.set(id, Parameters::new(shape))).await?;
         let queue = Rc::new(queue);
         self.tags.running.set(depth.into());
         for tag in 0..depth {
@@ -158,9 +217,7 @@ impl Device {
                 tags.ended.notify_one();
             });
         }
-        drop(queue);
-        let control = self.shared.0.control.clone();
-        aside(move || control.start(id)).await
+        Ok(())
     }
 
     /// The number of the device.
@@ -177,6 +234,16 @@ impl Device {
             self.tags.ended.notified().await;
         }
         aside(move || control.delete(id)).await
+    }
+}
+
+/// What a device of an export is to the kernel.
+fn shape_of(export: &impl Export, read_only: bool) -> Shape {
+    Shape {
+        size: export.size(),
+        block_size: export.block_size(),
+        request_max: export.payload_max().min(REQUEST_MAX),
+        read_only,
     }
 }
 

@@ -26,6 +26,10 @@ pub mod command {
     pub const STOP: u32 = 0xc020_7507;
     /// Takes [`super::Parameters`].
     pub const SET_PARAMETERS: u32 = 0xc020_7508;
+    /// Takes over a device that lost its process; requests wait until [`END_RECOVERY`].
+    pub const START_RECOVERY: u32 = 0xc020_7510;
+    /// Goes on with a device once all its tags are fetched; its word is the process that serves it.
+    pub const END_RECOVERY: u32 = 0xc020_7511;
     /// Fills a word of features.
     pub const FEATURES: u32 = 0x8020_7513;
 }
@@ -34,6 +38,11 @@ pub mod command {
 pub const FEATURE_USER_COPY: u64 = 1 << 7;
 /// Commands are numbered as above.
 pub const FEATURE_NUMBERS: u64 = 1 << 6;
+
+/// The device stays when its process dies, and another one may go on with it.
+pub const FEATURE_RECOVERY: u64 = 1 << 3;
+/// What the dead process had not answered is asked again.
+pub const FEATURE_REISSUE: u64 = 1 << 4;
 
 /// Names of features, by their bits.
 pub const FEATURE_NAMES: [(u32, &str); 14] = [
@@ -53,8 +62,12 @@ pub const FEATURE_NAMES: [(u32, &str); 14] = [
     (13, "per-io-daemon"),
 ];
 
+/// The state of a device that was never started, or is stopped.
+const DEAD: u16 = 0;
 /// The state of a device that is served.
 const LIVE: u16 = 1;
+/// The state of a device that waits for another process, and its clients with it.
+const QUIESCED: u16 = 2;
 
 /// A device as the kernel knows it.
 #[derive(Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -88,14 +101,15 @@ const _: () = assert!(std::mem::offset_of!(DeviceInfo, features) == 24);
 const _: () = assert!(std::mem::offset_of!(DeviceInfo, owner_uid) == 40);
 
 impl DeviceInfo {
-    /// A device to be made, with one queue.
-    pub fn new(id: u32, depth: u16, request_max: u32) -> Self {
+    /// A device to be made, with one queue, that is known again by `tag`.
+    pub fn new(id: u32, depth: u16, request_max: u32, tag: u64) -> Self {
         Self {
             queues: 1.into(),
             depth: depth.into(),
             request_max: request_max.into(),
             id: id.into(),
-            features: FEATURE_USER_COPY.into(),
+            features: (FEATURE_USER_COPY | FEATURE_RECOVERY | FEATURE_REISSUE).into(),
+            server_flags: tag.into(),
             ..Self::new_zeroed()
         }
     }
@@ -105,12 +119,22 @@ impl DeviceInfo {
         self.state.get() == LIVE
     }
 
+    /// Whether it waits for another process to serve it.
+    pub fn is_quiesced(&self) -> bool {
+        self.state.get() == QUIESCED
+    }
+
+    /// Whether there is a block device.
+    pub fn is_there(&self) -> bool {
+        self.state.get() != DEAD
+    }
+
     /// What it does, for people.
     pub fn state_name(&self) -> &'static str {
         match self.state.get() {
-            0 => "dead",
+            DEAD => "dead",
             LIVE => "live",
-            2 => "quiesced",
+            QUIESCED => "quiesced",
             3 => "failing",
             _ => "unknown",
         }

@@ -9,6 +9,7 @@ use flipside::format::ids::PoolId;
 use flipside::format::page::{CopyState, PAGE_HEADER, PageIdentity, crc32c};
 use flipside::format::record::Record;
 use flipside::format::status::{STATUS_MAGIC, StatusEntry, entries_per_page};
+use flipside::format::warm;
 use flipside::journal::layout::RegionLayout;
 
 use super::cursor::Cursor;
@@ -60,6 +61,30 @@ pub fn status(data: &[u8]) -> bool {
         }
     }
     any
+}
+
+/// A run of the warm table: what passes has as many bytes as its records say.
+pub fn warm_table(data: &[u8]) -> bool {
+    const BLOCK: u32 = 512;
+    let _ = warm::parse_run(0, 1, data, BLOCK);
+    let Some(head) = data.first_chunk::<{ warm::RUN_BYTES }>() else { return false };
+    let word = warm::run_word(3, 1, head);
+    let _ = warm::parse_run(3, word, data, BLOCK);
+    let mut good = data.to_vec();
+    let mut at = warm::RUN_BYTES;
+    while let Some(len) = good.get(at..at + 4) {
+        let len = u32::from_le_bytes(len.try_into().expect("four bytes")) as usize;
+        let Some(body) = at.checked_add(len).and_then(|end| good.get(at + 8..end)) else { break };
+        let crc = crc32c(body);
+        good[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
+        at += len;
+    }
+    let Some(entries) = warm::parse_run(3, word, &good, BLOCK) else { return false };
+    for entry in &entries {
+        let with_data = entry.records.iter().filter(|record| warm::has_payload(record)).count();
+        assert_eq!(entry.data.len(), with_data * BLOCK as usize);
+    }
+    !entries.is_empty()
 }
 
 /// A home page: every line that passes is sound, and stored as it was parsed.

@@ -46,4 +46,5 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("status", journal::status),
     ("superblock", outside::superblock),
     ("volume_table", metadata::volume_table),
+    ("warm_table", journal::warm_table),
 ];

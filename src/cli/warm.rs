@@ -1,0 +1,111 @@
+//! Restarts that lose nothing: where `serve` keeps what outlives its process, and taking over from
+//! a target that runs.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use anyhow::{Context as _, Result};
+use tracing::{info, warn};
+
+use super::control::{runtime_dir, socket_path};
+use super::device;
+use super::serve::Args;
+use crate::env::os::OsEnv;
+use crate::env::os::shared::{SharedFile, boot_id};
+use crate::format::ids::PoolId;
+use crate::format::ids::UnitId;
+use crate::format::warm::TABLE_BYTES_MAX;
+use crate::front::control::{Connection, ControlError, Request};
+use crate::unit::WarmMemory;
+
+/// Flags of a restart.
+#[derive(clap::Args)]
+pub struct WarmArgs {
+    /// Where to keep what is acknowledged and not committed, so that a restart on the same boot of
+    /// the machine loses nothing of it: a directory in memory [default: /dev/shm/flipside]
+    #[arg(long, value_name = "DIRECTORY")]
+    warm_dir: Option<PathBuf>,
+    /// Go back to the last commit, as after a loss of power, whatever an earlier target of the pool
+    /// has left in memory
+    #[arg(long)]
+    pub(super) cold: bool,
+    /// Take the pool over from the target that serves it here, as for an upgrade: it answers what
+    /// is under way, commits and ends; clients that connect again find everything
+    #[arg(long, conflicts_with_all = ["cold", "follow"])]
+    replace: bool,
+}
+
+/// What outlives this process, where anything does.
+pub struct Kept(Option<Rc<SharedFile>>);
+
+impl WarmArgs {
+    /// Opens what outlives this process. Where that cannot be, restarts are cold.
+    pub fn open(&self, pool: PoolId, unit: UnitId) -> Kept {
+        let path = self.directory().join(format!("{pool}.{unit}"));
+        let opened = SharedFile::open(&path, TABLE_BYTES_MAX).and_then(|file| {
+            if self.cold {
+                file.remove()?;
+                return SharedFile::open(&path, TABLE_BYTES_MAX);
+            }
+            Ok(file)
+        });
+        match opened {
+            Ok(file) => Kept(Some(Rc::new(file))),
+            Err(error) => {
+                warn!("{}: {error}: a restart would be cold (--warm-dir)", path.display());
+                Kept(None)
+            }
+        }
+    }
+
+    /// The default is for each user's own.
+    fn directory(&self) -> PathBuf {
+        let own = || match nix::unistd::geteuid() {
+            root if root.is_root() => "/dev/shm/flipside".into(),
+            user => format!("/dev/shm/flipside-{user}").into(),
+        };
+        self.warm_dir.clone().unwrap_or_else(own)
+    }
+}
+
+impl Kept {
+    /// For the unit.
+    pub fn memory(&self) -> Option<WarmMemory> {
+        let memory = self.0.clone()?;
+        let boot = boot_id().inspect_err(|error| warn!("a restart would be cold: {error}")).ok()?;
+        Some(WarmMemory { memory, boot })
+    }
+
+    /// Everything is committed: the next start has nothing to find.
+    pub fn remove(&self) {
+        if let Some(Err(error)) = self.0.as_ref().map(|file| file.remove()) {
+            warn!("what would outlive this process could not be removed: {error}");
+        }
+    }
+}
+
+/// Has the target that serves the pool end, where `--replace` says so and there is one, and waits
+/// for its end.
+pub async fn replace(env: &OsEnv, args: &Args) -> Result<()> {
+    if !args.warm.replace {
+        return Ok(());
+    }
+    let members = device::observe(env, &args.devices).await?;
+    let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
+    let path = match &args.control {
+        Some(path) => path.clone(),
+        None => socket_path(&runtime_dir()?, &first.superblock.pool.to_string()),
+    };
+    drop(members);
+    let mut target = match Connection::open(&path) {
+        Ok(target) => target,
+        Err(ControlError::Unreachable { .. }) => {
+            info!("no target serves the pool at {}: there is nothing to replace", path.display());
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    target.ask(&Request::Replace).context("the target that serves the pool")?;
+    target.await_end();
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! The process is killed at random moments under load, and the next one goes on where it was:
+//! everything that was acknowledged is there, flushed or not (design section 4, two kinds of
+//! crash).
+//!
+//! `FLIPSIDE_ROUNDS` sets the number of rounds, `FLIPSIDE_SEED` the choices (not the timing).
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use flipside::env::sim::rng::Rng;
+use support::device::Device;
+use support::killing::{choose, judge, number, round, seed, serve};
+use support::programs::{directory, say};
+use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, format_at};
+use support::workload::Volume;
+
+const VOLUME: u64 = 64 << 20;
+
+fn all_rounds() -> u64 {
+    number("FLIPSIDE_ROUNDS").unwrap_or(10)
+}
+
+/// Rounds that each end with a kill, or seldom with a stop; some starts are killed, too.
+fn rounds(name: &str, device_bytes: u64, place: Place) {
+    let count = all_rounds();
+    let seed = seed(name, count);
+    let mut rng = Rng::new(seed);
+    let directory = directory();
+    let device = Device::create(directory.path(), "device", device_bytes);
+    format_at(place, device.path(), &["--volume", &format!("vol0={VOLUME}")]);
+    let volume = Volume::new(VOLUME);
+    let mut service = Service::new(directory.path(), device.path());
+    for number in 1..=count + 1 {
+        service.arguments = choose(&mut rng);
+        service.arguments.extend((place.serve)(directory.path()));
+        let target = serve(&service, &mut rng);
+        volume.settled();
+        judge(&volume, &target, &format!("before round {number} of {name}, seed {seed}"));
+        if number <= count {
+            round(&volume, target, &mut rng, |_| ());
+        }
+    }
+    say(&format!("warm kill test, {name}: {:?}", volume.tally));
+}
+
+/// Goal: killed at any moment, the target comes back with everything that was acknowledged, where
+/// there is journal space for everything.
+#[test]
+fn warm_with_room() {
+    rounds("warm, with room", 4 * VOLUME, ON_THE_DEVICE);
+}
+
+/// Goal: the same where journal space is short, so that areas are settled and epochs end early.
+#[test]
+fn warm_without_room() {
+    rounds("warm, without room", VOLUME * 3 / 2, ON_THE_DEVICE);
+}
+
+/// Goal: the same with flags and journal, and small writes, in NVRAM.
+#[test]
+fn warm_with_nvram() {
+    rounds("warm, nvram", VOLUME * 3 / 2, IN_NVRAM);
+}
+
+/// Goal: the same with the flags at the metadata server.
+#[test]
+fn warm_with_flags_at_the_server() {
+    rounds("warm, mds", VOLUME * 3 / 2, AT_THE_SERVER);
+}
