@@ -9,6 +9,9 @@
 //! - **Invariants**: an extent is free or granted to exactly one unit; the slots of a unit's pairs
 //!   are within its grant; no extent is in two pairs; what is granted as data leaves the reserve.
 //! - **Whole**: an operation that is refused has changed nothing.
+//! - **Commits** are their callers': no operation makes any. A session's row joins what it has
+//!   executed at the end of the turn, and a commit before that would have it executed again after a
+//!   crash.
 //! - **Failure**: after [`Fault::Store`] the catalog is not to be used any more: its mirror may be
 //!   ahead of the store.
 

@@ -70,6 +70,27 @@ impl Catalog {
         Ok(page)
     }
 
+    /// Whether any extent of a volume from `from` on is bound: in the batch or, where that says
+    /// nothing of it, in the store.
+    pub(super) fn is_bound(
+        &self,
+        volume: VolumeId,
+        from: LogicalExtent,
+    ) -> Result<bool, StoreError> {
+        let (own, from) = (store::key(&[volume.0]), store::key(&[volume.0, from.0]));
+        let changes = self.changes.range((Table::Layout, from.clone())..);
+        let changes = changes
+            .take_while(|((table, key), _)| *table == Table::Layout && key.starts_with(&own));
+        let (bound, released): (Vec<_>, Vec<_>) = changes.partition(|(_, row)| row.is_some());
+        if !bound.is_empty() {
+            return Ok(true);
+        }
+        // One row more than the batch takes out.
+        let rows = self.store.range(Table::Layout, &from, released.len() + 1)?;
+        let mut rows = rows.into_iter().map(|(key, _)| key).filter(|key| key.starts_with(&own));
+        Ok(rows.any(|key| !self.changes.contains_key(&(Table::Layout, key))))
+    }
+
     /// What the records that are new change, and which they are (`None` for each stale one).
     #[expect(clippy::type_complexity, reason = "two results of one pass, used at one place")]
     fn stage<'a>(

@@ -175,6 +175,39 @@ fn volumes() {
     assert_eq!(listed, [1]);
 }
 
+/// Goal: whichever extents the store has as bound, and whichever a turn has bound or released
+/// since, a volume shrinks as far as none of its own is bound, and nothing is committed for that.
+#[test]
+fn shrinking_sees_the_turn() {
+    let bits = |of: u32| (0..3).filter(move |bit| of >> bit & 1 == 1);
+    let bind = |number| Primitive::BindData(pair(number, 1, [Some(number), None], Slot::Zero));
+    let release = |number| Primitive::ReleasePair(pair(number, 2, [None, None], Slot::Zero));
+    let of_another = |number| {
+        let record = pair(number, 1, [Some(number), None], Slot::Zero);
+        Primitive::BindData(PairRecord { volume: VolumeId(1), ..record })
+    };
+    for (stored, changed) in (0..8).flat_map(|stored| (0..8).map(move |changed| (stored, changed)))
+    {
+        let (_, mut catalog) = prepared();
+        catalog.create_volume("other", 50 * u64::from(EXTENT_SIZE)).unwrap();
+        let before: Vec<Primitive> = bits(stored).map(bind).chain([of_another(9)]).collect();
+        catalog.transact(UNIT, &before).unwrap();
+        catalog.commit().unwrap();
+        let change =
+            |number| if stored >> number & 1 == 1 { release(number) } else { bind(number) };
+        let since: Vec<Primitive> = bits(changed).map(change).chain([of_another(10)]).collect();
+        catalog.transact(UNIT, &since).unwrap();
+        let commits = catalog.counters().store_commits;
+        for extents in (1..=3).rev() {
+            let shrunk = catalog.resize_volume(VolumeId(0), extents * u64::from(EXTENT_SIZE));
+            let busy = (stored ^ changed) >> extents != 0;
+            let expected = if busy { Err(Fault::Refused(Refusal::VolumeBusy, 0)) } else { Ok(()) };
+            assert_eq!(shrunk, expected, "{stored:b} ^ {changed:b}, to {extents}");
+        }
+        assert_eq!(catalog.counters().store_commits, commits);
+    }
+}
+
 /// Goal: a volume gets any name that is sound and free, also its own, and keeps it.
 #[test]
 fn renaming() {

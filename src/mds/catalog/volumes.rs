@@ -138,11 +138,8 @@ impl Catalog {
         Ok(())
     }
 
-    /// Whether any extent from `from` on is bound. Volumes change seldom: what waits is committed
-    /// first, so that the store alone can be asked.
-    fn refuse_if_bound(&mut self, id: VolumeId, from: LogicalExtent) -> Result<(), Fault> {
-        self.commit()?;
-        if self.layout(id, from, 1)?.is_empty() { Ok(()) } else { refused(Refusal::VolumeBusy) }
+    fn refuse_if_bound(&self, id: VolumeId, from: LogicalExtent) -> Result<(), Fault> {
+        if self.is_bound(id, from)? { refused(Refusal::VolumeBusy) } else { Ok(()) }
     }
 
     fn put_volume(&mut self, volume: &VolumeInfo) {

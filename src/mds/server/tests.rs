@@ -131,6 +131,44 @@ fn one_turn_is_one_commit() {
     assert_eq!(ServerStatus::from_words(words.map(U64::get)).extents_free, 80);
 }
 
+/// Goal: also a turn that must know what is bound, to shrink and remove volumes, is one commit: or
+/// a crash between two leaves extents given back of a request that is then executed again.
+#[test]
+fn a_turn_that_removes_a_volume_is_one_commit() {
+    let (_, mut server) = attached(100);
+    ask(&mut server, Operation::AllocateJournalSpace, 1, U32::new(10).as_bytes()).unwrap();
+    let before = server.status().store_commits;
+    let bind = Primitive::BindData(pair(5, 1, [Some(5), None], Slot::Zero));
+    let release = Primitive::ReleasePair(pair(5, 2, [None, None], Slot::Zero));
+    let run = ExtentRun { start: crate::format::ids::ExtentId(5), count: 5 };
+    let back = [U32::ZERO.as_bytes(), &raw::pack([RawRun::from(run)])].concat();
+    let sized = |extents| {
+        let size = extents * u64::from(EXTENT_SIZE);
+        RawVolume::nameless(VolumeId(0), size).as_bytes().to_vec()
+    };
+    let asked = [
+        (Operation::Transact, batch([bind])),
+        (Operation::ResizeVolume, sized(5)),
+        (Operation::Transact, batch([release])),
+        (Operation::ResizeVolume, sized(5)),
+        (Operation::ReturnExtents, back),
+        (Operation::DeleteVolume, sized(0)),
+        (Operation::RemoveVolume, sized(0)),
+    ];
+    let datagrams = asked
+        .into_iter()
+        .zip(2..)
+        .flat_map(|((operation, body), sequence)| request(operation, sequence, 2, &body));
+    let replies = send(&mut server, datagrams.collect());
+    let refused = replies.iter().map(|reply| match parse(reply).unwrap().header.kind {
+        Kind::Reply(outcome) => outcome.err(),
+        Kind::Request | Kind::Nudge => panic!("nothing was asked"),
+    });
+    let busy = Some(Refusal::VolumeBusy);
+    assert_eq!(refused.collect::<Vec<_>>(), [None, busy, None, None, None, None, None]);
+    assert_eq!(server.status().store_commits - before, 1);
+}
+
 /// Goal: a request of many datagrams is executed when all are there, as one transaction; the
 /// largest allowed one too.
 #[test]
