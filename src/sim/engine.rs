@@ -83,6 +83,11 @@ pub trait Engine: Clone + 'static {
         let _ = why;
         false
     }
+    /// Whether an open that failed so is tried again by whoever runs the system, with better luck.
+    fn starts_again(&self, why: &str) -> bool {
+        let _ = why;
+        false
+    }
     /// The same system for a machine that parts from this one's: what is stored outside of the
     /// machine's media is copied.
     #[must_use]

@@ -38,7 +38,8 @@ pub(super) const UNIT: UnitId = UnitId(1);
 /// What a move of the flags is refused with where a group is in doubt.
 const IN_DOUBT: &str = "of the journal is in doubt";
 const SLOT: u64 = SLOT_BYTES as u64;
-/// What a start is told that another one has overtaken.
+/// What a start that is fenced from others is told where a claim of an earlier one, which was on its
+/// way for long, came in between.
 const ATTACHED_LATER: &str = "was attached with this or a later incarnation already";
 
 /// A pool, and how it is served.
@@ -459,7 +460,7 @@ impl Engine for Flipside {
     }
 
     fn is_warm(&self) -> bool {
-        self.warm
+        self.warm && self.config.ownership.lease.is_none()
     }
 
     fn lease(&self) -> Option<Duration> {
@@ -508,6 +509,11 @@ impl Engine for Flipside {
         why.contains("attached to another host")
     }
 
+    fn starts_again(&self, why: &str) -> bool {
+        let Ownership { fenced, .. } = self.config.ownership;
+        fenced && why.contains(ATTACHED_LATER)
+    }
+
     fn fork(&self) -> Self {
         Self { metadata: self.metadata.fork(), ..self.clone() }
     }
@@ -548,16 +554,7 @@ impl Engine for Flipside {
         env: SimEnv,
         _: SimStorage,
     ) -> impl Future<Output = Result<Serving, String>> + 'static {
-        let engine = self.clone();
-        async move {
-            let again = engine.config.ownership.fenced.then(|| engine.clone());
-            match (engine.start(env.clone()).await, again) {
-                // A claim of an earlier start, which was on its way for long, came in between: the
-                // user, who fenced whoever it was, says so once more.
-                (Err(why), Some(again)) if why.contains(ATTACHED_LATER) => again.start(env).await,
-                (started, _) => started,
-            }
-        }
+        self.clone().start(env)
     }
 }
 

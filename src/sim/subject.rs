@@ -203,6 +203,11 @@ impl<E: Engine> Subject<E> {
                 self.crash(env);
                 Ok(None)
             }
+            Ok(Err(why)) if self.engine.starts_again(&why) => {
+                self.machine.halt(env, Crash::Process);
+                self.crashes += 1;
+                Ok(None)
+            }
             Ok(Err(why)) => Err(format!("recovery failed: {why}")),
             Err(Stop::Crashed) => {
                 self.crash(env);
