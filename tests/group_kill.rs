@@ -92,6 +92,8 @@ struct World {
     services: [Service; VOLUMES],
     targets: [Option<Target>; VOLUMES],
     places: [Place; VOLUMES],
+    /// Nothing outlives a target's process.
+    cold: bool,
 }
 
 impl World {
@@ -112,7 +114,8 @@ impl World {
         });
         let (path, server) = (path.to_owned(), Some(server));
         let targets = [const { None }; VOLUMES];
-        let mut world = World { path, server, at, network, services, targets, places };
+        let cold = false;
+        let mut world = World { path, server, at, network, services, targets, places, cold };
         (0..VOLUMES).for_each(|which| world.start(which, rng));
         world.wait_ready(&[0, 1, 2]);
         world
@@ -124,6 +127,9 @@ impl World {
         service.arguments.extend((self.places[which].serve)(&service.directory));
         if which == TRUSTING || which == SOMETIMES_TRUSTING && share(rng, 2) {
             service.arguments.push("--nvram-trust-memory".to_owned());
+        }
+        if self.cold {
+            service.arguments.push("--cold".to_owned());
         }
         let at = if share(rng, 2) { self.network.at } else { self.at };
         service.arguments.extend(["--mds".to_owned(), at.to_string()]);
@@ -346,6 +352,8 @@ fn without_a_group_the_cut_breaks() {
     let mut rng = Rng::new(seed);
     let directory = directory();
     let mut world = World::new(directory.path(), ON_THE_DEVICE, seed, &mut rng);
+    // Warm starts would keep all of it.
+    world.cold = true;
     let chains = chains();
     let broken = (0..ROUNDS).any(|number| {
         let victims = vec![number as usize % VOLUMES];

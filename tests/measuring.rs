@@ -1,5 +1,5 @@
-//! `flipside bench` and `flipside tune`: what they print, and what they refuse. How fast anything is
-//! is not tested.
+//! `flipside bench` and `flipside tune`: what they print, and what they refuse. How fast anything
+//! is is not tested.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -65,8 +65,8 @@ fn completions_know_the_commands() {
     }
     if installed(&["bash"]) {
         let script = r#"source <("$0" completions bash)
-            COMP_WORDS=(flipside serve --commit) COMP_CWORD=2
-            _flipside flipside --commit serve; echo "${COMPREPLY[@]}""#;
+            COMP_WORDS=(flipside serve --commit-i) COMP_CWORD=2
+            _flipside flipside --commit-i serve; echo "${COMPREPLY[@]}""#;
         let text = run("bash", arguments!["-c", script, BINARY]);
         assert_eq!(text.trim(), "--commit-interval");
     }

@@ -38,8 +38,8 @@ pub(super) const UNIT: UnitId = UnitId(1);
 /// What a move of the flags is refused with where a group is in doubt.
 const IN_DOUBT: &str = "of the journal is in doubt";
 const SLOT: u64 = SLOT_BYTES as u64;
-/// What a start that is fenced from others is told where a claim of an earlier one, which was on its
-/// way for long, came in between.
+/// What a start that is fenced from others is told where a claim of an earlier one, which was long
+/// on its way, came in between.
 const ATTACHED_LATER: &str = "was attached with this or a later incarnation already";
 
 /// A pool, and how it is served.
