@@ -22,8 +22,7 @@ use crate::load::case::STANDARD;
 use crate::load::figure::Summary;
 use crate::load::target::Alone;
 use crate::load::{Case, Direction, Figure, Target, run as run_case};
-use crate::observe::Counters;
-use crate::unit::Config;
+use crate::unit::{Config, Unit};
 use crate::uring::RingOptions;
 
 /// The most that is measured on, unless told otherwise, in bytes.
@@ -41,7 +40,8 @@ Examples:
 The device is formatted: what it holds is lost. Each round measures it alone, through the same ring,
 and then under a pool with a volume that is filled on both sides. Shown are medians over the rounds;
 device alone is 1.00. Times are those of one request, with its flush in write-flush cases. Written
-are bytes to the device for each byte of the client: data and copies, and metadata apart.";
+are bytes to the device for each byte of the client: data and copies, and metadata apart (those of the
+journal; the store's are few).";
 
 /// Flags of `flipside bench`.
 #[derive(clap::Args)]
@@ -84,7 +84,7 @@ struct Written {
     data: f64,
     /// What settling copied.
     copies: f64,
-    /// Groups, pages, the metadata store.
+    /// Groups and pages.
     metadata: f64,
 }
 
@@ -216,16 +216,16 @@ impl Phase {
     }
 
     async fn engine(self, engine: Engine) -> Result<()> {
-        let Engine { env, volume, counters } = engine;
+        let Engine { env, volume, unit } = engine;
         for (index, case) in self.cases.iter().enumerate() {
-            let before = bytes(&counters);
+            let before = bytes(&unit);
             let figure = self.one(&env, &volume, *case).await?;
             Target::flush(&volume).await?;
             let mut found = self.found.borrow_mut();
             found[index].engine.push(figure.summary());
             if case.direction == Direction::Write {
                 let client = (figure.requests() * u64::from(case.block)) as f64;
-                let [data, copies, metadata] = bytes(&counters);
+                let [data, copies, metadata] = bytes(&unit);
                 let share = |after: u64, before: u64| (after - before) as f64 / client;
                 found[index].written.push(Written {
                     data: share(data, before[0]),
@@ -238,12 +238,13 @@ impl Phase {
     }
 }
 
-/// What a pool has written so far: data, copies, metadata.
-fn bytes(counters: &Counters) -> [u64; 3] {
+/// What a pool has written so far: data, copies, and metadata but for the metadata store's.
+fn bytes(unit: &Unit<OsEnv>) -> [u64; 3] {
+    let counters = unit.counters();
     [
         counters.device_bytes_data.get() + counters.device_bytes_destaged.get(),
         counters.device_bytes_copies.get(),
-        counters.device_bytes_metadata.get(),
+        unit.metadata_bytes(),
     ]
 }
 

@@ -23,7 +23,7 @@ use crate::env::os::{OsDisk, OsEnv};
 use crate::env::{Disk as _, Env as _};
 use crate::load::Target as _;
 use crate::load::target::Alone;
-use crate::observe::{Counters, Latencies};
+use crate::observe::Latencies;
 use crate::unit::{Config, Unit, Volume};
 use crate::uring::RingOptions;
 
@@ -51,8 +51,8 @@ pub struct Engine {
     pub env: OsEnv,
     /// A volume of the pool, filled on both sides.
     pub volume: Volume<OsEnv>,
-    /// What the pool has written.
-    pub counters: Rc<Counters>,
+    /// The unit, to ask it what it has written.
+    pub unit: Unit<OsEnv>,
 }
 
 impl Scratch {
@@ -128,8 +128,7 @@ impl Scratch {
                 .await?;
                 volume.flush().await?;
             }
-            let counters = unit.counters();
-            measure(Engine { env: env.clone(), volume, counters }).await?;
+            measure(Engine { env: env.clone(), volume, unit: unit.clone() }).await?;
             Ok(unit.shut_down().await?)
         });
         ring.shutdown();

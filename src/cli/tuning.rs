@@ -13,14 +13,17 @@ use crate::front::nbd::{Limits, PAYLOADS_MIN};
 use crate::unit::Config;
 use crate::uring::RingOptions;
 
+const POLL_US: u32 = 50;
+
 /// What can be tuned.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Tuning")]
 pub struct TuningArgs {
-    /// Look out for answers so many microseconds before each sleep: raise it to 20 to 100 where few
-    /// requests are under way at a time, latency counts, and a processor can be spared
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = up_to(0, 10_000))]
-    poll_us: u32,
+    /// Look out for answers up to so many microseconds before a sleep, as far as that pays: lower it
+    /// to save the processor's time, raise it for slower devices [default: 50, but 0 where there is
+    /// one processor]
+    #[arg(long, value_name = "MICROSECONDS", value_parser = up_to(0, 10_000))]
+    poll_us: Option<u32>,
     /// Let a thread of the kernel take what is submitted, for so many milliseconds after the last;
     /// 0: no. Costs a processor of its own: of use with many, and devices of a million requests
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = up_to(0, 60_000))]
@@ -50,6 +53,13 @@ pub struct TuningArgs {
     settle_below: Percent,
 }
 
+/// For how long to look out for answers unless told otherwise, in microseconds: about the time of
+/// two wake-ups, and of an answer of a fast device.
+fn default_poll_us() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    if processors > 1 { POLL_US } else { 0 }
+}
+
 /// A number in a range.
 fn up_to(least: i64, most: i64) -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(least..=most)
@@ -70,7 +80,7 @@ impl TuningArgs {
     /// How the ring is made.
     pub fn ring(&self) -> RingOptions {
         RingOptions {
-            poll: Duration::from_micros(self.poll_us.into()),
+            poll: Duration::from_micros(self.poll_us.unwrap_or_else(default_poll_us).into()),
             kernel_thread: (self.sqpoll_ms > 0).then_some(self.sqpoll_ms),
             ..RingOptions::default()
         }

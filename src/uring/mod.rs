@@ -3,7 +3,7 @@
 //! | file | what is in it |
 //! | --- | --- |
 //! | [`executor`], `owner` | tasks and wakers, without a ring |
-//! | [`ring`], `setup`, [`error`] | the ring, its loop, and why there is none |
+//! | [`ring`], `setup`, `lookout`, [`error`] | the ring, its loop, and why there is none |
 //! | `operation` | what is in flight |
 //! | `file`, [`socket`], [`datagram`], `message`, `poll`, [`timer`] | the operations |
 //! | [`ublk`] | the kernel's side of a block device that this process serves |
@@ -17,6 +17,7 @@ pub mod error;
 pub mod executor;
 pub mod fd;
 mod file;
+mod lookout;
 mod message;
 mod operation;
 mod owner;

@@ -25,6 +25,7 @@ use super::buffers::BufferPool;
 use super::error::RingError;
 use super::executor::Executor;
 use super::fd::Fd;
+use super::lookout::Lookout;
 use super::message::Message;
 use super::operation::{Operations, Remains};
 use super::setup;
@@ -45,8 +46,8 @@ pub struct RingOptions {
     pub entries: u32,
     /// Places in the table of registered files; files beyond it work, a little slower.
     pub files: u32,
-    /// How long to look out for answers before each sleep: takes the time of a wake-up off what is
-    /// answered soon, and keeps the processor busy for as long.
+    /// How long to look out for answers before a sleep at most, as far as that pays: takes the time
+    /// of a wake-up off what is answered soon, and keeps the processor busy for as long.
     pub poll: Duration,
     /// A thread of the kernel takes what is submitted, until so many milliseconds after the last.
     pub kernel_thread: Option<u32>,
@@ -81,8 +82,8 @@ pub(super) struct Core {
     registered: RefCell<Option<BufferPool>>,
     /// The number of the next ring of buffers.
     next_group: Cell<u16>,
-    /// How long to look out for answers before a sleep, in nanoseconds.
-    poll_ns: u64,
+    /// How long to look out for answers before a sleep.
+    lookout: Lookout,
     /// When the answers that are being worked on were taken.
     turned_ns: Cell<u64>,
 }
@@ -118,7 +119,7 @@ impl Ring {
             wake_armed: Cell::new(false),
             registered: RefCell::new(None),
             next_group: Cell::new(0),
-            poll_ns: options.poll.as_nanos() as u64,
+            lookout: Lookout::new(options.poll.as_nanos() as u64),
             turned_ns: Cell::new(super::timer::now_ns()),
         })))
     }
@@ -247,19 +248,22 @@ impl Core {
     /// Hands over what is queued and looks out for answers for a while, without a sleep. Says
     /// whether there are any, or a timer is due.
     fn look_out(&self) -> bool {
-        if self.poll_ns == 0 {
+        let window = self.lookout.window_ns();
+        if window == 0 {
             return false;
         }
         self.enter(0, None);
         let timer = self.timers.borrow().first_due_in();
-        let patience = timer.map_or(self.poll_ns, |due| self.poll_ns.min(due.as_nanos() as u64));
+        let patience = timer.map_or(window, |due| window.min(due.as_nanos() as u64));
         let since = super::timer::now_ns();
         loop {
             if self.executor.ready_len() > 0 || self.has_answers() {
+                self.lookout.note(true);
                 return true;
             }
             if super::timer::now_ns() - since >= patience {
-                return patience < self.poll_ns;
+                self.lookout.note(false);
+                return patience < window;
             }
             std::hint::spin_loop();
         }
