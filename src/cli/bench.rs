@@ -40,8 +40,8 @@ Examples:
 The device is formatted: what it holds is lost. Each round measures it alone, through the same ring,
 and then under a pool with a volume that is filled on both sides. Shown are medians over the rounds;
 device alone is 1.00. Times are those of one request, with its flush in write-flush cases. Written
-are bytes to the device for each byte of the client: data and copies, and metadata apart (those of the
-journal; the store's are few).";
+are bytes to the device for each byte of the client: data and copies, and metadata apart (those of
+the journal; the store's are few).";
 
 /// Flags of `flipside bench`.
 #[derive(clap::Args)]

@@ -19,8 +19,8 @@ const POLL_US: u32 = 50;
 #[derive(clap::Args)]
 #[command(next_help_heading = "Tuning")]
 pub struct TuningArgs {
-    /// Look out for answers up to so many microseconds before a sleep, as far as that pays: lower it
-    /// to save the processor's time, raise it for slower devices [default: 50, but 0 where there is
+    /// Look out for answers up to so many microseconds before a sleep, as far as that pays: lower
+    /// it to save the processor's time, raise it for slower devices [default: 50, but 0 where there is
     /// one processor]
     #[arg(long, value_name = "MICROSECONDS", value_parser = up_to(0, 10_000))]
     poll_us: Option<u32>,
