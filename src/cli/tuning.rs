@@ -20,8 +20,8 @@ const POLL_US: u32 = 50;
 #[command(next_help_heading = "Tuning")]
 pub struct TuningArgs {
     /// Look out for answers up to so many microseconds before a sleep, as far as that pays: lower
-    /// it to save the processor's time, raise it for slower devices [default: 50, but 0 where there is
-    /// one processor]
+    /// it to save the processor's time, raise it for slower devices [default: 50, but 0 where there
+    /// is one processor]
     #[arg(long, value_name = "MICROSECONDS", value_parser = up_to(0, 10_000))]
     poll_us: Option<u32>,
     /// Let a thread of the kernel take what is submitted, for so many milliseconds after the last;
