@@ -4,18 +4,17 @@
 //! round, so that whatever else the machine does meets both. What is compared are medians.
 
 use std::cell::RefCell;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::builder::RangedI64ValueParser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::overview::table;
-use super::scratch::{Engine, Scratch};
+use super::scratch::{Engine, Scratch, progress};
 use super::values::{Period, Size};
 use crate::env::os::{OsDisk, OsEnv};
 use crate::load::case::STANDARD;
@@ -136,7 +135,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut scratch =
         Scratch::new(&args.device, args.size.map(|size| size.0), SIZE_MAX, args.force)?;
     scratch.nvram = args.nvram.clone().map(|path| (path, args.nvram_write_max.0));
-    let progress = progress(args, cases.len());
+    let progress = progress(args.json, 2 * u64::from(args.rounds) * cases.len() as u64);
     let found = Rc::new(RefCell::new(vec![Rounds::default(); cases.len()]));
     let (size, time) = (scratch.size, args.time.0);
     for round in 0..args.rounds {
@@ -171,19 +170,6 @@ impl Args {
         };
         self.cases.is_empty() || self.cases.iter().any(matches)
     }
-}
-
-/// A bar with an estimate, where someone looks.
-fn progress(args: &Args, cases: usize) -> ProgressBar {
-    if args.json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let progress = ProgressBar::new(2 * u64::from(args.rounds) * cases as u64);
-    progress.set_style(
-        ProgressStyle::with_template("{bar:30} {pos}/{len} {msg:32} {eta} left")
-            .expect("the template is a constant"),
-    );
-    progress
 }
 
 /// What every phase needs.

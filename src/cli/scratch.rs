@@ -7,10 +7,12 @@
 //!   forced.
 
 use std::cell::Cell;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::device::{self, Claimed};
 use super::inspect::refuse_if_in_use;
@@ -173,4 +175,15 @@ async fn fill(size: u64, write: impl AsyncFn(u64) -> Result<()>) -> Result<()> {
         write(offset).await?;
     }
     Ok(())
+}
+
+/// A bar over so many cases, with an estimate, where someone looks.
+pub fn progress(json: bool, cases: u64) -> ProgressBar {
+    if json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let progress = ProgressBar::new(cases);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg:32} {eta} left");
+    progress.set_style(style.expect("the template is a constant"));
+    progress
 }

@@ -5,17 +5,16 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::overview::table;
-use super::scratch::Scratch;
+use super::scratch::{Engine, Scratch, progress};
 use super::values::Period;
 use crate::env::os::OsEnv;
 use crate::load::case::STANDARD;
@@ -110,7 +109,7 @@ type Found = Rc<RefCell<Vec<Measured>>>;
 /// Measures, and says what follows.
 pub fn run(args: &Args) -> Result<()> {
     let scratch = Scratch::new(&args.device, None, SIZE_MAX, args.force)?;
-    let progress = progress(args);
+    let progress = progress(args.json, (2 * CASES.len() + LONELY.len()) as u64);
     let phase = |names: &[&'static str]| {
         let cases = STANDARD.into_iter().filter(|case| names.contains(&case.name)).collect();
         let (size, time) = (scratch.size, args.time.0);
@@ -122,9 +121,8 @@ pub fn run(args: &Args) -> Result<()> {
     let engine_with = |names: &[&'static str], options: &RingOptions| {
         let phase = phase(names);
         let own = phase.clone();
-        let measure = move |engine: super::scratch::Engine| async move {
-            own.measure(&engine.env, &engine.volume).await
-        };
+        let measure =
+            move |engine: Engine| async move { own.measure(&engine.env, &engine.volume).await };
         scratch.engine(options, Config::default(), measure)?;
         anyhow::Ok(phase.found.take())
     };
@@ -143,16 +141,6 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", text(&report));
     }
     Ok(())
-}
-
-fn progress(args: &Args) -> ProgressBar {
-    if args.json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let progress = ProgressBar::new((2 * CASES.len() + LONELY.len()) as u64);
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg:24} {eta} left");
-    progress.set_style(style.expect("the template is a constant"));
-    progress
 }
 
 /// What a phase needs.
