@@ -68,13 +68,7 @@ impl<R: Region> Journal<R> {
     /// an entry of its own then. This is for what relies on a group elsewhere, and would have to
     /// follow it where damage to its data looks as if it had been cut off.
     pub async fn vouch(&self) -> Result<(), JournalError> {
-        let doubted = |inner: &Inner| {
-            let (sequence, newest) = inner.list.newest()?;
-            let index = inner.status_index(sequence);
-            let known = inner.status[index].is_some_and(|entry| entry.of == sequence);
-            (newest.summed && !known).then_some((sequence, newest.state))
-        };
-        if doubted(&self.inner.borrow()).is_none() {
+        if !self.is_doubted() {
             return Ok(());
         }
         let mut work = self.page_work.lock().await;
@@ -83,7 +77,7 @@ impl<R: Region> Journal<R> {
             if let Some(reason) = &inner.failed {
                 return Err(JournalError::Failed(Arc::clone(reason)));
             }
-            let Some((sequence, state)) = doubted(&inner) else { return Ok(()) };
+            let Some((sequence, state)) = inner.doubted() else { return Ok(()) };
             inner.note_entry(sequence, state);
             sequence
         };
@@ -92,8 +86,23 @@ impl<R: Region> Journal<R> {
         self.write_status(status, buf, &pages).await
     }
 
+    /// Whether a recovery would look for the data of the newest group.
+    pub fn is_doubted(&self) -> bool {
+        self.inner.borrow().doubted().is_some()
+    }
+
     /// The linked groups, oldest first.
     pub fn show(&self) -> Vec<Shown> {
         self.inner.borrow().list.show()
+    }
+}
+
+impl Inner {
+    /// The newest group and its state, where nothing vouches for it.
+    fn doubted(&self) -> Option<(Sequence, GroupState)> {
+        let (sequence, newest) = self.list.newest()?;
+        let entry = self.status[self.status_index(sequence)];
+        let known = entry.is_some_and(|entry| entry.of == sequence);
+        (newest.summed && !known && self.failed.is_none()).then_some((sequence, newest.state))
     }
 }

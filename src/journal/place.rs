@@ -220,6 +220,14 @@ impl<E: Env, R: Region> Place<E, R> {
         }
     }
 
+    /// As [`Journal::is_doubted`].
+    pub fn is_doubted(&self) -> bool {
+        match self {
+            Place::Local(journal) => journal.is_doubted(),
+            Place::Server(_) => false,
+        }
+    }
+
     /// As [`Journal::vouch`].
     pub async fn vouch(&self) -> Result<(), JournalError> {
         match self {

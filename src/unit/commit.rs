@@ -15,11 +15,13 @@
 //! - **Failure**: a failed flush or append stops the domain; the epoch is neither acknowledged nor
 //!   tried again.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, join_all, select};
+use tokio::sync::Notify;
 
 use super::atomic::AtomicError;
 use super::block::Pending;
@@ -35,6 +37,9 @@ use crate::format::record::{Record, SUM_BYTES};
 use crate::journal::payload::Bytes;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Cause, CommitStep, Operation};
+
+/// How long the data of the newest commit may be looked for by a recovery, where no other follows.
+const VOUCH_AFTER: Duration = Duration::from_secs(1);
 
 impl<E: Env> Inner<E> {
     /// Makes durable all that had been acknowledged when this was called, on all units of the
@@ -133,7 +138,7 @@ impl<E: Env> Inner<E> {
                 (Rc::clone(&of.wake), since.map(|since| self.env.now().since(since)))
             };
             let (Some(interval), Some(age)) = (self.config.commit_interval, age) else {
-                wake.notified().await;
+                self.vouch_when_idle(&wake).await;
                 continue;
             };
             if age >= interval {
@@ -141,6 +146,22 @@ impl<E: Env> Inner<E> {
             }
             let timer = Box::pin(self.env.sleep(interval.saturating_sub(age)));
             if let Either::Left(_) = select(timer, Box::pin(wake.notified())).await {}
+        }
+    }
+
+    /// Returns when a commit task should look again; vouches for the last commit where that takes
+    /// long.
+    async fn vouch_when_idle(&self, wake: &Notify) {
+        let woken = pin!(wake.notified());
+        if !self.journal.is_doubted() {
+            return woken.await;
+        }
+        let timer = pin!(self.env.sleep(VOUCH_AFTER));
+        if let Either::Left(((), woken)) = select(timer, woken).await {
+            match self.journal.vouch().await {
+                Ok(()) => woken.await,
+                Err(error) => self.fail_all(&error.to_string()),
+            }
         }
     }
 

@@ -43,7 +43,8 @@ pub enum Fault {
     RottenSlot,
     /// A read fails; the same read may succeed later.
     ReadError,
-    /// A read fails, and all others of that sector until it is rewritten.
+    /// A read fails, and all others of that sector until it is rewritten; not while a recovery asks
+    /// whether the newest commit came with its data.
     BadSector,
     /// A sector is dead: every read and every write of it fails.
     DeadSector,

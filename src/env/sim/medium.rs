@@ -200,6 +200,11 @@ impl Medium {
         self.failing.clear();
     }
 
+    /// No sector that may be rewritten fails any more.
+    pub fn heal_bad(&mut self) {
+        self.failing.retain(|_, failing| *failing == Failing::Dead);
+    }
+
     /// The writes under way, those of a process that was killed before among them.
     pub fn late(&self) -> impl Iterator<Item = WriteId> {
         self.under_way.iter().map(|write| write.id)

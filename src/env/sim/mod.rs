@@ -408,6 +408,11 @@ impl SimEnv {
         self.0.world.borrow_mut().disks.iter_mut().for_each(medium::Medium::heal);
     }
 
+    /// The same of those that are bad only, and none of those that are dead.
+    pub fn heal_bad(&self) {
+        self.0.world.borrow_mut().disks.iter_mut().for_each(medium::Medium::heal_bad);
+    }
+
     /// Claims the disks: returns when nothing that an earlier process sent can still arrive.
     pub fn claim(&self) -> impl Future<Output = ()> + 'static {
         let mut world = self.0.world.borrow_mut();
