@@ -37,6 +37,10 @@ pub struct TuningArgs {
     /// Requests of a client that may be under way: raise it for clients that go deeper
     #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = up_to(1, 4096))]
     queue_depth: u32,
+    /// Bytes of replies that the kernel holds for a client on a unix socket: raise it for clients
+    /// with large reads, 0 leaves it at the system's default
+    #[arg(long, value_name = "SIZE", default_value = "1M")]
+    socket_buffer: Size,
     /// Clients at a time; more are sent away at once
     #[arg(long, value_name = "COUNT", default_value_t = 2048, value_parser = up_to(1, 65536))]
     connections: u32,
@@ -100,6 +104,7 @@ impl TuningArgs {
         Limits {
             connections: self.connections,
             requests_per_connection: self.queue_depth,
+            send_buffer: usize::try_from(self.socket_buffer.0).unwrap_or(usize::MAX),
             ..Limits::default()
         }
     }
