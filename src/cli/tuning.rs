@@ -39,7 +39,7 @@ pub struct TuningArgs {
     queue_depth: u32,
     /// Bytes of replies that the kernel holds for a client on a unix socket: raise it for clients
     /// with large reads, 0 leaves it at the system's default
-    #[arg(long, value_name = "SIZE", default_value = "1M")]
+    #[arg(long, value_name = "SIZE", default_value = "2M")]
     socket_buffer: Size,
     /// Clients at a time; more are sent away at once
     #[arg(long, value_name = "COUNT", default_value_t = 2048, value_parser = up_to(1, 65536))]

@@ -265,7 +265,8 @@ impl Core {
                 self.lookout.note(false);
                 return patience < window;
             }
-            std::hint::spin_loop();
+            // Who waits for this processor gets it: the answer may be theirs to give.
+            std::thread::yield_now();
         }
     }
 

@@ -56,8 +56,8 @@ impl Default for Limits {
     }
 }
 
-/// A large reply that fits whole wakes its client once; the system's default takes a fifth of it.
-pub const SEND_BUFFER: usize = 1 << 20;
+/// Large replies that fit whole wake their client once; the system's default takes a fifth of one.
+const SEND_BUFFER: usize = 2 << 20;
 /// Receive buffers that may be grown at a time.
 const GROWN_MAX: u32 = 64;
 /// The least capacity of the pool for payloads: three quarters of it hold the largest request,
