@@ -13,7 +13,7 @@ use crate::front::nbd::{Limits, PAYLOADS_MIN};
 use crate::unit::Config;
 use crate::uring::RingOptions;
 
-const POLL_US: u32 = 50;
+const POLL_US: u64 = 50;
 
 /// What can be tuned.
 #[derive(clap::Args)]
@@ -57,11 +57,11 @@ pub struct TuningArgs {
     settle_below: Percent,
 }
 
-/// For how long to look out for answers unless told otherwise, in microseconds: about the time of
-/// two wake-ups, and of an answer of a fast device.
-fn default_poll_us() -> u32 {
+/// For how long to look out for answers unless told otherwise: about the time of two wake-ups, and
+/// of an answer of a fast device.
+pub fn default_poll() -> Duration {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    if processors > 1 { POLL_US } else { 0 }
+    Duration::from_micros(if processors > 1 { POLL_US } else { 0 })
 }
 
 /// A number in a range.
@@ -83,8 +83,10 @@ impl TuningArgs {
 
     /// How the ring is made.
     pub fn ring(&self) -> RingOptions {
+        let given = self.poll_us.map(|us| Duration::from_micros(us.into()));
+        let poll = given.unwrap_or_else(default_poll);
         RingOptions {
-            poll: Duration::from_micros(self.poll_us.unwrap_or_else(default_poll_us).into()),
+            poll,
             kernel_thread: (self.sqpoll_ms > 0).then_some(self.sqpoll_ms),
             ..RingOptions::default()
         }

@@ -161,13 +161,15 @@ impl<E: Env> Inner<E> {
     }
 
     /// How many pairs to settle next that hold something. Under pressure no more than are missing:
-    /// whatever is settled later costs fewer copies, as more of it has been written over.
+    /// what is settled later costs fewer copies, as more of it has been written over, and what
+    /// keeps its journal area costs none.
     fn batch_size(&self, state: &State, idle: bool) -> usize {
         let most = self.config.settle_batch;
-        if idle || self.config.settle == SettlePolicy::Always || state.must_settle() {
+        if idle || self.config.settle == SettlePolicy::Always {
             return most;
         }
-        most.min(missing(state.pool.available(), self.watermarks) as usize)
+        let waiting = state.space_queue.len() as u32;
+        most.min(missing(state.pool.available(), waiting, self.watermarks) as usize)
     }
 
     /// The pairs to settle next: all that are empty, then the cheapest ones.
