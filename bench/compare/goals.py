@@ -76,7 +76,7 @@ def of_price(price):
                                               ("full overwrite", "overwrite", 1.01),
                                               ("working set that fits", "fits", 1.01),
                                               ("Zipfian 0.9, r = 25 %", "zipf-25", 1.3),
-                              ("Zipfian 0.9, hot blocks anywhere, r = 25 %", "scattered-zipf-25",
+                              ("Zipfian 0.9, what is hot together, r = 25 %", "zipf-near-25",
                                1.3))]
     for percent in (10, 25, 50, 100):
         verdicts.append(at_most(f"the same: uniformly random, r = {percent} %",
