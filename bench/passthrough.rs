@@ -8,6 +8,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -23,6 +24,8 @@ use flipside::uring::{Ring, RingOptions};
 /// Memory for all I/O, and what of it is registered, in bytes: as `flipside serve` has it.
 const BUFFERS_LEN: usize = 512 << 20;
 const ARENA_LEN: usize = 64 << 20;
+/// How long it looks out for answers before a sleep: as `flipside serve`, too.
+const POLL: Duration = Duration::from_micros(50);
 const NAME: &str = "disk";
 
 /// Serves a device over NBD as it is: no journal, nothing is atomic
@@ -157,7 +160,7 @@ async fn serve(env: OsEnv, signals: Signals, args: Args) -> Result<()> {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let ring = Ring::new(&RingOptions::default())?;
+    let ring = Ring::new(&RingOptions { poll: POLL, ..RingOptions::default() })?;
     let buffers = BufferPool::new(BUFFERS_LEN, ARENA_LEN).context("no memory for buffers")?;
     let env = OsEnv::new(ring.clone(), buffers);
     let signals = Signals::new(&ring)?;

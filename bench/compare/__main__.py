@@ -60,8 +60,9 @@ def parse_arguments():
     add("--rounds", type=int, default=3, help="rounds over NBD (default: 3)")
     add("--seconds", type=float, default=0.7, help="seconds a case (default: 0.7)")
     add("--size", type=int, default=512, metavar="MIB", help="size of volumes (default: 512)")
-    add("--price-size", type=int, default=384, metavar="MIB",
-        help="size of volumes and files of the part price, 320 at least (default: 384)")
+    add("--price-size", type=int, default=1024, metavar="MIB",
+        help="size of volumes and files of the part price, 320 at least: in small ones the 32 "
+             "extents of an epoch are much of the journal space (default: 1024)")
     add("--device", choices=("ram", "disk", "both"), default="both",
         help="where the devices of the part nbd lie (default: both)")
     add("--quick", action="store_true",

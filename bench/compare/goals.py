@@ -75,7 +75,9 @@ def of_price(price):
                 for words, pattern, bound in (("sequential", "sequential", 1.01),
                                               ("full overwrite", "overwrite", 1.01),
                                               ("working set that fits", "fits", 1.01),
-                                              ("Zipfian 0.9, r = 25 %", "zipf-25", 1.3))]
+                                              ("Zipfian 0.9, r = 25 %", "zipf-25", 1.3),
+                              ("Zipfian 0.9, what is hot together, r = 25 %", "zipf-near-25",
+                               1.3))]
     for percent in (10, 25, 50, 100):
         verdicts.append(at_most(f"the same: uniformly random, r = {percent} %",
                                 2 - percent / 100 + 0.05, bytes_of(f"uniform-{percent}", *data)))

@@ -18,12 +18,12 @@ from tools import FLIPSIDE, GIB, KIB, TIB, BenchError, run, running
 SIZES = (GIB, 16 * GIB, 128 * GIB, TIB, 4 * TIB, 16 * TIB)
 QUICK_SIZES = (GIB, TIB)
 COUNTS = (1, 10, 100, 1000)
-# What is written before the process is killed.
-LOAD = Case("randwrite", 4 * KIB, 1, flush=1)
+# What is written before the process is killed: every block into another extent.
+LOAD = Case("randwrite", 4 * KIB, 32, flush=32)
 STEP_SECONDS = 2
 LOAD_SECONDS = 3
-# A journal is full when it is this full, or gets no fuller.
-FULL = 0.9
+# A journal is full when it gets no fuller: at half of its slots it begins to make room.
+FULL = 0.5
 LOADS_MAX = 6
 
 
@@ -46,7 +46,7 @@ class Pool:
         self.file = directory / "pool"
         self.socket = directory / "nbd.sock"
         self.control = directory / "control.sock"
-        self.names = list(volumes)
+        self.volumes = volumes
         with self.file.open("wb") as handle:
             handle.truncate(size)
         named = [f"--volume={name}={length}" for name, length in volumes.items()]
@@ -60,7 +60,7 @@ class Pool:
         begun = time.monotonic()
 
         def is_ready(printed):
-            return printed.count("ready nbd+unix://") == len(self.names)
+            return printed.count("ready nbd+unix://") == len(self.volumes)
 
         with running(command, self.directory / "log", is_ready,
                      is_killed) as process:
@@ -69,7 +69,8 @@ class Pool:
     def load(self, name):
         """Random writes with many flushes, which fill the journal."""
         where = ["--ioengine=nbd", f"--uri=nbd+unix:///{name}?socket={self.socket}"]
-        load(where, arguments(LOAD, GIB // 2, Amount(seconds=LOAD_SECONDS)), self.directory)
+        amount = Amount(seconds=LOAD_SECONDS)
+        load(where, arguments(LOAD, self.volumes[name], amount), self.directory)
 
     def status(self):
         """What the target says of itself."""

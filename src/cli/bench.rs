@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::builder::RangedI64ValueParser;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::nvram::Place;
 use super::overview::table;
-use super::scratch::{Engine, Scratch, progress};
+use super::scratch::{Engine, Flags, Scratch, progress};
 use super::values::{Period, Size};
 use crate::env::os::{OsDisk, OsEnv};
 use crate::load::case::STANDARD;
@@ -58,6 +59,10 @@ pub struct Args {
     /// How much of the device is loaded, by default two fifths of it, and 1G at most
     #[arg(long, value_name = "SIZE")]
     size: Option<Size>,
+    /// Where flags and journal are kept: on the device, in --nvram, or at the pool's own metadata
+    /// server [default: in --nvram where that is given, otherwise on the device]
+    #[arg(long, value_enum, requires_if("nvram", "nvram"))]
+    flags: Option<Place>,
     /// Keep flags and journal in this file in memory, believed to survive; it is made for each
     /// round and removed
     #[arg(long, value_name = "PATH")]
@@ -134,7 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let mut scratch =
         Scratch::new(&args.device, args.size.map(|size| size.0), SIZE_MAX, args.force)?;
-    scratch.nvram = args.nvram.clone().map(|path| (path, args.nvram_write_max.0));
+    scratch.flags = args.flags()?;
     let progress = progress(args.json, 2 * u64::from(args.rounds) * cases.len() as u64);
     let found = Rc::new(RefCell::new(vec![Rounds::default(); cases.len()]));
     let (size, time) = (scratch.size, args.time.0);
@@ -169,6 +174,17 @@ impl Args {
             None => name == wanted,
         };
         self.cases.is_empty() || self.cases.iter().any(matches)
+    }
+
+    fn flags(&self) -> Result<Flags> {
+        Ok(match (self.flags, &self.nvram) {
+            (None | Some(Place::Nvram), Some(path)) => {
+                Flags::Memory(path.clone(), self.nvram_write_max.0)
+            }
+            (Some(_), Some(_)) => bail!("--nvram is of use with --flags nvram only"),
+            (Some(Place::Mds), None) => Flags::Server,
+            (_, None) => Flags::Device,
+        })
     }
 }
 
@@ -259,9 +275,12 @@ fn report(args: &Args, scratch: &Scratch, cases: &[Case], found: &[Rounds]) -> R
         version: env!("CARGO_PKG_VERSION"),
         device: scratch.path.display().to_string(),
         size: scratch.size,
-        flags: match &scratch.nvram {
-            Some((path, most)) => format!("nvram {}, data up to {}", path.display(), Size(*most)),
-            None => "device".to_owned(),
+        flags: match &scratch.flags {
+            Flags::Device => "device".to_owned(),
+            Flags::Memory(path, most) => {
+                format!("nvram {}, data up to {}", path.display(), Size(*most))
+            }
+            Flags::Server => "mds".to_owned(),
         },
         rounds: args.rounds,
         seconds: args.time.0.as_secs_f64(),

@@ -165,9 +165,14 @@ async fn make(env: &OsEnv, args: &Args, geometry: Geometry) -> Result<PoolPlan> 
     Ok(plan)
 }
 
-/// Makes a pool of one device with one volume, as `format` would that is told nothing else,
-/// whatever the device holds.
-pub async fn plain(env: &OsEnv, device: &Claimed, volume: VolumeSpec) -> Result<()> {
+/// Makes a pool of one device with one volume and its flags there, as `format` would that is told
+/// nothing else, whatever the device holds.
+pub async fn plain(
+    env: &OsEnv,
+    device: &Claimed,
+    volume: VolumeSpec,
+    flags: FlagsPlace,
+) -> Result<()> {
     let facts = DeviceFacts { size: device.disk.len(), sector: device.disk.sector() };
     let wish = Wish {
         geometry: Geometry::new(BLOCK_SIZE, EXTENT_SIZE)?,
@@ -175,7 +180,7 @@ pub async fn plain(env: &OsEnv, device: &Claimed, volume: VolumeSpec) -> Result<
         volumes: &[volume],
         now_s: 0,
         metadata: MetadataAt::Device,
-        flags: FlagsPlace::Device,
+        flags,
     };
     let plan = PoolPlan::new(wish, &[facts], || Uuid::new_v4().into_bytes())?;
     write(env, &plan, std::slice::from_ref(device)).await

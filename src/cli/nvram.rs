@@ -60,8 +60,8 @@ pub struct FlagsArgs {
 }
 
 impl FlagsArgs {
-    /// On the device.
-    pub fn device() -> Self {
+    /// Where the pool was formatted to have them.
+    pub fn formatted() -> Self {
         let nvram = NvramArgs { path: None, size: None, trust_memory: false };
         Self { flags: None, nvram_write_max: None, nvram }
     }

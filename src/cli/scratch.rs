@@ -23,6 +23,7 @@ use super::values::{Size, VolumeSpec};
 use super::{format, plan};
 use crate::env::os::{OsDisk, OsEnv};
 use crate::env::{Disk as _, Env as _};
+use crate::format::superblock::FlagsPlace;
 use crate::load::Target as _;
 use crate::load::target::Alone;
 use crate::observe::Latencies;
@@ -42,9 +43,19 @@ pub struct Scratch {
     pub path: PathBuf,
     /// How much of it is loaded, from the start, in bytes; and the size of the volume.
     pub size: u64,
-    /// Where the flags are: none for the device, or the NVRAM and what goes to it, which is made
-    /// anew for each pool.
-    pub nvram: Option<(PathBuf, u64)>,
+    /// Where the flags are.
+    pub flags: Flags,
+}
+
+/// Where a pool that is measured keeps its flags.
+#[derive(Clone, Debug)]
+pub enum Flags {
+    /// On the device.
+    Device,
+    /// In a file in memory, which is made anew for each pool; with writes up to that size.
+    Memory(PathBuf, u64),
+    /// At the metadata server, the pool's own.
+    Server,
 }
 
 /// What an engine phase measures with.
@@ -79,7 +90,7 @@ impl Scratch {
              on {size}",
             path.display()
         );
-        Ok(Self { path: path.to_owned(), size, nvram: None })
+        Ok(Self { path: path.to_owned(), size, flags: Flags::Device })
     }
 
     /// Measures the device by itself.
@@ -114,12 +125,11 @@ impl Scratch {
     {
         let (ring, env) = device::environment_with(options, BUFFERS_LEN)?;
         let (path, size) = (self.path.clone(), self.size);
-        let nvram = self.nvram.clone();
-        let place = nvram.clone();
+        let flags = self.flags.clone();
         let own: Rc<Cell<Option<_>>> = Rc::default();
         let server = Rc::clone(&own);
         let measured = ring.block_on(async move {
-            let (unit, started) = start(&env, &path, size, place, config).await?;
+            let (unit, started) = start(&env, &path, size, flags, config).await?;
             server.set(Some(started));
             let volume = unit.volume(plan::DEFAULT_VOLUME).context("the volume that was made")?;
             for _side in 0..2 {
@@ -137,7 +147,7 @@ impl Scratch {
         if let Some(own) = own.take() {
             own.await_end();
         }
-        if let Some((path, _)) = nvram {
+        if let Flags::Memory(path, _) = &self.flags {
             // Not made if the pool was not.
             let _ = std::fs::remove_file(path);
         }
@@ -150,15 +160,19 @@ async fn start(
     env: &OsEnv,
     path: &Path,
     size: u64,
-    nvram: Option<(PathBuf, u64)>,
+    flags: Flags,
     mut config: Config,
 ) -> Result<(Unit<OsEnv>, super::link::OwnServer)> {
     let disk = OsDisk::open(env.ring(), path).await?;
     let claimed = Claimed { path: path.to_owned(), disk };
     let volume = VolumeSpec { name: plan::DEFAULT_VOLUME.to_owned(), size: Size(size) };
-    format::plain(env, &claimed, volume).await?;
+    let formatted = if let Flags::Server = flags { FlagsPlace::Mds } else { FlagsPlace::Device };
+    format::plain(env, &claimed, volume, formatted).await?;
     let mut members = device::recognise(env, vec![claimed]).await?;
-    let flags = nvram.map_or_else(FlagsArgs::device, |(path, most)| FlagsArgs::memory(path, most));
+    let flags = match flags {
+        Flags::Device | Flags::Server => FlagsArgs::formatted(),
+        Flags::Memory(path, most) => FlagsArgs::memory(path, most),
+    };
     let (nvram, place) = nvram::place(env, &flags, &mut members).await?;
     config.nvram_write_max = place.write_max;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };

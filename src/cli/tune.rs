@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::overview::table;
 use super::scratch::{Engine, Scratch, progress};
+use super::tuning::default_poll;
 use super::values::Period;
 use crate::env::os::OsEnv;
 use crate::load::case::STANDARD;
@@ -54,7 +55,8 @@ Examples:
   A file, to try it out:
     truncate -s 1G pool.img && flipside tune pool.img
 
-The device is formatted: what it holds is lost. It takes about a minute.";
+The device is formatted: what it holds is lost. It takes about a minute. The engine is measured with
+the defaults of `serve`, and with the time of polling that suits the device.";
 
 /// Flags of `flipside tune`.
 #[derive(clap::Args)]
@@ -128,9 +130,10 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let alone = alone.found.take();
     let poll_us = poll_us(&alone);
-    let engine = engine_with(&CASES, &RingOptions::default())?;
+    let defaults = RingOptions { poll: default_poll(), ..RingOptions::default() };
+    let engine = engine_with(&CASES, &defaults)?;
     let poll = Duration::from_micros(poll_us.into());
-    let polling = engine_with(&LONELY, &RingOptions { poll, ..RingOptions::default() })?;
+    let polling = engine_with(&LONELY, &RingOptions { poll, ..defaults })?;
     progress.finish_and_clear();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let advice = advise(&alone, &engine, &polling, poll_us, processors);

@@ -13,7 +13,7 @@ use crate::front::nbd::{Limits, PAYLOADS_MIN};
 use crate::unit::{Config, SUM_BLOCKS_MAX};
 use crate::uring::RingOptions;
 
-const POLL_US: u32 = 50;
+const POLL_US: u64 = 50;
 
 /// What can be tuned.
 #[derive(clap::Args)]
@@ -37,6 +37,10 @@ pub struct TuningArgs {
     /// Requests of a client that may be under way: raise it for clients that go deeper
     #[arg(long, value_name = "COUNT", default_value_t = 128, value_parser = up_to(1, 4096))]
     queue_depth: u32,
+    /// Bytes of replies that the kernel holds for a client on a unix socket: raise it for clients
+    /// with large reads, 0 leaves it at the system's default
+    #[arg(long, value_name = "SIZE", default_value = "2M")]
+    socket_buffer: Size,
     /// Clients at a time; more are sent away at once
     #[arg(long, value_name = "COUNT", default_value_t = 2048, value_parser = up_to(1, 65536))]
     connections: u32,
@@ -58,11 +62,11 @@ pub struct TuningArgs {
     settle_below: Percent,
 }
 
-/// For how long to look out for answers unless told otherwise, in microseconds: about the time of
-/// two wake-ups, and of an answer of a fast device.
-fn default_poll_us() -> u32 {
+/// For how long to look out for answers unless told otherwise: about the time of two wake-ups, and
+/// of an answer of a fast device.
+pub fn default_poll() -> Duration {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    if processors > 1 { POLL_US } else { 0 }
+    Duration::from_micros(if processors > 1 { POLL_US } else { 0 })
 }
 
 /// A number in a range.
@@ -84,8 +88,10 @@ impl TuningArgs {
 
     /// How the ring is made.
     pub fn ring(&self) -> RingOptions {
+        let given = self.poll_us.map(|us| Duration::from_micros(us.into()));
+        let poll = given.unwrap_or_else(default_poll);
         RingOptions {
-            poll: Duration::from_micros(self.poll_us.unwrap_or_else(default_poll_us).into()),
+            poll,
             kernel_thread: (self.sqpoll_ms > 0).then_some(self.sqpoll_ms),
             ..RingOptions::default()
         }
@@ -105,6 +111,7 @@ impl TuningArgs {
         Limits {
             connections: self.connections,
             requests_per_connection: self.queue_depth,
+            send_buffer: usize::try_from(self.socket_buffer.0).unwrap_or(usize::MAX),
             ..Limits::default()
         }
     }

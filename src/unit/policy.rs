@@ -81,10 +81,11 @@ pub fn throttle(free: u32, watermarks: Watermarks) -> Duration {
 /// What part of the high watermark is worth a transaction.
 const WORTH_OF_HIGH: u32 = 16;
 
-/// How many extents to settle for where so many are free: those that are missing, but enough to be
-/// worth a transaction.
-pub fn missing(free: u32, watermarks: Watermarks) -> u32 {
-    watermarks.high.saturating_sub(free).max(watermarks.high / WORTH_OF_HIGH).max(1)
+/// How many extents to settle for where so many are free and so many requests wait for one: those
+/// that are missing, but enough to be worth a transaction.
+pub fn missing(free: u32, waiting: u32, watermarks: Watermarks) -> u32 {
+    let missing = (watermarks.high + waiting).saturating_sub(free);
+    missing.max(watermarks.high / WORTH_OF_HIGH).max(1)
 }
 
 /// A pair that could be settled.
@@ -156,9 +157,13 @@ mod tests {
         for reserve in 0..500 {
             let marks = Watermarks::for_reserve(reserve, 50);
             for free in 0..marks.high {
-                let count = missing(free, marks);
+                let count = missing(free, 0, marks);
                 assert!(count >= 1 && free + count >= marks.high, "{marks:?} {free}");
                 assert!(free + count <= marks.high + (marks.high / WORTH_OF_HIGH).max(1));
+                // Those who wait get theirs, and again only once they have taken it.
+                assert!((0..50).all(|n| missing(free, n, marks) >= marks.high - free + n));
+                let least = (marks.high / WORTH_OF_HIGH).max(1);
+                assert_eq!(missing(marks.high + free, free, marks), least);
             }
         }
     }

@@ -16,8 +16,10 @@
 //!   answered, the readers from before have ended, and the device was told where that is wanted.
 //! - **Cancellation**: a pair that a write wants leaves the batch while nothing of it has changed.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -121,6 +123,8 @@ impl<E: Env> Inner<E> {
                     // Nothing could be settled now; what is in the way comes to an end by itself.
                     self.env.sleep(RETRY_AFTER).await;
                 }
+                // Or those who waited for what was freed would seem to wait for more.
+                others_run().await;
                 if idle {
                     break;
                 }
@@ -161,13 +165,15 @@ impl<E: Env> Inner<E> {
     }
 
     /// How many pairs to settle next that hold something. Under pressure no more than are missing:
-    /// whatever is settled later costs fewer copies, as more of it has been written over.
+    /// what is settled later costs fewer copies, as more of it has been written over, and what
+    /// keeps its journal area costs none.
     fn batch_size(&self, state: &State, idle: bool) -> usize {
         let most = self.config.settle_batch;
-        if idle || self.config.settle == SettlePolicy::Always || state.must_settle() {
+        if idle || self.config.settle == SettlePolicy::Always {
             return most;
         }
-        most.min(missing(state.pool.available(), self.watermarks) as usize)
+        let waiting = state.space_queue.len() as u32;
+        most.min(missing(state.pool.available(), waiting, self.watermarks) as usize)
     }
 
     /// The pairs to settle next: all that are empty, then the cheapest ones.
@@ -485,6 +491,19 @@ impl<E: Env> Inner<E> {
             state.wake_space();
         }
     }
+}
+
+/// Ends when everyone has run who was ready at the call.
+async fn others_run() {
+    let mut called = false;
+    let turn = |context: &mut Context<'_>| {
+        if std::mem::replace(&mut called, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    };
+    poll_fn(turn).await;
 }
 
 /// Makes a hardened settlement so in memory.

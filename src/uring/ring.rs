@@ -257,15 +257,16 @@ impl Core {
         let patience = timer.map_or(window, |due| window.min(due.as_nanos() as u64));
         let since = super::timer::now_ns();
         loop {
-            if self.executor.ready_len() > 0 || self.has_answers() {
-                self.lookout.note(true);
-                return true;
+            let found = self.executor.ready_len() > 0 || self.has_answers();
+            let is_over = super::timer::now_ns() - since >= patience;
+            if found || is_over {
+                // What came while others had the processor for longer than that came no sooner
+                // than to a sleeper.
+                self.lookout.note(found && !is_over);
+                return found || patience < window;
             }
-            if super::timer::now_ns() - since >= patience {
-                self.lookout.note(false);
-                return patience < window;
-            }
-            std::hint::spin_loop();
+            // Who waits for this processor gets it: the answer may be theirs to give.
+            std::thread::yield_now();
         }
     }
 

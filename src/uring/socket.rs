@@ -239,6 +239,16 @@ impl Socket {
         }
     }
 
+    /// Asks for room for so many bytes that were sent and not yet received: beyond the system's
+    /// bound where the process may, up to it otherwise.
+    pub fn set_send_buffer(&self, bytes: usize) {
+        // The kernel doubles what is asked for, as what it keeps beside the bytes counts too.
+        let forced = setsockopt(&self.fd, sockopt::SndBufForce, &bytes);
+        if let Err(error) = forced.or_else(|_| setsockopt(&self.fd, sockopt::SndBuf, &bytes)) {
+            tracing::debug!(%error, "a connection keeps its send buffer");
+        }
+    }
+
     /// Ends one or both directions of the connection; whoever waits in them is answered.
     pub fn shutdown(
         &self,

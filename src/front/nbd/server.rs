@@ -36,6 +36,9 @@ pub struct Limits {
     pub requests: u32,
     /// How long clients may stand still.
     pub patience: Patience,
+    /// Bytes of replies that the kernel takes for a client on a unix socket; 0 leaves it at the
+    /// system's default. TCP finds its own measure.
+    pub send_buffer: usize,
     /// Whether clients may not write at all.
     pub read_only: bool,
 }
@@ -47,11 +50,14 @@ impl Default for Limits {
             requests_per_connection: 128,
             requests: 16 << 10,
             patience: Patience::default(),
+            send_buffer: SEND_BUFFER,
             read_only: false,
         }
     }
 }
 
+/// Large replies that fit whole wake their client once; the system's default takes a fifth of one.
+const SEND_BUFFER: usize = 2 << 20;
 /// Receive buffers that may be grown at a time.
 const GROWN_MAX: u32 = 64;
 /// The least capacity of the pool for payloads: three quarters of it hold the largest request,
@@ -263,7 +269,12 @@ impl<X: Export> Server<X> {
                 Either::Right((accepted, _)) => accepted,
             };
             match accepted {
-                Ok(socket) => self.admit(socket),
+                Ok(socket) => {
+                    if !bound.is_tcp() && self.0.limits.send_buffer > 0 {
+                        socket.set_send_buffer(self.0.limits.send_buffer);
+                    }
+                    self.admit(socket);
+                }
                 Err(error) => {
                     tracing::warn!("{bound}: a client could not be accepted: {error}");
                     self.0.ring.sleep(ACCEPT_PAUSE).await;
