@@ -1,7 +1,7 @@
 //! What the data path allocates once it is warm: counted on the thread of the unit, which serves a
 //! file through the ring as the target does.
 //!
-//! Reads and writes allocate nothing: payloads are in pools, and so is the bookkeeping of a request.
+//! Reads and writes allocate nothing: payloads are in pools, and so is a request's bookkeeping.
 //! What is left are the small vectors of a commit; the bound holds them where they are.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

@@ -45,6 +45,9 @@ pub struct MetadataPlace<M = File> {
     pub(super) has_lines: bool,
 }
 
+/// A volume table, and what its copies hold.
+pub(super) type Table<M> = (VolumeTable<FixedBackend<M>>, [Option<Kept>; 2]);
+
 /// What was opened.
 pub struct OpenedMetadata {
     /// The metadata.
@@ -120,9 +123,7 @@ impl<M: Medium> MetadataPlace<M> {
         RedbStore::open(region.map_err(|error| failed(&error))?)
     }
 
-    pub(super) fn table(
-        &self,
-    ) -> Result<(VolumeTable<FixedBackend<M>>, [Option<Kept>; 2]), StoreError> {
+    pub(super) fn table(&self) -> Result<Table<M>, StoreError> {
         let medium = self.medium.handle().map_err(|error| failed(&error))?;
         let storage = FixedBackend::new(medium, self.offset + self.capacity, TABLE_LEN);
         Ok(VolumeTable::open(storage, self.pool))

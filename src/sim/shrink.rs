@@ -27,7 +27,7 @@ use super::run::run_plan;
 use crate::env::sim::rng::{Rng, mix};
 
 /// How much is tried in all: actions, and so many more for each run.
-const WORK_MAX: u64 = 600_000;
+const WORK_MAX: u64 = 200_000;
 const WORK_OF_A_RUN: u64 = 20;
 /// So many candidates of one size fail to fail before smaller pieces are taken out; of single
 /// actions, for each of them.

@@ -9,8 +9,8 @@
 //!   the buffer's bytes cannot be touched through [`Buf`].
 //! - **Contents**: a buffer holds whatever its last user left; whoever hands bytes to a client
 //!   must have written every one of them.
-//! - **Allocation**: none for a buffer of the arena, nor for a view: who holds a block is counted in
-//!   a table that the pool was made with.
+//! - **Allocation**: none for a buffer of the arena, nor for its views: who holds a block is
+//!   counted in a table that the pool was made with.
 //! - **Threads**: none of this crosses a thread.
 
 use std::cell::{Cell, RefCell};
