@@ -179,8 +179,10 @@ fn show(what: &str, times: &Histogram<u64>, elapsed: Duration, more: &str) {
 }
 
 async fn case(env: &OsEnv, options: &Options, units: usize, volumes: usize) {
-    let store = options.dir.join(format!("bench-groups.{}", std::process::id()));
-    let server = Process::start(&store);
+    let folder = tempfile::Builder::new().prefix("bench-groups.").tempdir_in(&options.dir);
+    // Beside its store the server has more files.
+    let folder = folder.expect("a folder for the server");
+    let server = Process::start(&folder.path().join("store"));
     let members = Members::new(env, options, server.at, units, volumes).await;
     let mut rng = Rng::new(1);
     let mut times = new_times();
@@ -201,7 +203,7 @@ async fn case(env: &OsEnv, options: &Options, units: usize, volumes: usize) {
         unit.shut_down().await.expect("a good end");
     }
     drop(server);
-    fs::remove_dir_all(&store).or_else(|_| fs::remove_file(&store)).expect("it is there");
+    folder.close().expect("it is there");
 }
 
 fn main() {

@@ -31,6 +31,8 @@ use flipside::env::{Disk, Durability, Env, Nvram as _};
 use flipside::format::ids::{ExtentId, ExtentRun, PoolId, UnitId};
 use flipside::format::layout::{DeviceExtents, Geometry};
 use flipside::journal::Journal;
+use flipside::load::case::Order;
+use flipside::load::places::Places;
 use flipside::mds::catalog::{Catalog, PoolSpec};
 use flipside::mds::embedded;
 use flipside::mds::pools::Pools;
@@ -213,25 +215,14 @@ async fn engine(env: &OsEnv, options: &Options, write_max: u64) -> Histogram<u64
 
 async fn overwrites(env: &OsEnv, options: &Options) {
     let world = World::new(env, options, BLOCK).await;
-    let weights = (1..=BLOCKS).map(|rank| (rank as f64).powf(-ZIPF_EXPONENT));
-    let sums: Vec<f64> = weights
-        .scan(0.0, |sum, weight| {
-            *sum += weight;
-            Some(*sum)
-        })
-        .collect();
-    let all = sums.last().copied().expect("a volume has blocks");
-    let mut rng = Rng::new(2);
+    let mut places = Places::new(Order::Zipf(ZIPF_EXPONENT), BLOCKS, Rng::new(2));
     let mut written = vec![false; BLOCKS as usize];
     let (mut count, mut first) = (0_u64, 0_u64);
     let before = world.reached();
     let until = Instant::now() + Duration::from_secs(options.seconds);
     while Instant::now() < until {
         for _ in 0..ZIPF_BATCH {
-            let drawn = rng.bits() as f64 / u64::MAX as f64 * all;
-            let rank = sums.partition_point(|sum| *sum < drawn).min(BLOCKS as usize - 1);
-            // Ranks lie scattered over the volume.
-            let block = (rank as u64 * 40_503) % BLOCKS;
+            let block = places.draw();
             first += u64::from(!std::mem::replace(&mut written[block as usize], true));
             count += 1;
             world.write(block * BLOCK, BLOCK).await;

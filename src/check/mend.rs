@@ -11,10 +11,11 @@ use std::io;
 use super::devices::DeviceFacts;
 use super::finding::{Finding, Mend};
 use crate::env::{Disk, Env, Region};
-use crate::format::nvram::NvramIdentity;
 use crate::format::superblock::{Copy, Warning, choose};
 use crate::format::superblock_io;
+use crate::journal;
 use crate::journal::inspect::{RegionFacts, mend_page, runs};
+use crate::mds::backend::Medium;
 use crate::mds::opening::MetadataPlace;
 use crate::mds::store::StoreError;
 
@@ -53,10 +54,9 @@ pub async fn superblock<E: Env, D: Disk>(env: &E, disk: &D, facts: &DeviceFacts)
 /// Writes the damaged copies of the NVRAM's identity; `nvram` is all of it.
 pub async fn identity<E: Env, R: Region>(env: &E, nvram: &R) -> io::Result<()> {
     let len = crate::format::nvram::LEN;
-    let mut buffer = env.buffers().acquire(2 * len).await;
-    nvram.read(0, buffer.view(0..2 * len)).await?;
-    let copies = NvramIdentity::copies(&buffer.as_slice()[..2 * len]);
+    let copies = journal::identity::copies(env, nvram).await?;
     let Some(good) = copies.iter().flatten().next().copied() else { return Ok(()) };
+    let mut buffer = env.buffers().acquire(2 * len).await;
     good.store(&mut buffer.as_mut_slice()[..2 * len]);
     for (number, _) in copies.iter().enumerate().filter(|(_, copy)| copy.is_none()) {
         let place = number * len..(number + 1) * len;
@@ -78,7 +78,7 @@ pub async fn page<E: Env, R: Region>(
 }
 
 /// Carries out a repair of the metadata.
-pub fn metadata(place: &MetadataPlace, mend: &Mend) -> Result<(), MendError> {
+pub fn metadata<M: Medium>(place: &MetadataPlace<M>, mend: &Mend) -> Result<(), MendError> {
     match mend {
         Mend::StoreHeader => place.mend_header()?,
         Mend::VolumeTable => place.mend_table()?,

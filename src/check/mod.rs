@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`finding`] | what is said of a damage |
 //! | [`devices`] | superblocks, and whether all devices of one pool are there |
+//! | [`identity`] | NVRAM against the one that the superblocks name |
 //! | [`region`] | the unit's region: pages, list of groups, replay |
 //! | [`lines`](mod@lines) | the pairs among themselves and against the volumes |
 //! | [`metadata`] | the store, the volume table, and both against the home |
@@ -26,6 +27,7 @@
 pub mod devices;
 pub mod dump;
 pub mod finding;
+pub mod identity;
 pub mod lines;
 pub mod mend;
 pub mod metadata;

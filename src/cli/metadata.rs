@@ -34,8 +34,8 @@ use crate::format::layout::Span;
 use crate::format::nvram::{self, NvramIdentity, REGION_START};
 use crate::format::superblock::{FlagsPlace, LEN, Superblock, SuperblockError, choose};
 use crate::format::superblock_io;
-use crate::journal::Journal;
 use crate::journal::inspect::inspect;
+use crate::journal::{Journal, identity};
 use crate::mds::opening::MetadataPlace;
 use crate::mds::volume_table::newest;
 
@@ -300,9 +300,7 @@ async fn region(
             let wanted = NvramIdentity { pool: superblock.pool, region, len };
             ensure!(nvram.len() >= REGION_START + len, "the NVRAM is too small");
             ensure!(nvram.sector() <= superblock.sector, "the NVRAM's sectors are too large");
-            let mut buffer = offline.env.buffers().acquire(2 * nvram::LEN).await;
-            nvram.read(0, buffer.view(0..2 * nvram::LEN)).await?;
-            let found = NvramIdentity::find(&buffer.as_slice()[..2 * nvram::LEN]);
+            let found = identity::read(&offline.env, nvram).await?;
             ensure!(
                 force || found.is_none_or(|found| found == wanted),
                 "the NVRAM is another one; nothing was changed"

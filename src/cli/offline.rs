@@ -13,15 +13,16 @@ use uuid::Uuid;
 
 use super::device::{self, Claimed};
 use crate::check::devices::{self, DeviceFacts, Pool};
-use crate::check::finding::{Code, Finding, Mend, keep_the_store};
+use crate::check::finding::{Code, Finding, keep_the_store};
 use crate::check::region::{self, Recovered};
-use crate::check::{lines, metadata};
+use crate::check::{identity, lines, metadata};
 use crate::env::flags::FlagsRegion;
 use crate::env::os::{OsDisk, OsEnv, OsNvram};
 use crate::env::region::DeviceRegion;
 use crate::env::{Env as _, Nvram as _, Region};
-use crate::format::nvram::{self, NvramIdentity, REGION_START};
+use crate::format::nvram::{NvramIdentity, REGION_START};
 use crate::format::superblock::{FlagsPlace, MetadataAt};
+use crate::journal;
 use crate::journal::inspect::{RegionFacts, inspect};
 use crate::mds::examine::{HostedFacts, MetadataFacts};
 use crate::mds::opening::MetadataPlace;
@@ -216,34 +217,14 @@ impl Offline {
         findings: &mut Vec<Finding>,
     ) -> Result<bool> {
         ensure!(nvram.len() >= REGION_START + wanted.len, "{name}: a part of it is missing");
-        let len = 2 * nvram::LEN;
-        let mut buffer = self.env.buffers().acquire(len).await;
-        nvram.read(0, buffer.view(0..len)).await.with_context(|| name.to_owned())?;
-        let copies = NvramIdentity::copies(&buffer.as_slice()[..len]);
-        let id = Uuid::from_bytes(wanted.region);
-        if copies.iter().flatten().any(|copy| *copy != wanted) {
+        let copies =
+            journal::identity::copies(&self.env, nvram).await.with_context(|| name.to_owned())?;
+        if identity::is_another(&copies, &wanted) {
+            let id = Uuid::from_bytes(wanted.region);
             bail!("{name} is another NVRAM: pool {} wants the region {id}", wanted.pool);
         }
-        match copies.iter().filter(|copy| copy.is_none()).count() {
-            0 => Ok(true),
-            1 => {
-                let what = "one copy of the NVRAM's identity is damaged";
-                findings.push(Finding::mendable(
-                    Code::NvramIdentityCopy,
-                    name,
-                    what,
-                    Mend::Identity,
-                ));
-                Ok(true)
-            }
-            _ => {
-                let what = format!(
-                    "there is no identity: it is not the region {id}, or both copies are damaged"
-                );
-                findings.push(Finding::lasting(Code::NvramIdentityLost, name, what));
-                Ok(false)
-            }
-        }
+        findings.extend(identity::judge(&copies, &wanted, name));
+        Ok(copies.iter().any(Option::is_some))
     }
 }
 

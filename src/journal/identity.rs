@@ -15,12 +15,20 @@ use crate::uring::buffers::BufferPool;
 
 /// The identity of an NVRAM, where it has one.
 pub async fn read<E: Env>(env: &E, nvram: &impl Region) -> io::Result<Option<NvramIdentity>> {
+    Ok(copies(env, nvram).await?.into_iter().flatten().next())
+}
+
+/// What each copy of it says; `None` where it is damaged.
+pub async fn copies<E: Env>(
+    env: &E,
+    nvram: &impl Region,
+) -> io::Result<[Option<NvramIdentity>; 2]> {
     if nvram.len() < REGION_START {
-        return Ok(None);
+        return Ok([None; 2]);
     }
     let mut buffer = env.buffers().acquire(REGION_START as usize).await;
     read_what_can_be(env, nvram, 0, &mut buffer, 0..REGION_START as usize).await?;
-    Ok(NvramIdentity::find(buffer.as_slice()))
+    Ok(NvramIdentity::copies(buffer.as_slice()))
 }
 
 /// Writes both copies. The NVRAM must be larger.

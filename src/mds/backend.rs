@@ -1,5 +1,5 @@
-//! Where the store's bytes lie: a region of a device or file, and a watch over any backend; and a
-//! part of fixed length for what has no length of its own.
+//! Where the store's bytes lie: a region of a medium (a device or file, or a simulated one), and a
+//! watch over any backend; and a part of fixed length for what has no length of its own.
 //!
 //! # The region
 //!
@@ -24,6 +24,7 @@
 //! - **Fail stop** ([`Watched`]): after the first failed write, growth or flush, each later one
 //!   fails too: a device that lost writes would otherwise be believed at the next flush.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -94,30 +95,62 @@ impl RawHeader {
     }
 }
 
-/// A region of a device or file as the store's storage.
-///
-/// The file is used with buffered reads and writes; nobody else may touch the region.
+/// What a store and its volume table have parts of. Nobody else may touch those parts.
+pub trait Medium: fmt::Debug + Send + Sync + Sized + 'static {
+    /// Another handle of the same bytes.
+    fn handle(&self) -> io::Result<Self>;
+
+    /// Reads all of `out` from that offset in bytes on.
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of the data from that offset in bytes on.
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Returns when all that was written is durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// With buffered reads and writes.
+impl Medium for File {
+    fn handle(&self) -> io::Result<Self> {
+        self.try_clone()
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(out, offset)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(data, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+/// A region of a medium as the store's storage.
 #[derive(Debug)]
-pub struct RegionBackend {
-    file: File,
+pub struct RegionBackend<M = File> {
+    medium: M,
     offset: u64,
     capacity: u64,
     header: Mutex<Header>,
 }
 
-impl RegionBackend {
+impl<M: Medium> RegionBackend<M> {
     /// An empty store's region of `capacity` bytes from `offset` on; what was there is gone.
-    pub fn create(file: File, offset: u64, capacity: u64) -> io::Result<Self> {
+    pub fn create(medium: M, offset: u64, capacity: u64) -> io::Result<Self> {
         check_capacity(capacity)?;
-        file.write_all_at(&[0; DATA_OFFSET as usize], offset)?;
-        let header = write_headers(&file, offset, Header { version: 0, length: 0 })?;
-        Ok(RegionBackend { file, offset, capacity, header: Mutex::new(header) })
+        medium.write_at(&[0; DATA_OFFSET as usize], offset)?;
+        let header = write_headers(&medium, offset, Header { version: 0, length: 0 })?;
+        Ok(RegionBackend { medium, offset, capacity, header: Mutex::new(header) })
     }
 
     /// The region of a store that was made before.
-    pub fn open(file: File, offset: u64, capacity: u64) -> io::Result<Self> {
+    pub fn open(medium: M, offset: u64, capacity: u64) -> io::Result<Self> {
         check_capacity(capacity)?;
-        let copies = [read_header(&file, offset)?, read_header(&file, offset + HEADER_BYTES)?];
+        let copies = [read_header(&medium, offset)?, read_header(&medium, offset + HEADER_BYTES)?];
         let verified = copies.iter().filter_map(|raw| raw.verified(capacity));
         let newest = verified.max_by_key(|header| header.version);
         let damaged = || {
@@ -125,12 +158,12 @@ impl RegionBackend {
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
         let header = newest.ok_or_else(damaged)?;
-        Ok(RegionBackend { file, offset, capacity, header: Mutex::new(header) })
+        Ok(RegionBackend { medium, offset, capacity, header: Mutex::new(header) })
     }
 
     /// Which copies of a region's header are damaged.
-    pub fn headers_damaged(file: &File, offset: u64, capacity: u64) -> io::Result<[bool; 2]> {
-        let copies = [read_header(file, offset)?, read_header(file, offset + HEADER_BYTES)?];
+    pub fn headers_damaged(medium: &M, offset: u64, capacity: u64) -> io::Result<[bool; 2]> {
+        let copies = [read_header(medium, offset)?, read_header(medium, offset + HEADER_BYTES)?];
         Ok(copies.map(|raw| raw.verified(capacity).is_none()))
     }
 
@@ -151,27 +184,27 @@ impl RegionBackend {
     fn write_zeros(&self, mut from: u64, to: u64) -> io::Result<()> {
         while from < to {
             let length = (to - from).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..length as usize], self.offset + DATA_OFFSET + from)?;
+            self.medium.write_at(&ZEROS[..length as usize], self.offset + DATA_OFFSET + from)?;
             from += length;
         }
-        self.file.sync_data()
+        self.medium.sync()
     }
 }
 
 /// Writes both copies, as the versions after that one; returns the last.
-fn write_headers(file: &File, offset: u64, mut header: Header) -> io::Result<Header> {
+fn write_headers(medium: &impl Medium, offset: u64, mut header: Header) -> io::Result<Header> {
     for _ in 0..2 {
         header.version += 1;
         let raw = RawHeader::new(header);
-        file.write_all_at(raw.as_bytes(), offset + copy_offset(header.version))?;
-        file.sync_data()?;
+        medium.write_at(raw.as_bytes(), offset + copy_offset(header.version))?;
+        medium.sync()?;
     }
     Ok(header)
 }
 
-fn read_header(file: &File, at: u64) -> io::Result<RawHeader> {
+fn read_header(medium: &impl Medium, at: u64) -> io::Result<RawHeader> {
     let mut raw = RawHeader::new(Header { version: 0, length: 0 });
-    file.read_exact_at(raw.as_mut_bytes(), at)?;
+    medium.read_at(raw.as_mut_bytes(), at)?;
     Ok(raw)
 }
 
@@ -188,14 +221,14 @@ fn copy_offset(version: u64) -> u64 {
     version % 2 * HEADER_BYTES
 }
 
-impl StorageBackend for RegionBackend {
+impl<M: Medium> StorageBackend for RegionBackend<M> {
     fn len(&self) -> io::Result<u64> {
         Ok(self.header().length)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.check_range(offset, out.len())?;
-        self.file.read_exact_at(out, self.offset + DATA_OFFSET + offset)
+        self.medium.read_at(out, self.offset + DATA_OFFSET + offset)
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
@@ -210,49 +243,49 @@ impl StorageBackend for RegionBackend {
         if length > old.length {
             self.write_zeros(old.length, length)?;
         }
-        let new = write_headers(&self.file, self.offset, Header { length, ..old })?;
+        let new = write_headers(&self.medium, self.offset, Header { length, ..old })?;
         *self.header.lock().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.medium.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check_range(offset, data.len())?;
-        self.file.write_all_at(data, self.offset + DATA_OFFSET + offset)
+        self.medium.write_at(data, self.offset + DATA_OFFSET + offset)
     }
 }
 
-/// A part of a device or file that has always the same length.
+/// A part of a medium that has always the same length.
 #[derive(Debug)]
-pub struct FixedBackend {
-    file: File,
+pub struct FixedBackend<M = File> {
+    medium: M,
     offset: u64,
     len: u64,
 }
 
-impl FixedBackend {
-    /// `len` bytes of the file from `offset` on.
-    pub fn new(file: File, offset: u64, len: u64) -> Self {
-        FixedBackend { file, offset, len }
+impl<M: Medium> FixedBackend<M> {
+    /// `len` bytes of the medium from `offset` on.
+    pub fn new(medium: M, offset: u64, len: u64) -> Self {
+        FixedBackend { medium, offset, len }
     }
 
-    /// The position in the file; beyond the part is refused.
+    /// The position on the medium; beyond the part is refused.
     fn place(&self, offset: u64, length: usize) -> io::Result<u64> {
         let inside = offset.checked_add(length as u64).is_some_and(|end| end <= self.len);
         inside.then_some(self.offset + offset).ok_or(io::ErrorKind::InvalidInput.into())
     }
 }
 
-impl StorageBackend for FixedBackend {
+impl<M: Medium> StorageBackend for FixedBackend<M> {
     fn len(&self) -> io::Result<u64> {
         Ok(self.len)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(out, self.place(offset, out.len())?)
+        self.medium.read_at(out, self.place(offset, out.len())?)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -260,11 +293,11 @@ impl StorageBackend for FixedBackend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.medium.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, self.place(offset, data.len())?)
+        self.medium.write_at(data, self.place(offset, data.len())?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Looking at the metadata without changing it: for `flipside check` and `flipside metadata dump`.
 
-use super::backend::RegionBackend;
+use super::backend::{Medium, RegionBackend};
 use super::catalog::{Catalog, CatalogFacts};
 use super::groups::Groups;
 use super::mirrored::kept_by;
@@ -93,7 +93,7 @@ fn check_pairs(facts: &CatalogFacts) -> Result<(), String> {
     Ok(())
 }
 
-impl MetadataPlace {
+impl<M: Medium> MetadataPlace<M> {
     /// Looks at store and volume table. Fails only where they cannot be read at all.
     pub fn examine(&self) -> Result<MetadataFacts, StoreError> {
         let (_, table) = self.table()?;
@@ -103,8 +103,8 @@ impl MetadataPlace {
     }
 
     fn examine_store(&self) -> Result<StoreFacts, StoreError> {
-        let (file, offset, capacity) = self.store_span()?;
-        let region = RegionBackend::open(file, offset, capacity);
+        let (medium, offset, capacity) = self.store_span()?;
+        let region = RegionBackend::open(medium, offset, capacity);
         let region = region.and_then(Overlay::new).map_err(|error| failed(&error))?;
         let mut store = RedbStore::open(region)?;
         store.verify()?;

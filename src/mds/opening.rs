@@ -20,7 +20,7 @@ use std::path::Path;
 
 use redb::StorageBackend as _;
 
-use super::backend::{CAPACITY_MIN, FixedBackend, RegionBackend};
+use super::backend::{CAPACITY_MIN, FixedBackend, Medium, RegionBackend};
 use super::catalog::lines::line_rows;
 use super::catalog::{Catalog, PoolSpec, fresh_rows};
 use super::examine::StoreFacts;
@@ -34,8 +34,8 @@ use crate::format::superblock::{FlagsPlace, Superblock};
 
 /// Where a pool's metadata lies.
 #[derive(Debug)]
-pub struct MetadataPlace {
-    file: File,
+pub struct MetadataPlace<M = File> {
+    medium: M,
     offset: u64,
     /// Bytes of the store alone.
     capacity: u64,
@@ -44,6 +44,9 @@ pub struct MetadataPlace {
     /// Whether the store has the only copy of the pairs' lines.
     pub(super) has_lines: bool,
 }
+
+/// A volume table, and what its copies hold.
+pub(super) type Table<M> = (VolumeTable<FixedBackend<M>>, [Option<Kept>; 2]);
 
 /// What was opened.
 pub struct OpenedMetadata {
@@ -57,13 +60,19 @@ impl MetadataPlace {
     /// The place on a pool's first device, which has that superblock.
     pub fn on(path: &Path, superblock: &Superblock) -> Result<Self, StoreError> {
         let file = OpenOptions::new().read(true).write(true).open(path);
-        let file = file.map_err(|error| StoreError::Failed(error.to_string()))?;
+        Self::within(file.map_err(|error| StoreError::Failed(error.to_string()))?, superblock)
+    }
+}
+
+impl<M: Medium> MetadataPlace<M> {
+    /// The same, on what is open.
+    pub fn within(medium: M, superblock: &Superblock) -> Result<Self, StoreError> {
         let span = superblock.layout.regions.expect("the first device has the regions").store;
         if span.len < CAPACITY_MIN + TABLE_LEN {
             return Err(StoreError::Failed(format!("{} bytes are too few for it", span.len)));
         }
         Ok(MetadataPlace {
-            file,
+            medium,
             offset: span.offset,
             capacity: span.len - TABLE_LEN,
             pool: superblock.pool,
@@ -109,23 +118,21 @@ impl MetadataPlace {
     }
 
     fn new_store(&self) -> Result<RedbStore, StoreError> {
-        let file = self.file.try_clone().map_err(|error| failed(&error))?;
-        let region = RegionBackend::create(file, self.offset, self.capacity);
+        let (medium, offset, capacity) = self.store_span()?;
+        let region = RegionBackend::create(medium, offset, capacity);
         RedbStore::open(region.map_err(|error| failed(&error))?)
     }
 
-    pub(super) fn table(
-        &self,
-    ) -> Result<(VolumeTable<FixedBackend>, [Option<Kept>; 2]), StoreError> {
-        let file = self.file.try_clone().map_err(|error| failed(&error))?;
-        let storage = FixedBackend::new(file, self.offset + self.capacity, TABLE_LEN);
+    pub(super) fn table(&self) -> Result<Table<M>, StoreError> {
+        let medium = self.medium.handle().map_err(|error| failed(&error))?;
+        let storage = FixedBackend::new(medium, self.offset + self.capacity, TABLE_LEN);
         Ok(VolumeTable::open(storage, self.pool))
     }
 
     fn open_store(&self, copies: &[Option<Kept>; 2]) -> Result<Catalog, StoreError> {
         let open = || {
-            let file = self.file.try_clone().map_err(|error| failed(&error))?;
-            let region = RegionBackend::open(file, self.offset, self.capacity);
+            let (medium, offset, capacity) = self.store_span()?;
+            let region = RegionBackend::open(medium, offset, capacity);
             let mut store = RedbStore::open(region.map_err(|error| failed(&error))?)?;
             store.verify()?;
             let (table, _) = self.table()?;
@@ -148,8 +155,9 @@ impl MetadataPlace {
 
     /// Writes the store region's header again, into the place of the older copy.
     pub fn mend_header(&self) -> Result<(), StoreError> {
-        let (file, offset, capacity) = self.store_span()?;
-        let region = RegionBackend::open(file, offset, capacity).map_err(|error| failed(&error))?;
+        let (medium, offset, capacity) = self.store_span()?;
+        let region = RegionBackend::open(medium, offset, capacity);
+        let region = region.map_err(|error| failed(&error))?;
         let mended = region.len().and_then(|len| region.set_len(len));
         mended.map_err(|error| failed(&error))
     }
@@ -184,13 +192,13 @@ impl MetadataPlace {
 
     /// Which copies of the store region's header are damaged.
     pub(super) fn headers_damaged(&self) -> Result<[bool; 2], StoreError> {
-        let (file, offset, capacity) = self.store_span()?;
-        RegionBackend::headers_damaged(&file, offset, capacity).map_err(|error| failed(&error))
+        let (medium, offset, capacity) = self.store_span()?;
+        RegionBackend::headers_damaged(&medium, offset, capacity).map_err(|error| failed(&error))
     }
 
-    pub(super) fn store_span(&self) -> Result<(File, u64, u64), StoreError> {
-        let file = self.file.try_clone().map_err(|error| failed(&error))?;
-        Ok((file, self.offset, self.capacity))
+    pub(super) fn store_span(&self) -> Result<(M, u64, u64), StoreError> {
+        let medium = self.medium.handle().map_err(|error| failed(&error))?;
+        Ok((medium, self.offset, self.capacity))
     }
 
     pub(super) fn check_pool(&self, catalog: &Catalog) -> Result<(), StoreError> {
@@ -247,7 +255,7 @@ mod tests {
 
     fn place(file: &File) -> MetadataPlace {
         MetadataPlace {
-            file: file.try_clone().unwrap(),
+            medium: file.try_clone().unwrap(),
             offset: OFFSET,
             capacity: store_len(u64::from(EXTENTS)) - TABLE_LEN,
             pool: PoolId([3; 16]),

@@ -7,22 +7,37 @@
 //! little about a candidate. Therefore many candidates are run once each, most of them with a salt
 //! of their own, where delta debugging would have few and trust each. Any failure will do; most
 //! often it is the same, and where it is another, that one is worth knowing too.
+//!
+//! A fault that shows in one run of many, whatever is left out, is not met that way. Then a few
+//! actions alone are tried, from anywhere: hundreds of such runs cost no more than one of the
+//! whole.
+//!
+//! Where many writes are wanted for all that they take up (space, the journal, a long commit), none
+//! can be left out alone: so one is made larger as others go.
+//!
+//! What is tried has a bound in work and none in time, so that the same run shrinks to the same
+//! few actions on any machine.
 
 use std::fmt;
-use std::time::{Duration, Instant};
 
+use super::action::Action;
 use super::engine::Engine;
 use super::plan::{Plan, Rounds, Without};
 use super::run::run_plan;
 use crate::env::sim::rng::{Rng, mix};
 
-/// How much is tried in all, whichever ends first.
-const RUNS_MAX: u64 = 8_000;
-const TIME_MAX: Duration = Duration::from_secs(60);
+/// How much is tried in all: actions, and so many more for each run.
+const WORK_MAX: u64 = 200_000;
+const WORK_OF_A_RUN: u64 = 20;
 /// So many candidates of one size fail to fail before smaller pieces are taken out; of single
 /// actions, for each of them.
 const TRIES: u64 = 30;
 const TRIES_EACH: u64 = 12;
+/// So many times few actions alone are tried at first, and later in between.
+const FEW_AT_FIRST: u64 = 200;
+const FEW_IN_BETWEEN: u64 = 2_000;
+/// How large a write may become, in granules: every engine takes so many at once.
+const LARGER: u32 = 64;
 /// With so many actions it is good enough, once nothing is found to leave out.
 const GOOD: usize = 20;
 
@@ -75,15 +90,15 @@ impl fmt::Display for Shrunk {
 
 /// Shrinks the run of a plan; nothing where it does not fail.
 pub fn shrink<E: Engine>(plan: &Plan) -> Option<Shrunk> {
-    let mut search = Search {
-        best: fails::<E>(plan)?,
-        runs: 1,
-        rng: Rng::new(mix(plan.seed)),
-        until: Instant::now() + TIME_MAX,
-    };
+    let mut search =
+        Search { best: run::<E>(plan).1?, runs: 1, work: 0, rng: Rng::new(mix(plan.seed)) };
     search.best.before = search.best.len();
+    search.try_few::<E>(FEW_AT_FIRST);
     // What is found in one pass may help the next.
-    while search.leave_out_actions::<E>() || search.best.len() > GOOD && search.may_go_on() {}
+    while search.leave_out_actions::<E>()
+        || search.best.len() > GOOD && (search.try_few::<E>(FEW_IN_BETWEEN) || search.may_go_on())
+    {
+    }
     search.leave_out_kinds::<E>();
     search.simplify::<E>();
     Some(Shrunk { runs: search.runs, ..search.best })
@@ -93,24 +108,57 @@ fn count(rounds: &Rounds) -> usize {
     rounds.values().map(Vec::len).sum()
 }
 
-/// Runs a plan; where it fails, what had begun is what to go on with.
-fn fails<E: Engine>(plan: &Plan) -> Option<Shrunk> {
+/// The end of all that is written to a volume.
+fn end(rounds: &Rounds, of: usize) -> u32 {
+    let ends = rounds.values().flatten().map(|action| match action {
+        Action::Write { volume, range, .. } if *volume == of => range.end,
+        _ => 0,
+    });
+    ends.max().unwrap_or(0)
+}
+
+/// A write of more, where it is one, and no further than others to its volume.
+fn larger(rounds: &Rounds, action: &Action) -> Option<Action> {
+    let Action::Write { volume, range, fua } = action.clone() else { return None };
+    let end = end(rounds, volume).min(range.start + LARGER).max(range.end);
+    Some(Action::Write { volume, range: range.start..end, fua })
+}
+
+/// Runs a plan: how many actions had begun, and where it fails, those are what to go on with.
+fn run<E: Engine>(plan: &Plan) -> (usize, Option<Shrunk>) {
     let (result, begun) = run_plan::<E>(plan, false);
-    let what = result.err()?.what;
-    Some(Shrunk { plan: Plan { rounds: Some(begun), ..*plan }, what, runs: 0, before: 0 })
+    let (actions, plan) = (count(&begun), Plan { rounds: Some(begun), ..*plan });
+    let failed = result.err();
+    (actions, failed.map(|failure| Shrunk { plan, what: failure.what, runs: 0, before: 0 }))
 }
 
 /// A search for smaller runs.
 struct Search {
     best: Shrunk,
     runs: u64,
+    /// See [`WORK_MAX`].
+    work: u64,
     rng: Rng,
-    until: Instant,
+}
+
+/// Which actions a candidate keeps, of those that are cut into pieces.
+#[derive(Clone, Copy)]
+enum Keep {
+    /// All but some, here and there, as many as a piece has.
+    HereAndThere,
+    /// All but one piece.
+    AllButOne,
+    /// One piece alone.
+    One,
+    /// All but those of a round.
+    AllButARound,
+    /// All but one piece, whose first write is made larger and stays.
+    LargerForAPiece,
 }
 
 impl Search {
     fn may_go_on(&self) -> bool {
-        self.runs < RUNS_MAX && Instant::now() < self.until
+        self.work < WORK_MAX
     }
 
     /// Runs a candidate, with its own salt or a new one; keeps it where it fails.
@@ -119,7 +167,9 @@ impl Search {
         if self.rng.chance(700_000) {
             plan.salt = self.rng.between(1, 1 << 20);
         }
-        let Some(smaller) = fails::<E>(&plan) else { return false };
+        let (actions, failed) = run::<E>(&plan);
+        self.work += actions as u64 + WORK_OF_A_RUN;
+        let Some(smaller) = failed else { return false };
         self.best = Shrunk { before: self.best.before, ..smaller };
         true
     }
@@ -130,7 +180,14 @@ impl Search {
         while !self.best.is_empty() && self.may_go_on() {
             let left = self.best.len();
             pieces = pieces.min(left);
-            let smaller = self.without_a_piece(pieces);
+            let keep = match self.rng.below(if self.best.rounds().len() > 1 { 6 } else { 5 }) {
+                0 => Keep::HereAndThere,
+                1 | 2 => Keep::AllButOne,
+                3 => Keep::One,
+                4 => Keep::LargerForAPiece,
+                _ => Keep::AllButARound,
+            };
+            let smaller = self.of_pieces(pieces, keep);
             if smaller.rounds.as_ref().is_some_and(|rounds| count(rounds) < left)
                 && self.attempt::<E>(smaller)
             {
@@ -151,12 +208,24 @@ impl Search {
         found
     }
 
-    /// The best plan without one of so many pieces of its actions.
-    fn without_a_piece(&mut self, pieces: usize) -> Plan {
+    /// Tries few actions alone, so many times where there are more; whether that was enough once.
+    fn try_few<E: Engine>(&mut self, times: u64) -> bool {
+        (0..times).any(|_| {
+            if self.best.len() <= GOOD || !self.may_go_on() {
+                return false;
+            }
+            let few = self.rng.between(2, GOOD as u64) as usize;
+            let few = self.of_pieces(self.best.len().div_ceil(few), Keep::One);
+            let salt = self.rng.between(1, 1 << 20);
+            self.attempt::<E>(Plan { salt, ..few })
+        })
+    }
+
+    /// The best plan with what is to be kept of its actions, in so many pieces.
+    fn of_pieces(&mut self, pieces: usize, keep: Keep) -> Plan {
         let rounds = self.best.rounds();
         let (left, rng) = (count(rounds), &mut self.rng);
         let size = left.div_ceil(pieces);
-        let way = rng.below(if rounds.len() > 1 { 5 } else { 4 });
         let numbers: Vec<u32> = rounds.keys().copied().collect();
         let round = numbers.get(rng.below(numbers.len().max(1) as u64) as usize).copied();
         let start = rng.below((left - size + 1) as u64) as usize;
@@ -164,18 +233,26 @@ impl Search {
         let mut keeps = |of: u32| {
             place += 1;
             let within = (start..start + size).contains(&(place - 1));
-            match way {
-                // Here and there.
-                0 => !rng.chance((1_000_000 / pieces) as u32),
-                // All but one piece, or one piece alone.
-                1 | 2 => !within,
-                3 => within,
-                _ => Some(of) != round,
+            match keep {
+                Keep::HereAndThere => !rng.chance((1_000_000 / pieces) as u32),
+                Keep::AllButOne | Keep::LargerForAPiece => !within,
+                Keep::One => within,
+                Keep::AllButARound => Some(of) != round,
             }
         };
         let mut smaller = Rounds::new();
+        let mut wanted = matches!(keep, Keep::LargerForAPiece);
         for (round, actions) in rounds {
-            let kept: Vec<_> = actions.iter().filter(|_| keeps(*round)).cloned().collect();
+            let kept = actions.iter().filter_map(|action| match keeps(*round) {
+                true => Some(action.clone()),
+                false if wanted => {
+                    let write = larger(rounds, action);
+                    wanted = write.is_none();
+                    write
+                }
+                false => None,
+            });
+            let kept: Vec<_> = kept.collect();
             if !kept.is_empty() {
                 smaller.insert(*round, kept);
             }

@@ -9,6 +9,8 @@
 //!   the buffer's bytes cannot be touched through [`Buf`].
 //! - **Contents**: a buffer holds whatever its last user left; whoever hands bytes to a client
 //!   must have written every one of them.
+//! - **Allocation**: none for a buffer of the arena, nor for its views: who holds a block is
+//!   counted in a table that the pool was made with.
 //! - **Threads**: none of this crosses a thread.
 
 use std::cell::{Cell, RefCell};
@@ -36,6 +38,8 @@ struct Pool {
     capacity_pages: usize,
     arena: Arena,
     buddy: RefCell<Buddy>,
+    /// How many handles each block of the arena has, by its first page.
+    handles: Box<[Cell<u32>]>,
     registered: Cell<bool>,
 }
 
@@ -48,31 +52,26 @@ struct Arena {
 }
 
 /// Where a buffer's memory lies.
+#[derive(Clone)]
 enum Memory {
-    Arena {
-        page: u32,
-        order: u8,
-    },
-    Own(
-        #[cfg_attr(not(test), expect(dead_code, reason = "its only use is to unmap when dropped"))]
-        MmapMut,
-    ),
+    Arena { page: u32, order: u8 },
+    Own(Rc<MmapMut>),
 }
 
-struct Inner {
+/// One of those who hold a buffer's memory, which goes back to the pool with the last of them.
+struct Handle {
     start: *mut u8,
     len: usize,
-    pages: usize,
     memory: Memory,
     pool: Rc<Pool>,
 }
 
 /// A buffer, owned.
-pub struct Buf(Rc<Inner>);
+pub struct Buf(Handle);
 
 /// A window into a buffer, for one operation in flight.
 pub struct View {
-    inner: Rc<Inner>,
+    handle: Handle,
     range: Range<usize>,
 }
 
@@ -103,6 +102,7 @@ impl BufferPool {
             capacity_pages,
             arena,
             buddy: RefCell::new(Buddy::new(blocks as u32)),
+            handles: vec![Cell::new(0); blocks << ORDER_MAX].into(),
             registered: Cell::new(false),
         })))
     }
@@ -162,24 +162,54 @@ impl BufferPool {
             (order <= ORDER_MAX).then(|| self.0.buddy.borrow_mut().take(order)).flatten();
         let (start, memory) = if let Some(page) = from_arena {
             let start = self.0.arena.start().wrapping_add(page as usize * PAGE).cast_mut();
+            self.0.handles[page as usize].set(1);
             (start, Memory::Arena { page, order })
         } else {
             let mut own = MmapOptions::new()
                 .len(pages * PAGE)
                 .map_anon()
                 .expect("anonymous memory within the configured bound");
-            (own.as_mut_ptr(), Memory::Own(own))
+            (own.as_mut_ptr(), Memory::Own(Rc::new(own)))
         };
-        Buf(Rc::new(Inner { start, len, pages, memory, pool: Rc::clone(&self.0) }))
+        Buf(Handle { start, len, memory, pool: Rc::clone(&self.0) })
     }
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Memory::Arena { page, order } = self.memory {
-            self.pool.buddy.borrow_mut().give(page, order);
+impl Handle {
+    /// How many there are of the same memory.
+    fn count(&self) -> usize {
+        match &self.memory {
+            Memory::Arena { page, .. } => self.pool.handles[*page as usize].get() as usize,
+            Memory::Own(map) => Rc::strong_count(map),
         }
-        self.pool.budget.add_permits(self.pages);
+    }
+}
+
+impl Clone for Handle {
+    fn clone(&self) -> Self {
+        if let Memory::Arena { page, .. } = self.memory {
+            self.pool.handles[page as usize].update(|handles| handles + 1);
+        }
+        Self { memory: self.memory.clone(), pool: Rc::clone(&self.pool), ..*self }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let last = self.count() == 1;
+        let pages = match &self.memory {
+            Memory::Arena { page, order } => {
+                self.pool.handles[*page as usize].update(|handles| handles - 1);
+                if last {
+                    self.pool.buddy.borrow_mut().give(*page, *order);
+                }
+                1 << order
+            }
+            Memory::Own(map) => map.len() / PAGE,
+        };
+        if last {
+            self.pool.budget.add_permits(pages);
+        }
     }
 }
 
@@ -196,7 +226,7 @@ impl Buf {
 
     /// Whether no operation holds a view of the buffer.
     pub fn is_idle(&self) -> bool {
-        Rc::strong_count(&self.0) == 1
+        self.0.count() == 1
     }
 
     /// The bytes. No operation may be in flight on any part of them.
@@ -222,7 +252,7 @@ impl Buf {
             "view {range:?} of {} bytes",
             self.0.len
         );
-        View { inner: Rc::clone(&self.0), range }
+        View { handle: self.0.clone(), range }
     }
 
     /// A window of the whole for one operation.
@@ -248,23 +278,23 @@ impl View {
     pub fn narrow(&self, range: Range<usize>) -> View {
         assert!(range.start <= range.end && range.end <= self.len(), "narrowed to {range:?}");
         let start = self.range.start;
-        View { inner: Rc::clone(&self.inner), range: start + range.start..start + range.end }
+        View { handle: self.handle.clone(), range: start + range.start..start + range.end }
     }
 
     /// Address of the first byte, for the kernel. Whoever uses it keeps the view meanwhile.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.inner.start.wrapping_add(self.range.start)
+        self.handle.start.wrapping_add(self.range.start)
     }
 
     /// The registered buffer that holds the window, where it lies in one.
     pub fn registered(&self) -> Option<u16> {
-        let in_arena = matches!(self.inner.memory, Memory::Arena { .. });
-        (in_arena && self.inner.pool.registered.get()).then_some(REGISTERED_INDEX)
+        let in_arena = matches!(self.handle.memory, Memory::Arena { .. });
+        (in_arena && self.handle.pool.registered.get()).then_some(REGISTERED_INDEX)
     }
 
     /// Lets `f` read the bytes; for operations that are carried out at once.
     pub fn with<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
-        // SAFETY: the memory lives as long as self.inner. Nothing else in this thread can write to
+        // SAFETY: the memory lives as long as self.handle. Nothing else in this thread can write to
         // it during the call but `f` itself, which gets no handle to it; the kernel writes only
         // where a reading operation was given an overlapping view, which no caller does.
         f(unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len()) })
@@ -274,13 +304,6 @@ impl View {
     pub fn with_mut<R>(&mut self, f: impl FnOnce(&mut [u8]) -> R) -> R {
         // SAFETY: as in `with`; a `Buf` hands out no slice while a view exists.
         f(unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len()) })
-    }
-}
-
-impl Memory {
-    #[cfg(test)]
-    fn is_own(&self) -> bool {
-        matches!(self, Memory::Own(map) if !map.is_empty())
     }
 }
 
@@ -315,12 +338,27 @@ mod tests {
     fn capacity_bounds_arena_and_mappings_together() {
         let pool = pool();
         let large = pool.try_acquire(ARENA_BLOCK + 1).unwrap();
-        assert!(large.0.memory.is_own());
+        let is_own = |buf: &Buf| matches!(buf.0.memory, Memory::Own(_));
+        assert!(is_own(&large));
         let small: Vec<_> = (0..2).map(|_| pool.try_acquire(ARENA_BLOCK).unwrap()).collect();
-        assert!(!small[0].0.memory.is_own() && small[1].0.memory.is_own());
+        assert!(!is_own(&small[0]) && is_own(&small[1]));
         assert!(pool.try_acquire(1).is_none());
         drop(large);
         assert!(pool.try_acquire(1).is_some());
+    }
+
+    /// Goal: memory of its own, too, comes back with the last view.
+    #[test]
+    fn mappings_return_with_the_last_view() {
+        let pool = pool();
+        let free = pool.available();
+        let mut large = pool.try_acquire(ARENA_BLOCK + 1).unwrap();
+        let narrow = large.view_all().narrow(5..7);
+        assert!(!large.is_idle());
+        drop(large);
+        assert_eq!(pool.available(), free - 2 * ARENA_BLOCK);
+        drop(narrow);
+        assert_eq!(pool.available(), free);
     }
 
     /// Goal: bytes under an operation cannot be reached through the buffer.

@@ -4,15 +4,16 @@
 
 use flipside::check::devices::{self, DeviceFacts};
 use flipside::check::finding::{Finding, Mend};
-use flipside::check::{mend, region};
+use flipside::check::{identity, mend, region};
 use flipside::env::flags::FlagsRegion;
 use flipside::env::region::DeviceRegion;
 use flipside::env::sim::rng::Rng;
 use flipside::env::sim::{Crash, Fault, Faults, Limit, Machine, SimDisk, SimEnv, SimNvram};
 use flipside::env::{Env as _, Nvram as _, Region as _};
 use flipside::format::layout::Geometry;
-use flipside::format::nvram::REGION_START;
+use flipside::format::nvram::{self, NvramIdentity, REGION_START};
 use flipside::format::superblock::FlagsPlace;
+use flipside::journal;
 use flipside::journal::inspect::{PageKind, RegionFacts, UnevenPage, inspect, runs};
 use flipside::sim::engine::{Engine as _, Running as _, Volume as _};
 use flipside::sim::flipside::{Flipside, Serving};
@@ -38,7 +39,11 @@ async fn examine(env: &SimEnv) -> Examined {
     let (pool, mut findings) = devices::judge(std::slice::from_ref(&device));
     let superblock = pool.expect("one superblock is good").superblock;
     let region = match superblock.flags {
-        FlagsPlace::Nvram { len, .. } => {
+        FlagsPlace::Nvram { region, len } => {
+            let wanted = NvramIdentity { pool: superblock.pool, region, len };
+            let copies = journal::identity::copies(env, &env.nvram().unwrap()).await.unwrap();
+            assert!(!identity::is_another(&copies, &wanted), "{copies:?}");
+            findings.extend(identity::judge(&copies, &wanted, "nvram"));
             FlagsRegion::Nvram(env.nvram().unwrap().part(REGION_START, len))
         }
         FlagsPlace::Device | FlagsPlace::Mds => {
@@ -57,13 +62,15 @@ async fn repair(env: SimEnv) {
     for mend in mend::plan(&found.findings) {
         match mend {
             Mend::Superblock(_) => mend::superblock(&env, &env.disk(0), &found.device).await,
+            Mend::Identity => mend::identity(&env, &env.nvram().unwrap()).await,
             _ => mend::page(&env, &found.region, &found.facts, &mend).await,
         }
         .unwrap();
     }
 }
 
-/// Destroys one copy of each of most pages that are there twice, and a superblock.
+/// Destroys one copy of each of most pages that are there twice, a superblock, and a copy of the
+/// NVRAM's identity where there is one.
 async fn damage(env: SimEnv, seed: u64) {
     let found = examine(&env).await;
     assert!(found.findings.is_empty(), "{:?}", found.findings);
@@ -86,6 +93,10 @@ async fn damage(env: SimEnv, seed: u64) {
         }
     }
     assert!(damaged > 5, "{damaged} pages");
+    if let Some(nvram) = env.nvram() {
+        let at = rng.below(2) * nvram::LEN as u64;
+        nvram.persist(vec![(at, garbage.view(0..nvram::LEN))]).await.unwrap();
+    }
     let [first, second] = found.device.copies[0].as_ref().unwrap().layout.superblocks();
     let at = if rng.chance(500_000) { first } else { second };
     let head = DeviceRegion::new(env.disk(0), at, 4096);

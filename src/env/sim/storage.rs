@@ -15,6 +15,7 @@ use super::image::Image;
 use super::medium::{Crash, Medium};
 use super::rng::Rng;
 use crate::env::Durability;
+use crate::mds::backend;
 
 /// The sectors of the simulated storage, in bytes.
 const SECTOR: usize = 512;
@@ -121,6 +122,25 @@ impl State {
         if let Some(after) = &mut self.afterlife {
             after.image.write(offset, data);
         }
+    }
+}
+
+/// As a medium it has the length that it was given.
+impl backend::Medium for SimStorage {
+    fn handle(&self) -> io::Result<Self> {
+        Ok(self.clone())
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read(offset, out)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.write(offset, data)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
     }
 }
 
