@@ -14,7 +14,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use crate::arguments;
 use crate::log::{Deed, Entry, Log};
 use crate::machine::{available, passes, sparse};
-use crate::support::killing::{choose, number, seed, serve};
+use crate::support::killing::{choose, number, seed, serve, under_load};
 use crate::support::nbd_client::Client;
 use crate::support::programs::{directory, run, say};
 use crate::support::target::{Service, Target, format};
@@ -267,27 +267,13 @@ fn load(volume: &Volume, target: Target, rng: &mut Rng, durable: &AtomicU64) {
         flushes_percent: rng.pick(&[3, 10, 25]),
         seed: rng.bits(),
     };
-    let socket = target.socket().to_owned();
-    let connect = || Client::unix(&socket, "vol0");
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let loading = scope.spawn(|| volume.load(&connect, load, &stop));
+    under_load(volume, target, load, |target, is_loading| {
         let began = Instant::now();
         while durable.load(Ordering::SeqCst) < DURABLE {
-            assert!(!loading.is_finished(), "the target is gone: {}", target.log());
+            assert!(is_loading(), "the target is gone: {}", target.log());
             assert!(began.elapsed() < PATIENCE, "{load:?}: {:?}", volume.tally);
             thread::sleep(Duration::from_millis(20));
         }
-        let stops = rng.below(4) == 0;
-        if stops {
-            assert!(target.stop().success());
-            stop.store(true, Ordering::Relaxed);
-        } else {
-            target.kill();
-        }
-        loading.join().unwrap();
-        if stops {
-            volume.settled();
-        }
+        rng.below(4) == 0
     });
 }
