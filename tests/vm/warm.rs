@@ -17,9 +17,9 @@ use crate::ublk::{BLOCK_DEVICE, MOUNT, mount, pool, queues, serve, with_queues};
 
 const ROUNDS: u64 = 5;
 
-/// Goal: a target under a mounted ext4 that writes, with two queues, is killed again and again, and replaced by a
-/// new one; each time the next one goes on, the file system sees no error, all files are whole,
-/// flushed or not, and it is clean.
+/// Goal: a target under a mounted ext4 that writes, with two queues, is killed again and again, and
+/// replaced by a new one; each time the next one goes on, the file system sees no error, all files
+/// are whole, flushed or not, and it is clean.
 #[test]
 fn killed_under_a_file_system() {
     if available() {
