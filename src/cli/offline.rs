@@ -270,6 +270,18 @@ impl<R: Region> Region for Counted<R> {
         self.region.persist(pieces)
     }
 
+    fn persist_all(
+        &self,
+        pieces: Vec<(u64, View)>,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
+        self.region.persist_all(pieces)
+    }
+
+    fn whole(&self) -> Option<Self> {
+        let region = self.region.whole()?;
+        Some(Self { region, progress: self.progress.clone() })
+    }
+
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         self.region.flush()
     }

@@ -47,6 +47,24 @@ impl<D: Region, N: Region> Region for FlagsRegion<D, N> {
     }
 
     #[track_caller]
+    fn persist_all(
+        &self,
+        pieces: Vec<(u64, View)>,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
+        match self {
+            FlagsRegion::Device(region) => Either::Left(region.persist_all(pieces)),
+            FlagsRegion::Nvram(region) => Either::Right(region.persist_all(pieces)),
+        }
+    }
+
+    fn whole(&self) -> Option<Self> {
+        match self {
+            FlagsRegion::Device(region) => region.whole().map(FlagsRegion::Device),
+            FlagsRegion::Nvram(region) => region.whole().map(FlagsRegion::Nvram),
+        }
+    }
+
+    #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         match self {
             FlagsRegion::Device(region) => Either::Left(region.flush()),

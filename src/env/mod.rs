@@ -127,9 +127,18 @@ pub trait Region: Clone + 'static {
     /// Writes every piece and returns when all of them are durable. At a crash before that, any
     /// part of any of them may have arrived.
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static;
+    /// Writes every piece and returns when all of them are durable, and so is every write to the
+    /// device beneath ([`Region::whole`]) that had completed before this was called.
+    fn persist_all(
+        &self,
+        pieces: Vec<(u64, View)>,
+    ) -> impl Future<Output = io::Result<()>> + 'static;
     /// Makes durable everything that can be read now, whoever wrote it: a recovery must not act on
     /// what may vanish later.
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static;
+    /// The device that the region is a part of, where there is data beside it.
+    #[must_use]
+    fn whole(&self) -> Option<Self>;
 }
 
 /// Persistent memory beside the data devices: a region of which parts are used.

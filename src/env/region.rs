@@ -101,6 +101,29 @@ impl<D: Disk> Region for DeviceRegion<D> {
     }
 
     #[track_caller]
+    fn persist_all(
+        &self,
+        pieces: Vec<(u64, View)>,
+    ) -> impl Future<Output = io::Result<()>> + 'static {
+        let disk = self.disk.clone();
+        let flush = disk.volatile_cache() && !mutated(Mutant::SumsNotFlushed);
+        let writes: Vec<_> = pieces
+            .into_iter()
+            .map(|(offset, view)| {
+                self.disk.write(self.place(offset, view.len()), view, Durability::Volatile)
+            })
+            .collect();
+        async move {
+            join_all(writes).await.into_iter().collect::<io::Result<()>>()?;
+            if flush { disk.flush().await } else { Ok(()) }
+        }
+    }
+
+    fn whole(&self) -> Option<Self> {
+        Some(Self::whole(self.disk.clone()))
+    }
+
+    #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         self.disk.flush()
     }

@@ -118,7 +118,7 @@ impl Line {
     /// (design section 5): the older binding never overwrites the newer.
     pub fn apply(&mut self, record: &Record) -> Applied {
         match *record {
-            Record::Participant(_) => Applied::Impossible,
+            Record::Participant(_) | Record::Sum(_) => Applied::Impossible,
             Record::Binding { binding, .. } => {
                 let stale = binding.generation < self.binding.generation;
                 if stale && !mutated(Mutant::StaleBindingApplied) {

@@ -1,19 +1,20 @@
 //! The records of a group: what one transaction did to the pairs of a unit (design section 5).
 //!
-//! Three kinds, told apart by their first byte; the records of a group are applied in their order.
+//! Four kinds, told apart by their first byte; the records of a group are applied in their order.
 //!
 //! | kind | bytes | what it says |
 //! | --- | --- | --- |
 //! | 1 participant | 8 | a storage unit that takes part in the transaction |
 //! | 2 binding | 32 | the pair as it is from here on: owner, extents, data area, generation |
 //! | 3 place | 24 | a run of blocks and where their contents lie from here on |
+//! | 4 sum | 24 | what some bytes of the device were when this was written, and perhaps volatile |
 //!
 //! Both that change a pair are absolute, so that applying one again changes nothing, and carry the
 //! pair's generation, so that one of an earlier binding is never applied to a later one.
 
 use std::ops::Range;
 
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::blocks::{BLOCKS_MAX, Location};
@@ -22,6 +23,7 @@ use super::ids::{ExtentId, Generation, LogicalExtent, PairId, Slot, UnitId, Volu
 const KIND_PARTICIPANT: u8 = 1;
 const KIND_BINDING: u8 = 2;
 const KIND_PLACE: u8 = 3;
+const KIND_SUM: u8 = 4;
 /// In a stored field: no volume, no extent, no slot.
 pub const NONE: u32 = u32::MAX;
 
@@ -75,6 +77,27 @@ impl Payload {
     pub const UNPLACED: Payload = Payload { slot: NONE - 1, crc: 0, veiled: false };
 }
 
+/// A run of blocks on the device that the journal is on, which may not have been durable when this
+/// was written, and what they sum up to ([`crate::journal::sums`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sum {
+    /// Where the run begins on the device, in bytes.
+    pub offset: u64,
+    /// Bytes of a block.
+    pub block: u32,
+    /// How many blocks.
+    pub count: u16,
+    /// CRC-64/NVME of the CRC-64/NVME of each.
+    pub sum: u64,
+}
+
+impl Sum {
+    /// The first byte after the run.
+    pub fn end(&self) -> u64 {
+        self.offset + u64::from(self.count) * u64::from(self.block)
+    }
+}
+
 /// One record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -102,6 +125,8 @@ pub enum Record {
         /// Their bytes, where they are still in the journal.
         payload: Option<Payload>,
     },
+    /// The group counts only where this is so, as long as it is the newest one.
+    Sum(Sum),
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -141,12 +166,26 @@ struct RawPlace {
     payload_crc: U32,
 }
 
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawSum {
+    kind: u8,
+    zero: u8,
+    count: U16,
+    block: U32,
+    offset: U64,
+    sum: U64,
+}
+
 /// Bytes of a stored binding record.
 pub const BINDING_BYTES: usize = size_of::<RawBinding>();
 /// Bytes of a stored place record.
 pub const PLACE_BYTES: usize = size_of::<RawPlace>();
+/// Bytes of a stored sum.
+pub const SUM_BYTES: usize = size_of::<RawSum>();
 const PARTICIPANT_BYTES: usize = size_of::<RawParticipant>();
 const _: () = assert!(PARTICIPANT_BYTES == 8 && BINDING_BYTES == 32 && PLACE_BYTES == 24);
+const _: () = assert!(SUM_BYTES == 24);
 const _: () = assert!(BLOCKS_MAX <= u16::MAX as usize, "a block's number fits its field");
 
 impl Record {
@@ -170,7 +209,7 @@ impl Record {
     /// The pair that the record names, where it names one.
     pub fn pair(&self) -> Option<PairId> {
         match *self {
-            Record::Participant(_) => None,
+            Record::Participant(_) | Record::Sum(_) => None,
             Record::Binding { pair, .. } | Record::Place { pair, .. } => Some(pair),
         }
     }
@@ -181,6 +220,7 @@ impl Record {
             Record::Participant(_) => PARTICIPANT_BYTES,
             Record::Binding { .. } => BINDING_BYTES,
             Record::Place { .. } => PLACE_BYTES,
+            Record::Sum(_) => SUM_BYTES,
         }
     }
 
@@ -221,6 +261,7 @@ impl Record {
                 };
                 put(out, &raw);
             }
+            Record::Sum(sum) => put(out, &raw_sum(sum)),
         }
     }
 
@@ -244,25 +285,11 @@ impl Record {
             }
             KIND_PLACE => {
                 let (raw, rest) = RawPlace::ref_from_prefix(bytes).ok()?;
-                let (first, count) = (raw.first.get(), raw.count.get());
-                if count == 0 || usize::from(first) + usize::from(count) > BLOCKS_MAX {
-                    return None;
-                }
-                let payload = parse_payload(raw);
-                // A slot has the bytes of one block.
-                let sound = if payload.is_some() { count == 1 } else { raw.veiled == 0 };
-                if raw.veiled > 1 || !sound {
-                    return None;
-                }
-                let record = Record::Place {
-                    pair: PairId(raw.pair.get()),
-                    generation: Generation(raw.generation.get()),
-                    first,
-                    count,
-                    location: parse_location(raw.location)?,
-                    payload,
-                };
-                Some((record, rest))
+                Some((parse_place(raw)?, rest))
+            }
+            KIND_SUM => {
+                let (raw, rest) = RawSum::ref_from_prefix(bytes).ok()?;
+                Some((parse_sum(raw)?, rest))
             }
             _ => None,
         }
@@ -290,6 +317,45 @@ pub fn unpack(mut bytes: &[u8]) -> Option<Vec<Record>> {
         bytes = rest;
     }
     Some(records)
+}
+
+fn raw_sum(sum: Sum) -> RawSum {
+    RawSum {
+        kind: KIND_SUM,
+        zero: 0,
+        count: U16::new(sum.count),
+        block: U32::new(sum.block),
+        offset: U64::new(sum.offset),
+        sum: U64::new(sum.sum),
+    }
+}
+
+fn parse_sum(raw: &RawSum) -> Option<Record> {
+    let RawSum { count, block, offset, sum, .. } = raw;
+    let sum = Sum { offset: offset.get(), block: block.get(), count: count.get(), sum: sum.get() };
+    let len = u64::from(sum.count) * u64::from(sum.block);
+    (len > 0 && sum.offset.checked_add(len).is_some()).then_some(Record::Sum(sum))
+}
+
+fn parse_place(raw: &RawPlace) -> Option<Record> {
+    let (first, count) = (raw.first.get(), raw.count.get());
+    if count == 0 || usize::from(first) + usize::from(count) > BLOCKS_MAX {
+        return None;
+    }
+    let payload = parse_payload(raw);
+    // A slot has the bytes of one block.
+    let sound = if payload.is_some() { count == 1 } else { raw.veiled == 0 };
+    if raw.veiled > 1 || !sound {
+        return None;
+    }
+    Some(Record::Place {
+        pair: PairId(raw.pair.get()),
+        generation: Generation(raw.generation.get()),
+        first,
+        count,
+        location: parse_location(raw.location)?,
+        payload,
+    })
 }
 
 fn put<T: IntoBytes + Immutable>(out: &mut [u8], raw: &T) {
@@ -385,7 +451,10 @@ pub(crate) mod tests {
                 location,
                 payload,
             });
-        prop_oneof![any::<u32>().prop_map(|u| Record::Participant(UnitId(u))), binding, place]
+        let sum = (0..1 << 60_u64, 1..1 << 20_u32, 1..=u16::MAX, any::<u64>())
+            .prop_map(|(offset, block, count, sum)| Sum { offset, block, count, sum });
+        let participant = any::<u32>().prop_map(|u| Record::Participant(UnitId(u)));
+        prop_oneof![participant, binding, place, sum.prop_map(Record::Sum)]
     }
 
     proptest! {

@@ -107,7 +107,7 @@ pub async fn inspect<E: Env, R: Region>(
     }
     note(PageKind::Home, found);
     let scan = scan_slots(env, region, &layout, pool, &mut work).await?;
-    let (linked, groups) = match scan.walk(&status) {
+    let (linked, groups) = match scan.list(env, region, &status, &mut work).await {
         Ok((list, groups)) => (list.show(), Ok(groups)),
         Err(error) => (Vec::new(), Err(error)),
     };

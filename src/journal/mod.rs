@@ -32,6 +32,7 @@ pub mod place;
 pub mod relocate;
 mod replay;
 mod slots;
+pub mod sums;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -211,9 +212,16 @@ impl<R: Region> Journal<R> {
         self.payload_slots_max().checked_sub(held).expect("payload within its share")
     }
 
+    /// Whether data can be made durable by the flush of the group that names it ([`sums`]): it is
+    /// on the device that the journal is on.
+    pub fn is_beside_data(&self) -> bool {
+        self.region.whole().is_some()
+    }
+
     /// Appends a group, with the bytes of those blocks whose records have payload, in their order;
     /// when this returns all of it is durable and linked, by one persist where the payload is small
-    /// ([`payload`]). The caller applies the effect and then says so by [`Journal::publish`].
+    /// ([`payload`]). Where sums are among the records, so is all that was written to the region's
+    /// device before. The caller applies the effect and then says so by [`Journal::publish`].
     pub async fn append(
         &self,
         domain: u32,
@@ -245,9 +253,14 @@ impl<R: Region> Journal<R> {
         let sequence = tail.sequence;
         let group = Group { sequence, incarnation, transaction, domain, state, link, records };
         group.store(self.pool, &parts, &slots, work.parts.as_mut_slice());
+        let summed = group.records.iter().any(|record| matches!(record, Record::Sum(_)));
         let mut pieces = self.part_pieces(&mut work.parts, &parts, &slots);
         pieces.extend(payload_pieces);
-        self.persist(pieces).await?;
+        if summed {
+            self.persist_all(pieces).await?
+        } else {
+            self.persist(pieces).await?
+        }
         let mut inner = self.inner.borrow_mut();
         let payload = held;
         let published = false;
@@ -323,10 +336,21 @@ impl<R: Region> Journal<R> {
     }
 
     async fn persist(&self, pieces: Vec<(u64, View)>) -> Result<(), JournalError> {
-        let bytes: usize = pieces.iter().map(|(_, view)| view.len()).sum();
+        self.count(&pieces);
         let result = self.region.persist(pieces).await;
-        self.bytes_written.set(self.bytes_written.get() + bytes as u64);
         self.latch(result)
+    }
+
+    /// The same, with all that is on the device of the region ([`sums`]).
+    async fn persist_all(&self, pieces: Vec<(u64, View)>) -> Result<(), JournalError> {
+        self.count(&pieces);
+        let result = self.region.persist_all(pieces).await;
+        self.latch(result)
+    }
+
+    fn count(&self, pieces: &[(u64, View)]) {
+        let bytes: usize = pieces.iter().map(|(_, view)| view.len()).sum();
+        self.bytes_written.set(self.bytes_written.get() + bytes as u64);
     }
 
     /// Passes a result on, and remembers the first failure for ever.

@@ -15,6 +15,7 @@ use super::list::{Linked, List};
 use super::pages::{PageStore, read_what_can_be};
 use super::payload::{self, DECIDED, Held, slot_crc};
 use super::slots::Slots;
+use super::sums::is_there;
 use super::{AppendWork, Inner, Journal, JournalError, PageWork, append_work_bytes};
 use crate::env::{Env, Region};
 use crate::format::group::{Group, GroupState, Link, Part, SLOT_BYTES, TransactionId};
@@ -174,7 +175,7 @@ impl Survey {
         let mut home_store = PageStore::blank(layout.home, HOME_MAGIC, pool);
         let lines = load_home(env, region, &layout, &mut home_store, work).await?;
         let scan = scan_slots(env, region, &layout, pool, work).await?;
-        let (list, groups) = scan.walk(&status)?;
+        let (list, groups) = scan.list(env, region, &status, work).await?;
         Ok(Self {
             header,
             lines,
@@ -424,8 +425,28 @@ impl Scan {
         whole.then_some((group, slots))
     }
 
+    /// The list, without its newest group where the data is missing that this sums up.
+    pub(super) async fn list<E: Env, R: Region>(
+        mut self,
+        env: &E,
+        region: &R,
+        status: &[Option<StatusEntry>],
+        work: &mut Buf,
+    ) -> Result<(List, Vec<RecoveredGroup>), JournalError> {
+        let (list, groups) = self.walk(status)?;
+        let Some(newest) = groups.last() else { return Ok((list, groups)) };
+        let doubted =
+            list.tail().sequence.0 == newest.sequence.0 + 1 || mutated(Mutant::OlderGroupDoubted);
+        if !doubted || is_there(env, region, newest, work).await.map_err(failed)? {
+            return Ok((list, groups));
+        }
+        tracing::info!(group = %newest.sequence, "the newest group came without its data");
+        self.parts.remove(&list.head_slot(newest.sequence));
+        self.walk(status)
+    }
+
     /// Follows the links from the root; see the module.
-    pub(super) fn walk(
+    fn walk(
         &self,
         status: &[Option<StatusEntry>],
     ) -> Result<(List, Vec<RecoveredGroup>), JournalError> {

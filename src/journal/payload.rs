@@ -133,7 +133,7 @@ pub fn held(groups: &[RecoveredGroup], of: &[GroupState]) -> BTreeMap<(PairId, u
     for group in groups.iter().filter(|group| of.contains(&group.state)) {
         for record in &group.records {
             match *record {
-                Record::Participant(_) => {}
+                Record::Participant(_) | Record::Sum(_) => {}
                 Record::Binding { pair, binding } => {
                     if binding.owner.is_none() {
                         found.retain(|(of, _), _| *of != pair);

@@ -125,6 +125,14 @@ impl<E: Env, R: Region> Place<E, R> {
         }
     }
 
+    /// As [`Journal::is_beside_data`].
+    pub fn is_beside_data(&self) -> bool {
+        match self {
+            Place::Local(journal) => journal.is_beside_data(),
+            Place::Server(_) => false,
+        }
+    }
+
     /// Whether the flags are at the metadata server.
     pub fn is_at_server(&self) -> bool {
         matches!(self, Place::Server(_))

@@ -223,6 +223,8 @@ impl Flipside {
             settle: SettlePolicy::Pressure,
             settle_batch: 2,
             tell_interval: Duration::from_millis(1),
+            // Both forms of a commit.
+            sum_blocks_max: 2,
             ..Config::default()
         };
         let size = 2 * u64::from(geometry.extent_size());
@@ -435,6 +437,7 @@ impl Engine for Flipside {
         }
         // Last, so that what was drawn before stays what it was.
         drawn.warm = rng.chance(300_000);
+        drawn.config.sum_blocks_max = rng.pick(&[0, 0, 3, 64]);
         drawn
     }
 

@@ -202,7 +202,7 @@ impl Planner<'_> {
                     }
                     pending.set(BlockSet::range(blocks), location);
                 }
-                Record::Participant(_) => {}
+                Record::Participant(_) | Record::Sum(_) => {}
             }
         }
         Ok(())

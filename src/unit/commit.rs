@@ -21,17 +21,17 @@ use std::time::Duration;
 
 use futures_util::future::{Either, join_all, select};
 
-use super::Inner;
 use super::atomic::AtomicError;
 use super::block::Pending;
 use super::domain::{Epoch, Point};
 use super::error::IoError;
 use super::policy::SettlePolicy;
 use super::state::State;
+use super::{Inner, REGION_DEVICE};
 use crate::env::{Disk, Env, Moment};
 use crate::format::blocks::Location;
-use crate::format::ids::{Generation, PairId, Sequence};
-use crate::format::record::Record;
+use crate::format::ids::{Generation, PairId, Sequence, Slot};
+use crate::format::record::{Record, SUM_BYTES};
 use crate::journal::payload::Bytes;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::{Cause, CommitStep, Operation};
@@ -165,14 +165,17 @@ impl<E: Env> Inner<E> {
             self.drain(domain).await?;
         }
         self.note_step(domain, CommitStep::Flushing, started);
-        if !mutated(Mutant::DataFlushDropped) && !mutated(Mutant::FlushBeforeDrain) {
+        let sums = self.sums_of(domain);
+        let early = mutated(Mutant::DataFlushDropped) || mutated(Mutant::FlushBeforeDrain);
+        if sums.is_none() && !early {
             self.flush_written(domain).await?;
         }
-        let (records, blocks) = self.group_of(domain);
+        let (mut records, blocks) = self.group_of(domain);
         let slots_each = if blocks.is_empty() { 1 } else { self.slots_of_block() };
         let bytes: usize = records.iter().map(|record| stored_len(record, slots_each)).sum();
         let counted = sealed_of(&self.state.borrow(), domain).record_bytes;
         assert!(bytes <= counted, "a group of {bytes} bytes, {counted} were counted");
+        records.extend(sums.into_iter().flatten());
         self.note_step(domain, CommitStep::Hardening, started);
         self.check_owned().map_err(|error| error.to_string())?;
         let mut sequence = None;
@@ -291,6 +294,33 @@ impl<E: Env> Inner<E> {
             }
         });
         join_all(flushes).await.into_iter().collect()
+    }
+
+    /// What the sealed epoch wrote sums up to, where its group and all its data are made durable by
+    /// one flush ([`crate::journal::sums`]).
+    fn sums_of(&self, domain: usize) -> Option<Vec<Record>> {
+        let state = self.state.borrow();
+        let sealed = sealed_of(&state, domain);
+        if sealed.devices != 1 << REGION_DEVICE || state.joined_in(domain).is_some() {
+            return None;
+        }
+        let block = self.geometry.block_size();
+        let mut sums = Vec::new();
+        for &pair in &sealed.pairs {
+            let Some(work) = state.pairs.work(pair) else { continue };
+            let binding = work.sealed_binding.unwrap_or(state.pairs.line(pair).binding);
+            for slot in Slot::BOTH {
+                for run in work.sealed.side(slot).runs() {
+                    let extent = binding.extent(slot).expect("what was written to is bound");
+                    let within = run.start as u64 * u64::from(block);
+                    let (_, offset) = self.locate(extent, within);
+                    let sum = sealed.sums.of(offset, run.len() as u16, block)?;
+                    sums.push(Record::Sum(sum));
+                }
+            }
+        }
+        let room = self.journal.group_bytes_max() - sealed.record_bytes;
+        (sums.len() * SUM_BYTES <= room).then_some(sums)
     }
 
     /// What the sealed epoch did, as a group's records, and the bytes of the blocks with payload,

@@ -20,6 +20,7 @@ use super::error::IoError;
 use crate::env::Moment;
 use crate::format::group::TransactionId;
 use crate::format::ids::{PairId, Sequence, VolumeId};
+use crate::journal::sums::Sums;
 use crate::mutants::{Mutant, mutated};
 use crate::observe::CommitStep;
 use crate::txn::participant::{Progress, Standing};
@@ -40,6 +41,8 @@ pub struct Epoch {
     pub data_bytes: u64,
     /// The devices that it wrote to, a bit each.
     pub devices: u64,
+    /// What it wrote sums up to.
+    pub sums: Sums,
     /// When its first request was admitted.
     pub since: Option<Moment>,
 }
@@ -56,6 +59,7 @@ impl Epoch {
         self.record_bytes += older.record_bytes;
         self.data_bytes += older.data_bytes;
         self.devices |= older.devices;
+        self.sums.give_up();
         self.since = older.since.or(self.since);
     }
 }

@@ -66,7 +66,7 @@ pub(super) fn hold(
                     work.sealed.set(blocks, location);
                 }
                 Record::Binding { binding, .. } => work.sealed_binding = Some(binding),
-                Record::Participant(_) => {}
+                Record::Participant(_) | Record::Sum(_) => {}
             }
         }
     }

@@ -154,6 +154,9 @@ pub struct Config {
     pub doubt_timeout: Duration,
     /// The most data of an atomic request, in bytes.
     pub txn_max: u64,
+    /// Commits of at most so many blocks go with sums of their data, where one flush is saved by
+    /// that; zero: none.
+    pub sum_blocks_max: usize,
 }
 
 impl Default for Config {
@@ -173,9 +176,15 @@ impl Default for Config {
             grant: None,
             doubt_timeout: DOUBT_TIMEOUT_DEFAULT,
             txn_max: TXN_MAX_DEFAULT,
+            sum_blocks_max: SUM_BLOCKS_MAX,
         }
     }
 }
+
+/// The device that the region is on, where it is on one.
+const REGION_DEVICE: usize = 0;
+/// Commits of more blocks than these are not slowed down much by a second flush.
+pub const SUM_BLOCKS_MAX: usize = 64;
 
 /// A device of the pool, with the extents on it.
 pub(crate) struct Device<E: Env> {

@@ -45,7 +45,7 @@ use super::readers::{Readers, followed};
 use super::settle::bound;
 use super::state::{Stage, State, VolumeState};
 use super::warm::{Table, WarmMemory};
-use super::{Config, Device, Inner, RecoverError, Unit};
+use super::{Config, Device, Inner, REGION_DEVICE, RecoverError, Unit};
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::region::DeviceRegion;
@@ -562,7 +562,7 @@ fn build_state(
 }
 
 async fn assemble<E: Env>(
-    parts: Parts<E>,
+    mut parts: Parts<E>,
     journal: Place<E, RegionOf<E>>,
     (mds, hold): (Client<E>, Hold),
     (state, warm): (State, Option<Table>),
@@ -581,6 +581,9 @@ async fn assemble<E: Env>(
             journal.group_bytes_max()
         ))
     })?;
+    if !journal.is_beside_data() || !parts.devices[REGION_DEVICE].disk.volatile_cache() {
+        parts.config.sum_blocks_max = 0;
+    }
     let destage = parts.env.buffers().acquire(DESTAGE_BYTES).await;
     let buffers = CopyBuffers::acquire(parts.env.buffers(), geometry.extent_size()).await;
     let devices = parts

@@ -5,11 +5,11 @@ use std::ops::Range;
 use futures_util::future::join_all;
 use smallvec::SmallVec;
 
-use super::Inner;
 use super::admission::{Admitted, Outcome};
 use super::domain::Point;
 use super::error::IoError;
 use super::request::{Change, Parts, Seat, Span, covering, split};
+use super::{Inner, REGION_DEVICE};
 use crate::env::{Disk, Durability, Env};
 use crate::format::ids::Slot;
 use crate::mutants::{Mutant, mutated};
@@ -212,6 +212,11 @@ impl<E: Env> Inner<E> {
             let epoch = state.domains[admitted.at.domain].epoch_mut(admitted.at.epoch);
             for piece in pieces {
                 epoch.devices |= 1 << piece.device;
+                if piece.device == REGION_DEVICE {
+                    let bytes = &buf.as_slice()[piece.range.clone()];
+                    let block = self.geometry.block_size() as usize;
+                    epoch.sums.note(piece.offset, bytes, block, self.config.sum_blocks_max);
+                }
                 if mutated(Mutant::DeviceOfEpochForgotten) {
                     break;
                 }

@@ -90,7 +90,9 @@ impl Catalog {
                 *pair
             }
             Record::Place { pair, payload: None, .. } => *pair,
-            Record::Place { .. } | Record::Participant(_) => return Err(Refusal::Unsupported),
+            Record::Place { .. } | Record::Participant(_) | Record::Sum(_) => {
+                return Err(Refusal::Unsupported);
+            }
         };
         if pair.0 < self.info.extents { Ok(()) } else { Err(Refusal::OutOfRange) }
     }
