@@ -46,6 +46,7 @@ vm-test: setup ## what needs a kernel of its own, in a virtual machine (qemu, no
 	$(CARGO) test --test vm -- --nocapture
 
 soak: setup ## the same tests with the long counts: hours
+	@tools/setup.sh soak
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
 	FLIPSIDE_SEEDS=$${FLIPSIDE_CLUSTERS:-100000} $(CARGO) test --test cluster --test grouped \
 		-- --nocapture
