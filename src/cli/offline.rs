@@ -120,6 +120,8 @@ impl Offline {
         if let Some((region, name)) = region {
             progress.set_length(region.len());
             let counted = Counted { region: region.clone(), progress: progress.clone() };
+            // What is found there must not vanish later: a dump outlives it.
+            region.flush().await.with_context(|| name.clone())?;
             let facts = inspect(&self.env, &counted, superblock.pool).await;
             let facts = facts.with_context(|| name.clone())?;
             let (home, findings) = region::judge(&facts, superblock, &name);

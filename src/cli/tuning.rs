@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::values::{Percent, Size};
 use crate::front::nbd::{Limits, PAYLOADS_MIN};
-use crate::unit::Config;
+use crate::unit::{Config, SUM_BLOCKS_MAX};
 use crate::uring::RingOptions;
 
 const POLL_US: u32 = 50;
@@ -44,6 +44,11 @@ pub struct TuningArgs {
     /// has much left to do, raise it to overwrite more in place
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     commit_size: Size,
+    /// Have commits of up to so many blocks take one flush instead of two, by sums of their data,
+    /// where flags and data are on one device: raise it where flushes are slow, 0 for never
+    #[arg(long, value_name = "COUNT", default_value_t = SUM_BLOCKS_MAX as u32,
+          value_parser = up_to(0, 1024))]
+    sum_blocks: u32,
     /// Settle so many extents in one transaction: raise it where the metadata server is far
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = up_to(1, 1000))]
     settle_batch: u32,
@@ -107,6 +112,7 @@ impl TuningArgs {
     /// Puts into the unit's configuration what is the unit's.
     pub fn configure(&self, config: &mut Config) {
         config.epoch_data_max = self.commit_size.0;
+        config.sum_blocks_max = self.sum_blocks as usize;
         config.settle_batch = self.settle_batch as usize;
         config.settle_below = self.settle_below.0;
     }

@@ -20,8 +20,9 @@ use super::page::PAGE_HEADER;
 
 /// What names the header page.
 pub const HEADER_MAGIC: [u8; 4] = *b"FREG";
-/// The version of the region's format.
-pub const REGION_VERSION: u32 = 1;
+/// The version of the region's format. Since 2 groups may have sums, which a program that does not
+/// know them would take for groups that were cut off; 1 is read, and is 2 from then on.
+pub const REGION_VERSION: u32 = 2;
 /// The fewest journal slots that a region can work with.
 pub const SLOTS_MIN: u32 = 64;
 /// The most journal slots that a region uses: 256 MiB.
@@ -79,7 +80,7 @@ impl RegionHeader {
     pub fn parse(page: &[u8]) -> Option<RegionHeader> {
         let (raw, _) = RawHeader::ref_from_prefix(page.get(PAGE_HEADER..)?).ok()?;
         let sector = raw.sector.get();
-        let sound = raw.version.get() == REGION_VERSION
+        let sound = (1..=REGION_VERSION).contains(&raw.version.get())
             && (512..=SECTOR_MAX).contains(&sector)
             && sector.is_power_of_two()
             && (SLOTS_MIN..=SLOTS_MAX).contains(&raw.slots.get())

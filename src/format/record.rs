@@ -334,7 +334,8 @@ fn parse_sum(raw: &RawSum) -> Option<Record> {
     let RawSum { count, block, offset, sum, .. } = raw;
     let sum = Sum { offset: offset.get(), block: block.get(), count: count.get(), sum: sum.get() };
     let len = u64::from(sum.count) * u64::from(sum.block);
-    (len > 0 && sum.offset.checked_add(len).is_some()).then_some(Record::Sum(sum))
+    let sound = len > 0 && usize::from(sum.count) <= BLOCKS_MAX;
+    (sound && sum.offset.checked_add(len).is_some()).then_some(Record::Sum(sum))
 }
 
 fn parse_place(raw: &RawPlace) -> Option<Record> {
@@ -451,7 +452,7 @@ pub(crate) mod tests {
                 location,
                 payload,
             });
-        let sum = (0..1 << 60_u64, 1..1 << 20_u32, 1..=u16::MAX, any::<u64>())
+        let sum = (0..1_u64 << 60, 1..1_u32 << 20, 1..=256_u16, any::<u64>())
             .prop_map(|(offset, block, count, sum)| Sum { offset, block, count, sum });
         let participant = any::<u32>().prop_map(|u| Record::Participant(UnitId(u)));
         prop_oneof![participant, binding, place, sum.prop_map(Record::Sum)]

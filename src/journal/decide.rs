@@ -9,11 +9,10 @@
 
 use std::sync::Arc;
 
-use super::{Journal, JournalError, PageWork};
+use super::{Inner, Journal, JournalError, PageWork};
 use crate::env::Region;
 use crate::format::group::{GroupState, TransactionId};
 use crate::format::ids::Sequence;
-use crate::format::status::StatusEntry;
 
 /// A linked group, as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,9 +51,7 @@ impl<R: Region> Journal<R> {
             }
             let before = inner.list.state(sequence);
             assert!(before.may_become(state), "group {sequence} is {before:?}, never {state:?}");
-            let entry = StatusEntry { of: sequence, state, link: inner.list.link(sequence) };
-            let index = inner.status_index(sequence);
-            inner.status[index] = Some(entry);
+            inner.note_entry(sequence, state);
         }
         let pages = self.status_pages(std::iter::once(sequence));
         let PageWork { buf, status, .. } = &mut *work;
@@ -65,6 +62,34 @@ impl<R: Region> Journal<R> {
             self.crowded.notify_one();
         }
         Ok(())
+    }
+
+    /// When this returns, no recovery asks for the data of a linked group ([`super::sums`]): it has
+    /// an entry of its own then. This is for what relies on a group elsewhere, and would have to
+    /// follow it where damage to its data looks as if it had been cut off.
+    pub async fn vouch(&self) -> Result<(), JournalError> {
+        let doubted = |inner: &Inner| {
+            let (sequence, newest) = inner.list.newest()?;
+            let index = inner.status_index(sequence);
+            let known = inner.status[index].is_some_and(|entry| entry.of == sequence);
+            (newest.summed && !known).then_some((sequence, newest.state))
+        };
+        if doubted(&self.inner.borrow()).is_none() {
+            return Ok(());
+        }
+        let mut work = self.page_work.lock().await;
+        let sequence = {
+            let mut inner = self.inner.borrow_mut();
+            if let Some(reason) = &inner.failed {
+                return Err(JournalError::Failed(Arc::clone(reason)));
+            }
+            let Some((sequence, state)) = doubted(&inner) else { return Ok(()) };
+            inner.note_entry(sequence, state);
+            sequence
+        };
+        let pages = self.status_pages(std::iter::once(sequence));
+        let PageWork { buf, status, .. } = &mut *work;
+        self.write_status(status, buf, &pages).await
     }
 
     /// The linked groups, oldest first.

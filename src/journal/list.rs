@@ -24,6 +24,8 @@ pub struct Linked {
     pub domain: u32,
     /// Bytes of its records.
     pub bytes: usize,
+    /// It has sums of its data.
+    pub summed: bool,
     /// Its transaction's state.
     pub state: GroupState,
     /// The pairs that it names, in order, each once.
@@ -58,6 +60,12 @@ impl List {
         let tail = groups.last_key_value().map_or(root, |(_, last)| last.link);
         let payload_slots = groups.values().map(|linked| linked.payload.len()).sum();
         Self { groups, root, tail, payload_slots }
+    }
+
+    /// The newest group, where it is linked.
+    pub fn newest(&self) -> Option<(Sequence, &Linked)> {
+        let (sequence, linked) = self.groups.last_key_value()?;
+        (sequence.0 + 1 == self.tail.sequence.0).then_some((*sequence, linked))
     }
 
     /// Where the next group goes.
@@ -239,6 +247,7 @@ mod tests {
                 transaction,
                 domain: 0,
                 bytes: 0,
+                summed: false,
                 state: GroupState::Committed,
                 pairs: pairs(n),
                 published: true,

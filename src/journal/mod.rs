@@ -257,15 +257,25 @@ impl<R: Region> Journal<R> {
         let mut pieces = self.part_pieces(&mut work.parts, &parts, &slots);
         pieces.extend(payload_pieces);
         if summed {
-            self.persist_all(pieces).await?
+            self.persist_all(pieces).await?;
         } else {
-            self.persist(pieces).await?
+            self.persist(pieces).await?;
         }
         let mut inner = self.inner.borrow_mut();
         let payload = held;
         let published = false;
-        let linked =
-            Linked { slots, payload, link, transaction, domain, bytes, state, pairs, published };
+        let linked = Linked {
+            slots,
+            payload,
+            link,
+            transaction,
+            domain,
+            bytes,
+            summed,
+            state,
+            pairs,
+            published,
+        };
         let at = inner.list.append(linked);
         assert_eq!(at, sequence, "nothing else was appended meanwhile");
         Ok(sequence)
@@ -496,6 +506,13 @@ impl Inner {
 
     fn status_index(&self, of: Sequence) -> usize {
         if of == ROOT { 0 } else { self.list.head_slot(of) as usize + 1 }
+    }
+
+    /// Notes a linked group's state, and its link as it is, for its entry.
+    fn note_entry(&mut self, of: Sequence, state: GroupState) {
+        let entry = StatusEntry { of, state, link: self.list.link(of) };
+        let index = self.status_index(of);
+        self.status[index] = Some(entry);
     }
 
     fn state_of(&self, of: Sequence) -> GroupState {

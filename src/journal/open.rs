@@ -307,6 +307,8 @@ impl<R: Region> Journal<R> {
             crowded: Notify::new(),
             bytes_written: Cell::new(0),
         };
+        // What others are told from here on follows it.
+        journal.vouch().await?;
         Ok(Opened { journal, lines, groups, payload })
     }
 }
@@ -434,14 +436,20 @@ impl Scan {
         work: &mut Buf,
     ) -> Result<(List, Vec<RecoveredGroup>), JournalError> {
         let (list, groups) = self.walk(status)?;
-        let Some(newest) = groups.last() else { return Ok((list, groups)) };
-        let doubted =
-            list.tail().sequence.0 == newest.sequence.0 + 1 || mutated(Mutant::OlderGroupDoubted);
-        if !doubted || is_there(env, region, newest, work).await.map_err(failed)? {
+        let Some(newest) = (match list.newest() {
+            _ if mutated(Mutant::OlderGroupDoubted) => groups.first(),
+            newest => groups.last().filter(|_| newest.is_some()),
+        }) else {
+            return Ok((list, groups));
+        };
+        let head = list.head_slot(newest.sequence);
+        let entry = status.get(head as usize + 1).copied().flatten();
+        let vouched = entry.is_some_and(|entry| entry.of == newest.sequence);
+        if vouched || is_there(env, region, newest, work).await.map_err(failed)? {
             return Ok((list, groups));
         }
-        tracing::info!(group = %newest.sequence, "the newest group came without its data");
-        self.parts.remove(&list.head_slot(newest.sequence));
+        tracing::warn!(group = %newest.sequence, "the newest commit was cut off before its data");
+        self.parts.remove(&head);
         self.walk(status)
     }
 
@@ -480,6 +488,7 @@ impl Scan {
             }
             let Group { transaction, domain, records, .. } = group;
             let bytes = records.iter().map(Record::stored_len).sum();
+            let summed = records.iter().any(|record| matches!(record, Record::Sum(_)));
             let published = false;
             let found = Linked {
                 slots,
@@ -488,6 +497,7 @@ impl Scan {
                 transaction,
                 domain,
                 bytes,
+                summed,
                 state,
                 pairs,
                 published,

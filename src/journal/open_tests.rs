@@ -13,6 +13,7 @@ use crate::format::home::HOME_PAGE;
 use crate::format::ids::{ExtentId, Generation, LogicalExtent, Slot, VolumeId};
 use crate::format::page::PageIdentity;
 use crate::format::record::{Binding, Payload};
+use crate::journal::sums::Sums;
 use crate::uring::buffers::{ARENA_BLOCK, View};
 
 const POOL: PoolId = PoolId([5; 16]);
@@ -70,7 +71,7 @@ impl Region for Memory {
     }
 
     fn whole(&self) -> Option<Self> {
-        None
+        Some(self.clone())
     }
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
@@ -356,4 +357,73 @@ fn a_group_is_whole_only_with_its_data() {
             }
         }
     }
+}
+
+/// A journal with so many groups, each with the sum of a block of data behind the region: all that
+/// is on the device.
+fn with_sums(groups: u64) -> Journal<Memory> {
+    let grow = |memory: &mut Memory, _: &RegionLayout| {
+        memory.bytes.borrow_mut().resize(LEN as usize + SLOT_BYTES, 0);
+    };
+    let Opened { journal, .. } = opened(LEN, UNIT, PAIRS, grow).expect("a new region");
+    for number in 0..groups {
+        let (at, data) = (LEN + number * 512, [number as u8 + 1; 512]);
+        journal.region.put(at, &data);
+        let mut sums = Sums::default();
+        sums.note(at, &data, 512, 1);
+        let records = vec![Record::Sum(sums.of(at, 1, 512).expect("it was noted"))];
+        let transaction = journal.local_transaction();
+        let append = journal.append(0, transaction, GroupState::Committed, records, Vec::new());
+        append.now_or_never().expect("memory does not wait").expect("memory does not fail");
+    }
+    journal
+}
+
+/// What a start finds on the device of a journal in which something was changed: how many groups,
+/// and the journal that goes on.
+fn found_again(
+    journal: &Journal<Memory>,
+    change: impl FnOnce(&mut Memory),
+) -> Result<(usize, Journal<Memory>), JournalError> {
+    let bytes = journal.region.bytes.borrow().clone();
+    let again = opened(LEN, UNIT, PAIRS, |memory, _| {
+        *memory.bytes.borrow_mut() = bytes;
+        change(memory);
+    });
+    again.map(|again| (again.groups.len(), again.journal))
+}
+
+/// Goal: the newest group counts only with the data that it sums up, and once it was dropped it
+/// does not come back with that; an older one counts whatever became of its data, and so does one
+/// that was vouched for, or that a start has found before.
+#[test]
+fn the_newest_group_is_doubted_until_something_relies_on_it() {
+    let lose = |memory: &mut Memory| memory.put(LEN + 512, &[0; 512]);
+    let lose_older = |memory: &mut Memory| memory.put(LEN, &[0; 512]);
+    let journal = with_sums(2);
+    let (found, next) = found_again(&journal, |_| ()).expect("all is there");
+    assert_eq!(found, 2);
+    assert_eq!(found_again(&next, lose).expect("a start vouched for it").0, 2);
+    assert_eq!(found_again(&journal, lose_older).expect("it is not looked for").0, 2);
+    let (found, next) = found_again(&journal, lose).expect("one was cut off");
+    assert_eq!(found, 1);
+    let back = |memory: &mut Memory| memory.put(LEN + 512, &[2; 512]);
+    assert_eq!(found_again(&next, back).expect("it stays away").0, 1);
+    journal.vouch().now_or_never().expect("memory does not wait").expect("memory does not fail");
+    assert_eq!(found_again(&journal, lose).expect("it was vouched for").0, 2);
+}
+
+/// Goal: data that the medium cannot give is missing, and so is what lies beyond the end of the
+/// device; where the device cannot be asked, nothing is said.
+#[test]
+fn data_that_cannot_be_read_is_missing() {
+    let journal = with_sums(1);
+    let broken = |code| move |memory: &mut Memory| memory.broken = Some((LEN + 7, code));
+    assert_eq!(found_again(&journal, broken(5)).expect("EIO").0, 0);
+    let Err(JournalError::Failed(what)) = found_again(&journal, broken(19)) else {
+        panic!("ENODEV says nothing of the data");
+    };
+    assert!(what.contains("No such device"), "{what}");
+    let cut = |memory: &mut Memory| memory.bytes.borrow_mut().truncate(LEN as usize);
+    assert_eq!(found_again(&journal, cut).expect("a smaller device").0, 0);
 }

@@ -223,6 +223,21 @@ pub async fn read_what_can_be<E: Env, R: Region>(
     Ok(())
 }
 
+/// Fills a range of `buf` from the region, if all of it can be read; what cannot be at once is
+/// tried again as [`read_what_can_be`] does.
+pub async fn is_readable<E: Env, R: Region>(
+    env: &E,
+    region: &R,
+    at: u64,
+    buf: &mut Buf,
+    range: Range<usize>,
+) -> io::Result<bool> {
+    match read_sector(env, region, at, buf, range).await {
+        Err(error) if is_of_the_medium(&error) => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
 async fn read_sector<E: Env, R: Region>(
     env: &E,
     region: &R,

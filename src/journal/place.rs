@@ -220,6 +220,14 @@ impl<E: Env, R: Region> Place<E, R> {
         }
     }
 
+    /// As [`Journal::vouch`].
+    pub async fn vouch(&self) -> Result<(), JournalError> {
+        match self {
+            Place::Local(journal) => journal.vouch().await,
+            Place::Server(_) => Ok(()),
+        }
+    }
+
     /// As [`Journal::set_state`].
     pub async fn set_state(
         &self,

@@ -19,7 +19,7 @@
 use std::io;
 
 use super::open::RecoveredGroup;
-use super::pages::read_what_can_be;
+use super::pages::is_readable;
 use crate::env::{Env, Region};
 use crate::format::record::{Record, Sum};
 use crate::mutants::{Mutant, mutated};
@@ -93,16 +93,18 @@ pub(super) async fn is_there<E: Env, R: Region>(
         let Some(device) = region.whole().filter(|device| sum.end() <= device.len()) else {
             return Ok(false);
         };
-        let block = sum.block as usize;
-        let each = block.next_multiple_of(device.sector() as usize);
-        if each != block || block > work.len() {
+        let (block, sector) = (u64::from(sum.block), u64::from(device.sector()));
+        let whole = block.is_multiple_of(sector) && sum.offset.is_multiple_of(sector);
+        if !whole || sum.block as usize > work.len() {
             return Ok(false);
         }
         let mut sums = Vec::with_capacity(sum.count.into());
         for number in 0..u64::from(sum.count) {
-            let at = sum.offset + number * block as u64;
-            read_what_can_be(env, &device, at, work, 0..block).await?;
-            sums.push(block_sum(&work.as_slice()[..block]));
+            let at = sum.offset + number * block;
+            if !is_readable(env, &device, at, work, 0..sum.block as usize).await? {
+                return Ok(mutated(Mutant::SumIgnored));
+            }
+            sums.push(block_sum(&work.as_slice()[..sum.block as usize]));
         }
         if run_sum(sums) != sum.sum && !mutated(Mutant::SumIgnored) {
             return Ok(false);

@@ -308,6 +308,10 @@ impl<E: Env> Inner<E> {
         let mut sums = Vec::new();
         for &pair in &sealed.pairs {
             let Some(work) = state.pairs.work(pair) else { continue };
+            // What the journal has is written to its place later.
+            if !work.payload.sealed.blocks().is_empty() {
+                return None;
+            }
             let binding = work.sealed_binding.unwrap_or(state.pairs.line(pair).binding);
             for slot in Slot::BOTH {
                 for run in work.sealed.side(slot).runs() {

@@ -49,6 +49,7 @@ impl<E: Env> Inner<E> {
             return Ok(());
         }
         let _under_way = self.progress.checkpoint.begin(self.env.now());
+        self.journal.vouch().await?;
         let pages = std::mem::take(&mut self.state.borrow_mut().stale_pages);
         let pages: Vec<u32> = pages.into_iter().collect();
         let line = |pair: PairId| *self.state.borrow().pairs.line(pair);
@@ -127,6 +128,10 @@ impl<E: Env> Inner<E> {
                 state.telling |= !batch.is_empty();
             }
             if batch.is_empty() {
+                return Ok(());
+            }
+            if let Err(error) = self.journal.vouch().await {
+                self.fail_all(&error.to_string());
                 return Ok(());
             }
             self.mds.transact(&batch).await?;

@@ -21,7 +21,7 @@ use flipside::format::ids::{
 use flipside::format::layout::{DeviceFacts, Geometry, plan};
 use flipside::format::nvram::{self, NvramIdentity};
 use flipside::format::page::{PAGE_HEADER, crc32c};
-use flipside::format::record::{Binding, Payload, Record, pack};
+use flipside::format::record::{Binding, Payload, Record, Sum, pack};
 use flipside::format::status::{ROOT, StatusEntry};
 use flipside::format::superblock::{FlagsPlace, LEN, MAGIC, MetadataAt, PoolDevice, Superblock};
 use flipside::format::warm;
@@ -276,6 +276,7 @@ fn records() -> Vec<Record> {
         bind(binding(2, [Some(10), Some(11)])),
         place(2, 9, 1, Location::At(Slot::One)),
         place(2, 1, 255, Location::Unused),
+        Record::Sum(Sum { offset: 512, block: 512, count: 3, sum: 0x1234_5678_9abc_def0 }),
     ]
 }
 

@@ -60,7 +60,7 @@ impl Region for Memory {
     }
 
     fn whole(&self) -> Option<Self> {
-        None
+        Some(self.clone())
     }
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
