@@ -194,8 +194,8 @@ fn lost_writes_are_noticed(log: &Path, oracles: &[Oracle]) {
     assert!(noticed > 0, "a disk that loses what it had flushed passes for a good one");
 }
 
-/// Whether the judge sees, at the mark that ends them or at one of the next two, that these entries'
-/// writes are not there: later, others may stand in their places.
+/// Whether the judge sees, at the mark that ends them or at one of the next two, that the writes of
+/// these entries are not there: later, others may stand in their places.
 fn is_noticed(log: &Path, oracles: &[Oracle], lost: &Range<u64>) -> bool {
     let mut judge = Judge::new(oracles);
     let mut patience = 3;
