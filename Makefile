@@ -25,7 +25,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
 .PHONY: help setup build test soak sim sim-exhaustive mutants nbd-tester demo serve bench fuzz
-.PHONY: bench-peers bench-journal bench-mds vm-test coverage install uninstall clean
+.PHONY: bench-peers bench-journal bench-mds vm-test vm-bench coverage install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,7 @@ vm-test: setup ## what needs a kernel of its own, in a virtual machine (qemu, no
 	$(CARGO) test --test vm -- --nocapture
 
 soak: setup ## the same tests with the long counts: hours
+	@tools/setup.sh soak
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
 	FLIPSIDE_SEEDS=$${FLIPSIDE_CLUSTERS:-100000} $(CARGO) test --test cluster --test grouped \
 		-- --nocapture
@@ -97,6 +98,10 @@ bench-mds: setup ## the metadata server's durable primitives a second over UDP, 
 bench-journal: setup ## data in the journal beside the device alone, and commits of groups; DIR= NVRAM=
 	$(CARGO) bench --bench journal -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
 	$(CARGO) bench --bench group_commits -- $(if $(DIR),--dir $(DIR)) $(if $(NVRAM),--nvram $(NVRAM)) $(ARGS)
+
+vm-bench: setup ## the same with persistent memory, in the virtual machine: only the ratios count
+	@tools/vm/setup >/dev/null
+	tools/vm/bench_journal $(ARGS)
 
 coverage: ## lines of journal/, unit/, format/, txn/ that tests execute (installs cargo-tarpaulin)
 	@tools/coverage.sh

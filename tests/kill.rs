@@ -12,12 +12,9 @@ mod support;
 
 use std::path::Path;
 
-use flipside::env::sim::rng::Rng;
-use support::device::Device;
-use support::killing::{choose, judge, number, round, seed, serve};
-use support::programs::{directory, say};
-use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, format_at};
-use support::workload::Volume;
+use support::killing::{World, judge, number, seed};
+use support::programs::say;
+use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place};
 
 const VOLUME: u64 = 64 << 20;
 
@@ -27,25 +24,18 @@ fn half_of_all() -> u64 {
 
 fn rounds(name: &str, device_bytes: u64, count: u64, place: Place) {
     let seed = seed(name, count);
-    let mut rng = Rng::new(seed);
-    let directory = directory();
-    let device = Device::create(directory.path(), "device", device_bytes);
-    format_at(place, device.path(), &["--volume", &format!("vol0={VOLUME}")]);
-    let volume = Volume::new(VOLUME);
-    let mut service = Service::new(directory.path(), device.path());
+    let mut world = World::new(seed, VOLUME, device_bytes, place);
     for number in 1..=count {
-        service.arguments = choose(&mut rng);
-        service.arguments.extend((place.serve)(directory.path()));
-        service.arguments.push("--cold".to_owned());
-        let target = serve(&service, &mut rng);
-        judge(&volume, &target, &format!("before round {number} of {name}, seed {seed}"));
-        round(&volume, target, &mut rng, |_| ());
+        let target = world.serve(&["--cold"]);
+        judge(&world.volume, &target, &format!("before round {number} of {name}, seed {seed}"));
+        world.round(target);
     }
-    let target = serve(&service, &mut rng);
-    judge(&volume, &target, &format!("after the last round of {name}, seed {seed}"));
+    let target = world.serve(&["--cold"]);
+    judge(&world.volume, &target, &format!("after the last round of {name}, seed {seed}"));
     assert!(target.stop().success());
-    judge(&volume, &service.serve(), &format!("after an idle restart of {name}, seed {seed}"));
-    say(&format!("kill test, {name}: {:?}", volume.tally));
+    let target = world.serve_again();
+    judge(&world.volume, &target, &format!("after an idle restart of {name}, seed {seed}"));
+    say(&format!("kill test, {name}: {:?}", world.volume.tally));
 }
 
 /// Goal: killed at any moment, the volume is a cut of what was written (promises 1, 2, 3 and 5),

@@ -8,12 +8,9 @@
 
 mod support;
 
-use flipside::env::sim::rng::Rng;
-use support::device::Device;
-use support::killing::{choose, judge, number, round, seed, serve};
-use support::programs::{directory, say};
-use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place, Service, format_at};
-use support::workload::Volume;
+use support::killing::{World, judge, number, seed};
+use support::programs::say;
+use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place};
 
 const VOLUME: u64 = 64 << 20;
 
@@ -25,23 +22,16 @@ fn all_rounds() -> u64 {
 fn rounds(name: &str, device_bytes: u64, place: Place) {
     let count = all_rounds();
     let seed = seed(name, count);
-    let mut rng = Rng::new(seed);
-    let directory = directory();
-    let device = Device::create(directory.path(), "device", device_bytes);
-    format_at(place, device.path(), &["--volume", &format!("vol0={VOLUME}")]);
-    let volume = Volume::new(VOLUME);
-    let mut service = Service::new(directory.path(), device.path());
+    let mut world = World::new(seed, VOLUME, device_bytes, place);
     for number in 1..=count + 1 {
-        service.arguments = choose(&mut rng);
-        service.arguments.extend((place.serve)(directory.path()));
-        let target = serve(&service, &mut rng);
-        volume.settled();
-        judge(&volume, &target, &format!("before round {number} of {name}, seed {seed}"));
+        let target = world.serve(&[]);
+        world.volume.settled();
+        judge(&world.volume, &target, &format!("before round {number} of {name}, seed {seed}"));
         if number <= count {
-            round(&volume, target, &mut rng, |_| ());
+            world.round(target);
         }
     }
-    say(&format!("warm kill test, {name}: {:?}", volume.tally));
+    say(&format!("warm kill test, {name}: {:?}", world.volume.tally));
 }
 
 /// Goal: killed at any moment, the target comes back with everything that was acknowledged, where

@@ -31,6 +31,11 @@ if [ "${1:-}" = bench ]; then
   needs+=(nbd-server:nbd-server mkfs.btrfs:btrfs-progs perf:linux-perf)
 fi
 
+# `setup.sh soak`: the databases that lose their power in `make soak`, too.
+if [ "${1:-}" = soak ]; then
+  needs+=(sqlite3:sqlite3 pg_lsclusters:postgresql)
+fi
+
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
 for need in "${needs[@]}"; do

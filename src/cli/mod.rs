@@ -10,6 +10,7 @@
 
 mod atomic;
 mod bench;
+mod block_devices;
 mod check;
 mod commit;
 pub mod config;
@@ -32,6 +33,7 @@ pub mod network;
 mod nvram;
 mod offline;
 mod operator;
+mod origin;
 mod overview;
 mod owner;
 mod plan;
@@ -112,7 +114,7 @@ enum Command {
     Txn(txn::Args),
     /// Show or change where a pool's flags and journal are kept
     Flags(flags::Args),
-    /// Show block devices of the kernel that are served from here, and remove what is left behind
+    /// Show block devices of the kernel that are served from here, and go on with what is left
     Ublk(ublk::Args),
     /// Measure the engine on a device beside the device alone; what it holds is lost
     Bench(bench::Args),

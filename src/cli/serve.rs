@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result};
 use futures_util::future::{Either, select};
 use tracing::{debug, info, warn};
 
+use super::block_devices::{Devices, DevicesArgs, Listen, Served};
 use super::control::{make_runtime_dir, socket_path};
 use super::device::{self, PoolMember};
 use super::follow;
@@ -28,7 +29,6 @@ use super::owner::{OwnerArgs, Reservations};
 use super::ready::say_ready;
 use super::status::{FlagsReport, MdsReport, Recovery, Report};
 use super::tuning::TuningArgs;
-use super::ublk::{Devices, Listen};
 use super::values::{
     CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull,
 };
@@ -143,6 +143,8 @@ pub struct Args {
     #[command(flatten)]
     flags: FlagsArgs,
     #[command(flatten)]
+    devices_of_kernel: DevicesArgs,
+    #[command(flatten)]
     tuning: TuningArgs,
     /// All devices of the pool, in any order
     #[arg(required_unless_present = "config", value_name = "DEVICE")]
@@ -249,8 +251,8 @@ async fn serve(
     let target = Target::new(&env, unit.clone(), server.clone(), latencies, addresses, fixed);
     let exports = target.exports();
     control::serve(ring, operators, target.clone())?;
-    let devices =
-        Devices::start(&env, &args.listen, (&unit, pool), &server, args.read_only).await?;
+    let served = Served { server: &server, unit: &unit, pool, read_only: args.read_only };
+    let devices = Devices::start(&env, &args.listen, &args.devices_of_kernel, served).await?;
     say_ready(exports.into_iter().chain(devices.paths()));
     let told = select(Box::pin(signals.next()), Box::pin(target.replaced())).await;
     let Either::Left((signal, _)) = told else {

@@ -1,161 +1,22 @@
-//! Block devices of the kernel: `serve --listen ublk`, and `flipside ublk` for what is left behind.
+//! `flipside ublk`: block devices of the kernel that are served, and those that are left behind.
 
-use std::fmt;
-use std::rc::Rc;
-use std::str::FromStr;
+use anyhow::{Result, anyhow, bail, ensure};
 
-use anyhow::{Context as _, Result, ensure};
-use tracing::warn;
-
-use crate::env::os::OsEnv;
-use crate::format::ids::{PoolId, VolumeId};
-use crate::front::listen::{Address, NotAnAddress};
-use crate::front::nbd::Server;
-use crate::front::ublk::{Control, Device, Shared, block_device, feature_names};
-use crate::unit::{Unit, Volume};
+use super::origin::Origin;
+use crate::front::ublk::wire::DeviceInfo;
+use crate::front::ublk::{Control, block_device, feature_names};
 
 const EXAMPLES: &str = "\
 Examples:
   What block devices there are, served by whatever program, and what the kernel can do:
     flipside ublk list
   A device whose target was killed waits, and the next target of the pool on the same boot goes on
-  with it (flipside serve). To remove it instead, so that its clients see errors:
+  with it. To start that again as it was started before, here, until it is told to stop:
+    flipside ublk recover 0
+  To remove it instead, so that its clients see errors:
     flipside ublk delete 0
   All that nobody serves:
     flipside ublk delete --dead";
-
-/// Where clients are served, as `serve --listen` has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// NBD clients at a socket.
-    Socket(Address),
-    /// The kernel, by a block device for each volume: with this number and the following, or any.
-    Ublk(Option<u32>),
-}
-
-/// Not a place to serve at.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAPlace {
-    /// Not an address.
-    #[error("{0}, or ublk[:ID]")]
-    Address(#[from] NotAnAddress),
-    /// Not a number of a device.
-    #[error("'{0}' is no number of a block device: use ublk or ublk:ID, as in ublk:0")]
-    Device(String),
-}
-
-impl FromStr for Listen {
-    type Err = NotAPlace;
-
-    fn from_str(text: &str) -> Result<Self, NotAPlace> {
-        match text.split_once(':') {
-            None if text == "ublk" => Ok(Self::Ublk(None)),
-            Some(("ublk", id)) => match id.parse() {
-                Ok(id) if id < u32::MAX => Ok(Self::Ublk(Some(id))),
-                _ => Err(NotAPlace::Device(id.to_owned())),
-            },
-            _ => Ok(Self::Socket(text.parse()?)),
-        }
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Socket(address) => address.fmt(f),
-            Self::Ublk(None) => f.write_str("ublk"),
-            Self::Ublk(Some(id)) => write!(f, "ublk:{id}"),
-        }
-    }
-}
-
-/// The block devices of a target.
-#[derive(Default)]
-pub struct Devices(Vec<Device>);
-
-impl Devices {
-    /// Makes a block device of each volume, as often as `places` say, or goes on with those that a
-    /// target of that pool left behind. The volumes count as having a client from then on.
-    pub async fn start(
-        env: &OsEnv,
-        places: &[Listen],
-        (unit, pool): (&Unit<OsEnv>, PoolId),
-        server: &Server<Volume<OsEnv>>,
-        read_only: bool,
-    ) -> Result<Self> {
-        let mut devices = Self::default();
-        let first_ids = places.iter().filter_map(|place| match place {
-            Listen::Ublk(id) => Some(*id),
-            Listen::Socket(_) => None,
-        });
-        for first in first_ids {
-            if let Err(error) = devices.add(env, first, (unit, pool), server, read_only).await {
-                devices.stop().await;
-                return Err(error);
-            }
-        }
-        Ok(devices)
-    }
-
-    async fn add(
-        &mut self,
-        env: &OsEnv,
-        first: Option<u32>,
-        (unit, pool): (&Unit<OsEnv>, PoolId),
-        server: &Server<Volume<OsEnv>>,
-        read_only: bool,
-    ) -> Result<()> {
-        let (ring, buffers) = (env.ring(), crate::env::Env::buffers(env));
-        let shared = Shared::new(ring, buffers, unit.counters(), unit.latencies()).await?;
-        for (place, volume) in (0..).zip(unit.volumes()) {
-            let name: Rc<str> = volume.name();
-            let id = first.map(|first| first.saturating_add(place));
-            let tag = tag(pool, volume.id());
-            let device = match Device::left(&shared, tag).await? {
-                Some(left) if volume.is_warm() => {
-                    Device::resume(&shared, volume.clone(), &left, read_only).await
-                }
-                left => {
-                    if let Some(left) = left {
-                        warn!(
-                            volume = %name,
-                            "ublk device {} is removed: what it acknowledged may be lost",
-                            left.id
-                        );
-                        Device::remove(&shared, &left).await?;
-                    }
-                    Device::start(&shared, volume.clone(), (id, tag), read_only).await
-                }
-            };
-            self.0.push(device.with_context(|| format!("volume {name}"))?);
-            server.attach(volume);
-        }
-        Ok(())
-    }
-
-    /// Where the block devices are.
-    pub fn paths(&self) -> Vec<String> {
-        self.0.iter().map(|device| block_device(device.id()).display().to_string()).collect()
-    }
-
-    /// Removes them all, after what is dirty was written; what cannot be removed is said.
-    pub async fn stop(self) {
-        for device in self.0 {
-            if let Err(error) = device.stop().await {
-                warn!("{error}");
-            }
-        }
-    }
-}
-
-/// What the device of a volume is known by.
-fn tag(pool: PoolId, volume: VolumeId) -> u64 {
-    let [high, low] = [0, 8].map(|at| {
-        let word = pool.0[at..].first_chunk().expect("a pool's name has two words");
-        u64::from_le_bytes(*word)
-    });
-    (high ^ low.rotate_left(32)).wrapping_add(volume.0.into())
-}
 
 /// Flags of `flipside ublk`.
 #[derive(clap::Args)]
@@ -169,6 +30,12 @@ pub struct Args {
 enum Command {
     /// Show all block devices that programs serve, and what the kernel can do
     List,
+    /// Start again the target that served a block device, and go on with it
+    Recover {
+        /// Its number; where the devices of one target alone wait it is found without
+        #[arg(value_name = "ID")]
+        id: Option<u32>,
+    },
     /// Remove block devices that are left behind
     Delete {
         /// Their numbers
@@ -188,6 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
     let control = Control::open()?;
     match &args.command {
         Command::List => list(&control),
+        Command::Recover { id } => recover(&control, *id),
         Command::Delete { ids, dead, force } => {
             let mut ids = ids.clone();
             if *dead {
@@ -201,9 +69,10 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn list(control: &Control) -> Result<()> {
     for info in control.list()? {
+        let id = info.id.get();
         println!(
             "{}: {}, process {}, {} queue(s) of {} requests of up to {} bytes; {}",
-            block_device(info.id.get()).display(),
+            block_device(id).display(),
             info.state_name(),
             info.pid,
             info.queues,
@@ -211,9 +80,50 @@ fn list(control: &Control) -> Result<()> {
             info.request_max,
             feature_names(info.features.get()).join(" ")
         );
+        if let Some(origin) = Origin::of(&info) {
+            println!("  {origin}");
+        }
+        if info.is_quiesced() {
+            println!("  its clients wait: flipside ublk recover {id}, or delete {id}");
+        }
     }
     println!("the kernel has: {}", feature_names(control.features()?).join(" "));
     Ok(())
+}
+
+/// Becomes the target that served a device, or all that wait.
+fn recover(control: &Control, id: Option<u32>) -> Result<()> {
+    let waiting = match id {
+        Some(id) => vec![control.info(id)?],
+        None => control.list()?.into_iter().filter(DeviceInfo::is_quiesced).collect(),
+    };
+    let mut origins = Vec::with_capacity(waiting.len());
+    for info in &waiting {
+        origins.push((info.id.get(), origin_of_waiting(info)?));
+    }
+    let [(_, first), others @ ..] = origins.as_slice() else { bail!("no ublk device waits") };
+    if others.iter().any(|(_, other)| !other.is_of_same_target(first)) {
+        let list: Vec<_> = origins.iter().map(|(id, origin)| format!("{id}: {origin}")).collect();
+        bail!("devices of several targets wait; choose one of them:\n  {}", list.join("\n  "));
+    }
+    eprintln!("{first}");
+    Err(first.start_again())
+}
+
+fn origin_of_waiting(info: &DeviceInfo) -> Result<Origin> {
+    let (id, pid) = (info.id, info.pid);
+    ensure!(!info.is_served(), "ublk device {id} is served by process {pid}: nothing is lost");
+    ensure!(
+        info.is_quiesced(),
+        "ublk device {id} is {} and cannot be gone on with; `flipside ublk delete {id}` removes it",
+        info.state_name()
+    );
+    Origin::of(info).ok_or_else(|| {
+        anyhow!(
+            "it is not known how ublk device {id} was served; if it was by Flipside, start that as \
+             before (flipside serve --listen ublk DEVICE...)"
+        )
+    })
 }
 
 fn delete(control: &Control, id: u32, force: bool) -> Result<()> {
@@ -225,27 +135,7 @@ fn delete(control: &Control, id: u32, force: bool) -> Result<()> {
     if info.is_there() {
         control.stop(id)?;
     }
-    Ok(control.delete(id)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: places are read and shown as documented, and what is none says what would be one.
-    #[test]
-    fn places() {
-        for text in ["ublk", "ublk:0", "ublk:17", "unix:/run/x", "tcp:10809"] {
-            assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
-        }
-        for text in ["ublk:", "ublk:x", "ublk:-1", "ublk:4294967295"] {
-            let error = text.parse::<Listen>().unwrap_err();
-            assert!(error.to_string().contains("ublk:ID"), "{error}");
-        }
-        let error = "ublks".parse::<Listen>().unwrap_err();
-        assert!(
-            error.to_string().contains("unix:PATH or tcp:[HOST:]PORT, or ublk[:ID]"),
-            "{error}"
-        );
-    }
+    control.delete(id)?;
+    Origin::forget(id);
+    Ok(())
 }

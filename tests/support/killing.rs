@@ -5,10 +5,12 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flipside::env::sim::rng::Rng;
+use tempfile::TempDir;
 
+use super::device::Device;
 use super::nbd_client::Client;
-use super::programs::say;
-use super::target::{Service, Target};
+use super::programs::{directory, say};
+use super::target::{Place, Service, Target, format_at};
 use super::workload::{Load, Volume};
 
 /// The number that an environment variable has.
@@ -42,6 +44,48 @@ pub fn serve(service: &Service, rng: &mut Rng) -> Target {
     service.serve()
 }
 
+/// A world of a new pool: a volume, and how it is served.
+pub struct World {
+    _device: Device,
+    place: Place,
+    directory: TempDir,
+    service: Service,
+    /// What was written.
+    pub volume: Volume,
+    /// All choices.
+    pub rng: Rng,
+}
+
+impl World {
+    /// Formats a device of that size for one volume.
+    pub fn new(seed: u64, volume_bytes: u64, device_bytes: u64, place: Place) -> World {
+        let directory = directory();
+        let device = Device::create(directory.path(), "device", device_bytes);
+        format_at(place, device.path(), &["--volume", &format!("vol0={volume_bytes}")]);
+        let service = Service::new(directory.path(), device.path());
+        let (volume, rng) = (Volume::new(volume_bytes), Rng::new(seed));
+        World { _device: device, place, directory, service, volume, rng }
+    }
+
+    /// Starts the target in another way, with these arguments besides; see [`serve`].
+    pub fn serve(&mut self, arguments: &[&str]) -> Target {
+        self.service.arguments = choose(&mut self.rng);
+        self.service.arguments.extend((self.place.serve)(self.directory.path()));
+        self.service.arguments.extend(arguments.iter().map(ToString::to_string));
+        serve(&self.service, &mut self.rng)
+    }
+
+    /// Starts the target in the way of the last time.
+    pub fn serve_again(&self) -> Target {
+        self.service.serve()
+    }
+
+    /// Loads the volume for a random time, then ends the target.
+    pub fn round(&mut self, target: Target) {
+        round(&self.volume, target, &mut self.rng, |_| ());
+    }
+}
+
 /// Loads the volume for a random time, in the midst of which something else happens, then ends the
 /// target.
 pub fn round(volume: &Volume, target: Target, rng: &mut Rng, meanwhile: impl FnOnce(&mut Rng)) {
@@ -51,22 +95,37 @@ pub fn round(volume: &Volume, target: Target, rng: &mut Rng, meanwhile: impl FnO
         flushes_percent: rng.pick(&[1, 5, 20]),
         seed: rng.bits(),
     };
+    under_load(volume, target, load, |_, _| {
+        thread::sleep(Duration::from_millis(rng.between(5, 600)));
+        meanwhile(rng);
+        rng.below(5) == 0
+    });
+}
+
+/// Loads the volume while something happens, which is told whether the target is still there; then
+/// the target is told to stop, where that says so, or killed.
+pub fn under_load(
+    volume: &Volume,
+    target: Target,
+    load: Load,
+    meanwhile: impl FnOnce(&Target, &dyn Fn() -> bool) -> bool,
+) {
     let socket = target.socket().to_owned();
     let connect = || Client::unix(&socket, "vol0");
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let loading = scope.spawn(|| volume.load(&connect, load, &stop));
-        thread::sleep(Duration::from_millis(rng.between(5, 600)));
-        meanwhile(rng);
-        if rng.below(5) == 0 {
+        let stops = meanwhile(&target, &|| !loading.is_finished());
+        if stops {
             let status = target.stop();
             assert!(status.success(), "SIGTERM ends a target well: {status}");
             stop.store(true, Ordering::Relaxed);
-            loading.join().expect("the workload found nothing wrong");
-            volume.settled();
         } else {
             target.kill();
-            loading.join().expect("the workload found nothing wrong");
+        }
+        loading.join().expect("the workload found nothing wrong");
+        if stops {
+            volume.settled();
         }
     });
 }

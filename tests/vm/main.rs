@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod databases;
+mod figures;
 mod log;
 mod log_writes;
 mod lossy_disk;

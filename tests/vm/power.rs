@@ -138,9 +138,13 @@ impl Powered {
     }
 }
 
+fn count() -> u64 {
+    number("FLIPSIDE_ROUNDS").unwrap_or(ROUNDS)
+}
+
 /// Losses of power, each judged.
 fn rounds(name: &str, mut world: World) {
-    let count = number("FLIPSIDE_ROUNDS").unwrap_or(ROUNDS);
+    let count = count();
     let began = Instant::now();
     let volume = Volume::new(VOLUME);
     let (mut at_stake, mut cut_short) = (0, 0);
@@ -168,7 +172,7 @@ fn rounds(name: &str, mut world: World) {
 #[test]
 fn on_the_device() {
     if available() {
-        let seed = seed("loss of power, flags on the device", ROUNDS);
+        let seed = seed("loss of power, flags on the device", count());
         rounds("flags on the device", World::new(seed, false, "power::inner_on_the_device"));
     }
 }
@@ -177,7 +181,7 @@ fn on_the_device() {
 #[test]
 fn in_persistent_memory() {
     if available() {
-        let seed = seed("loss of power, flags in persistent memory", ROUNDS);
+        let seed = seed("loss of power, flags in persistent memory", count());
         let world = World::new(seed, false, "power::inner_in_persistent_memory").with_pmem();
         rounds("flags in persistent memory", world);
     }

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use flipside::env::sim::rng::Rng;
 
@@ -24,6 +25,7 @@ const FILE_SYSTEMS: [([&str; 3], [&str; 3]); 3] = [
     (["mkfs.btrfs", "-q", "-fM"], ["btrfs", "check", "--readonly"]),
 ];
 
+/// A pool, and a target of it that is to serve its volume as a block device.
 pub fn pool(directory: &Path) -> (Device, Service) {
     run("modprobe", arguments!["ublk_drv"]);
     let device = Device::create(directory, "device", 2 * VOLUME);
@@ -31,6 +33,17 @@ pub fn pool(directory: &Path) -> (Device, Service) {
     let mut service = Service::new(directory, device.path());
     service.arguments = ["--listen", "ublk:0"].map(String::from).to_vec();
     (device, service)
+}
+
+/// The same with two queues.
+pub fn with_queues(mut service: Service) -> Service {
+    service.arguments.extend(["--ublk-queues", "2"].map(String::from));
+    service
+}
+
+/// How many queues the kernel has for the device.
+pub fn queues() -> usize {
+    fs::read_dir("/sys/block/ublkb0/mq").unwrap().count()
 }
 
 /// Starts a target, and waits for its block device.
@@ -64,7 +77,8 @@ pub fn mount(device: &str) {
 }
 
 /// Goal: the kernel is told the truth about the device, and a target that stops leaves none
-/// behind; file systems on it hold a tree, over a restart of the target, and are found clean.
+/// behind; file systems on it, with two queues, hold a tree, over a restart of the target, and are
+/// found clean.
 #[test]
 fn file_systems() {
     if available() {
@@ -85,9 +99,15 @@ fn inner_file_systems() {
     assert_eq!(told, ["4096", "512", "0"]);
     let sectors = fs::read_to_string("/sys/block/ublkb0/size").unwrap();
     assert_eq!(sectors.trim(), (VOLUME / 512).to_string());
+    assert_eq!(queues(), 1);
     assert!(target.stop().success());
     assert!(!Path::new(BLOCK_DEVICE).exists() && !Path::new("/dev/ublkc0").exists());
-    trees(directory.path(), &service, BLOCK_DEVICE, serve, |_| ());
+    let serve_two = |service: &Service| {
+        let target = serve(service);
+        assert_eq!(queues(), 2, "{}", target.log());
+        target
+    };
+    trees(directory.path(), &with_queues(service), BLOCK_DEVICE, serve_two, |_| ());
 }
 
 /// Goal: the same file systems on the kernel's NBD client.
@@ -172,6 +192,41 @@ fn what_is_left_behind() {
     }
 }
 
+fn list() -> String {
+    run(BINARY, arguments!["ublk", "list"])
+}
+
+/// Kills a target, and waits until the kernel has noticed.
+fn kill(target: Target) {
+    target.kill();
+    wait_for("the kernel's notice of the death", PATIENCE, || {
+        list().contains("/dev/ublkb0: quiesced").then_some(())
+    });
+}
+
+fn write_blocks() {
+    let file = OpenOptions::new().read(true).write(true).open(BLOCK_DEVICE).unwrap();
+    for block in 0..32_u8 {
+        file.write_all_at(&[block + 1; 5000], u64::from(block) * 8192 + 100).unwrap();
+    }
+    file.sync_all().unwrap();
+}
+
+fn read_blocks() {
+    let file = OpenOptions::new().read(true).open(BLOCK_DEVICE).unwrap();
+    for block in 0..32_u8 {
+        let mut found = [0; 5000];
+        file.read_exact_at(&mut found, u64::from(block) * 8192 + 100).unwrap();
+        assert_eq!(found, [block + 1; 5000], "block {block}");
+    }
+}
+
+/// What `flipside ublk` says to these words where it refuses.
+fn refused(words: &[&str]) -> String {
+    let words: Vec<_> = ["ublk"].iter().chain(words).map(OsStr::new).collect();
+    try_run(BINARY, &words).unwrap_err()
+}
+
 /// Goal: the inner half of `what_is_left_behind`.
 #[test]
 #[ignore = "runs in the virtual machine"]
@@ -179,42 +234,60 @@ fn inner_what_is_left_behind() {
     let directory = directory();
     let (_device, service) = pool(directory.path());
     let target = serve(&service);
-    let file = OpenOptions::new().read(true).write(true).open(BLOCK_DEVICE).unwrap();
-    for block in 0..32_u8 {
-        file.write_all_at(&[block + 1; 5000], u64::from(block) * 8192 + 100).unwrap();
-    }
-    file.sync_all().unwrap();
-    drop(file);
-    let list = || run(BINARY, arguments!["ublk", "list"]);
+    write_blocks();
     let shown = list();
     assert!(shown.contains(&format!("/dev/ublkb0: live, process {}", target.pid())), "{shown}");
     assert!(shown.contains("the kernel has: ") && shown.contains("user-copy"), "{shown}");
-    let refused = try_run(BINARY, arguments!["ublk", "delete", "0"]).unwrap_err();
-    assert!(refused.contains("is served by process"), "{refused}");
-    target.kill();
-    let quiesced = || {
-        wait_for("the kernel's notice of the death", PATIENCE, || {
-            list().contains("/dev/ublkb0: quiesced").then_some(())
-        });
-    };
-    quiesced();
+    assert!(refused(&["delete", "0"]).contains("is served by process"));
+    kill(target);
     run(BINARY, arguments!["ublk", "delete", "--dead"]);
     assert!(!list().contains("/dev/ublkb0"));
-    let missing = try_run(BINARY, arguments!["ublk", "delete", "0"]).unwrap_err();
-    assert!(missing.contains("there is no ublk device 0"), "{missing}");
-    let target = serve(&service);
-    target.kill();
-    quiesced();
+    assert!(refused(&["delete", "0"]).contains("there is no ublk device 0"));
+    kill(serve(&service));
     let mut cold = service.clone();
     cold.arguments.push("--cold".to_owned());
     let target = serve(&cold);
     assert!(target.log().contains("ublk device 0 is removed"), "{}", target.log());
-    let file = OpenOptions::new().read(true).open(BLOCK_DEVICE).unwrap();
-    for block in 0..32_u8 {
-        let mut found = [0; 5000];
-        file.read_exact_at(&mut found, u64::from(block) * 8192 + 100).unwrap();
-        assert_eq!(found, [block + 1; 5000], "block {block}");
-    }
-    drop(file);
+    read_blocks();
     assert!(target.stop().success());
+}
+
+/// Goal: a device whose target was killed says whose it was, and one command, without a word of
+/// how it was served, goes on with it, in another directory too; where there is nothing to go on
+/// with, it says so.
+#[test]
+fn a_device_is_recovered() {
+    if available() {
+        passes(&[], "ublk::inner_a_device_is_recovered");
+    }
+}
+
+/// Goal: the inner half of `a_device_is_recovered`.
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn inner_a_device_is_recovered() {
+    let directory = directory();
+    let (_device, mut service) = pool(directory.path());
+    assert!(refused(&["recover"]).contains("no ublk device waits"));
+    assert!(refused(&["recover", "0"]).contains("there is no ublk device 0"));
+    service.arguments.extend(["--cold", "--commit-interval", "never"].map(String::from));
+    let target = serve(&service);
+    assert!(refused(&["recover", "0"]).contains("is served by process"));
+    write_blocks();
+    kill(target);
+    let shown = list();
+    assert!(shown.contains("  volume vol0 of pool ") && shown.contains("recover 0"), "{shown}");
+    let mut recovering = Command::new(BINARY);
+    recovering.args(["ublk", "recover"]).current_dir("/").stdout(Stdio::null());
+    let mut recovering = recovering.spawn().unwrap();
+    let live = format!("/dev/ublkb0: live, process {}", recovering.id());
+    wait_for("the target", PATIENCE, || list().contains(&live).then_some(()));
+    read_blocks();
+    run("kill", arguments![recovering.id().to_string()]);
+    assert!(recovering.wait().unwrap().success());
+    assert!(!Path::new(BLOCK_DEVICE).exists() && !Path::new("/run/flipside/ublk0.json").exists());
+    kill(serve(&service));
+    fs::remove_file("/run/flipside/ublk0.json").unwrap();
+    assert!(refused(&["recover"]).contains("it is not known how ublk device 0 was served"));
+    run(BINARY, arguments!["ublk", "delete", "--dead"]);
 }

@@ -13,13 +13,13 @@ use crate::arguments;
 use crate::machine::{available, passes};
 use crate::support::programs::{PATIENCE, directory, run, say, try_run};
 use crate::support::target::{BINARY, Service, Target};
-use crate::ublk::{BLOCK_DEVICE, MOUNT, mount, pool, serve};
+use crate::ublk::{BLOCK_DEVICE, MOUNT, mount, pool, queues, serve, with_queues};
 
 const ROUNDS: u64 = 5;
 
-/// Goal: a target under a mounted ext4 that writes is killed again and again, and replaced by a
-/// new one; each time the next one goes on, the file system sees no error, all files are whole,
-/// flushed or not, and it is clean.
+/// Goal: a target under a mounted ext4 that writes, with two queues, is killed again and again, and
+/// replaced by a new one; each time the next one goes on, the file system sees no error, all files
+/// are whole, flushed or not, and it is clean.
 #[test]
 fn killed_under_a_file_system() {
     if available() {
@@ -72,7 +72,8 @@ fn replace(service: &Service, mut target: Target) -> Target {
 #[ignore = "runs in the virtual machine"]
 fn inner_killed_under_a_file_system() {
     let directory = directory();
-    let (_device, mut service) = pool(directory.path());
+    let (_device, service) = pool(directory.path());
+    let mut service = with_queues(service);
     service.arguments.extend(["--commit-interval", "never"].map(String::from));
     let mut target = serve(&service);
     run("mkfs.ext4", arguments!["-q", "-F", BLOCK_DEVICE]);
@@ -95,6 +96,7 @@ fn inner_killed_under_a_file_system() {
         stop.store(true, Ordering::Relaxed);
         (writing.join().unwrap(), target)
     });
+    assert_eq!(queues(), 2, "{}", target.log());
     let warm = target.log().matches(", warm: ").count() as u64;
     assert_eq!(warm, ROUNDS, "each start was a warm one: {}", target.log());
     let check = || {

@@ -1,4 +1,4 @@
-//! One device being served: a task for each tag of its only queue, on the unit's own ring.
+//! One device being served: a task for each tag of each of its queues, on the unit's own ring.
 //!
 //! # Contracts
 //!
@@ -34,7 +34,7 @@ use crate::uring::buffers::{Buf, BufferPool, PAGE};
 use crate::uring::ublk::{Descriptors, become_io_flusher};
 use crate::uring::{Fd, Ring};
 
-/// Requests of a device that are on the way at most.
+/// Requests of a queue that are on the way at most.
 const DEPTH: u16 = 64;
 /// The longest request, in bytes.
 const REQUEST_MAX: u32 = 512 << 10;
@@ -43,8 +43,6 @@ const SHARE: usize = 4;
 /// How long the kernel may take to see that a device's process has died.
 const RESUME_PATIENCE: Duration = Duration::from_secs(20);
 const RESUME_PAUSE: Duration = Duration::from_millis(20);
-/// The only queue.
-const QUEUE: u16 = 0;
 
 /// What all devices share. Cheap to clone: a handle.
 #[derive(Clone)]
@@ -96,16 +94,29 @@ struct Tags {
     ended: Notify,
 }
 
-/// What the tasks of one device use.
+/// A device that is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Its number; any free one, without.
+    pub id: Option<u32>,
+    /// What it is known again by.
+    pub tag: u64,
+    /// Queues: at most [`super::wire::QUEUES_MAX`], of which the kernel makes no more than there
+    /// are processors.
+    pub queues: u16,
+}
+
+/// What the tasks of one queue use.
 struct Queue<X> {
     shared: Shared,
     export: X,
     shape: Shape,
+    number: u16,
     descriptors: Descriptors,
     /// For fetching and committing.
     fd: Fd,
     /// For copying.
-    file: File,
+    file: Rc<File>,
 }
 
 impl Device {
@@ -140,7 +151,7 @@ impl Device {
         let device = Self { shared: shared.clone(), id, tags: Rc::default() };
         let shape = Shape { request_max: left.request_max.get(), ..shape_of(&export, read_only) };
         let name = export.name();
-        device.fetch(export, shape, left.depth.get())?;
+        device.fetch(&export, shape, left)?;
         let control = shared.0.control.clone();
         aside(move || control.end_recovery(id)).await?;
         info!(device = %block_device(id).display(), volume = name, "a block device goes on");
@@ -159,63 +170,83 @@ impl Device {
         .await
     }
 
-    /// Makes a block device of an export, with this number or any free one.
+    /// Makes a block device of an export.
     pub async fn start<X: Export>(
         shared: &Shared,
         export: X,
-        (id, tag): (Option<u32>, u64),
+        Wanted { id, tag, queues }: Wanted,
         read_only: bool,
     ) -> Result<Self, UblkError> {
         let shape = shape_of(&export, read_only);
-        let wanted = DeviceInfo::new(id.unwrap_or(u32::MAX), DEPTH, shape.request_max, tag);
+        let id = id.unwrap_or(u32::MAX);
+        let wanted = DeviceInfo::new(id, (queues, DEPTH), shape.request_max, tag);
         let control = shared.0.control.clone();
         let info = aside(move || control.add(wanted)).await?;
         let id = info.id.get();
         let device = Self { shared: shared.clone(), id, tags: Rc::default() };
         let name = export.name();
-        if let Err(error) = device.serve(export, shape, info.depth.get()).await {
+        if let Err(error) = device.serve(&export, shape, &info).await {
             // What is left of it goes too; the first error is the one to be told.
             let _ = device.stop().await;
             return Err(error);
         }
-        info!(device = %block_device(id).display(), volume = name, "a block device is there");
+        let (path, queues) = (block_device(id), info.queues.get());
+        info!(device = %path.display(), volume = name, queues, "a block device is there");
         Ok(device)
     }
 
-    async fn serve<X: Export>(&self, export: X, shape: Shape, depth: u16) -> Result<(), UblkError> {
+    async fn serve<X: Export>(
+        &self,
+        export: &X,
+        shape: Shape,
+        info: &DeviceInfo,
+    ) -> Result<(), UblkError> {
         let id = self.id;
         let control = self.shared.0.control.clone();
         aside(move || control.set(id, Parameters::new(shape))).await?;
-        self.fetch(export, shape, depth)?;
+        self.fetch(export, shape, info)?;
         let control = self.shared.0.control.clone();
         aside(move || control.start(id)).await
     }
 
-    /// Takes requests from here on.
-    fn fetch<X: Export>(&self, export: X, shape: Shape, depth: u16) -> Result<(), UblkError> {
+    /// Takes requests from here on, from all queues.
+    fn fetch<X: Export>(
+        &self,
+        export: &X,
+        shape: Shape,
+        info: &DeviceInfo,
+    ) -> Result<(), UblkError> {
         let id = self.id;
         let opened = |error| UblkError::Step { device: id, step: "opened", error };
         let path = character_file(id);
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(opened)?;
-        let queue = Queue {
-            shared: self.shared.clone(),
-            export,
-            shape,
-            descriptors: Descriptors::map(&file, QUEUE, depth).map_err(opened)?,
-            // The device goes when its file is closed, and must not wait for others' operations.
-            fd: self.shared.0.ring.plain_file(file.try_clone().map_err(opened)?),
-            file,
+        let file = Rc::new(file);
+        // The device goes when its file is closed, and must not wait for others' operations.
+        let fd = self.shared.0.ring.plain_file(file.try_clone().map_err(opened)?);
+        let depth = info.depth.get();
+        let queue = |number| {
+            Ok(Rc::new(Queue {
+                shared: self.shared.clone(),
+                export: export.clone(),
+                shape,
+                number,
+                descriptors: Descriptors::map(&file, number, depth).map_err(opened)?,
+                fd: fd.clone(),
+                file: Rc::clone(&file),
+            }))
         };
-        let queue = Rc::new(queue);
-        self.tags.running.set(depth.into());
-        for tag in 0..depth {
-            let (queue, tags) = (Rc::clone(&queue), Rc::clone(&self.tags));
-            self.shared.0.ring.spawn(async move {
-                queue.serve_tag(tag).await;
-                drop(queue);
-                tags.running.set(tags.running.get() - 1);
-                tags.ended.notify_one();
-            });
+        let queues = (0..info.queues.get()).map(queue).collect::<Result<Vec<_>, _>>()?;
+        self.tags.running.set(queues.len() * usize::from(depth));
+        for queue in queues {
+            for tag in 0..depth {
+                let (queue, tags) = (Rc::clone(&queue), Rc::clone(&self.tags));
+                self.shared.0.ring.spawn(async move {
+                    queue.serve_tag(tag).await;
+                    drop(queue);
+                    tags.running.set(tags.running.get() - 1);
+                    tags.ended.notify_one();
+                });
+            }
         }
         Ok(())
     }
@@ -251,15 +282,16 @@ impl<X: Export> Queue<X> {
     /// Answers the requests of a tag until there will be none.
     async fn serve_tag(&self, tag: u16) {
         let ring = &self.shared.0.ring;
-        let mut fetched = ring.ublk_fetch(&self.fd, QUEUE, tag).await;
+        let mut fetched = ring.ublk_fetch(&self.fd, self.number, tag).await;
         while let Ok(()) = fetched {
             let result = self.perform(tag).await;
-            fetched = ring.ublk_commit(&self.fd, QUEUE, tag, result).await;
+            fetched = ring.ublk_commit(&self.fd, self.number, tag, result).await;
         }
         if let Err(error) = fetched
             && error.raw_os_error() != Some(libc::ENODEV)
         {
-            warn!(volume = self.export.name(), tag, "a tag of a block device ended: {error}");
+            let (volume, queue) = (self.export.name(), self.number);
+            warn!(volume, queue, tag, "a tag of a block device ended: {error}");
         }
     }
 
@@ -303,7 +335,7 @@ impl<X: Export> Queue<X> {
             };
             let data = &buf.as_slice()[place.lead..place.lead + length as usize];
             self.shared.0.counters.client_bytes_read.add(u64::from(length));
-            copied(pwrite(&self.file, data, data_position(QUEUE, tag)), length)
+            copied(pwrite(&self.file, data, data_position(self.number, tag)), length)
         })
         .await
     }
@@ -312,7 +344,7 @@ impl<X: Export> Queue<X> {
         let place = self.export.placement(offset, length);
         self.with_room(place.total, async |mut buf| {
             let data = &mut buf.as_mut_slice()[place.lead..place.lead + length as usize];
-            let result = copied(pread(&self.file, data, data_position(QUEUE, tag)), length);
+            let result = copied(pread(&self.file, data, data_position(self.number, tag)), length);
             if result < 0 {
                 return result;
             }

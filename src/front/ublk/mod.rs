@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`wire`] | what is said to the kernel and what it asks for, without any I/O |
 //! | [`control`] | making, listing and removing devices |
-//! | [`device`] | one device being served: its queue on the unit's own ring |
+//! | [`device`] | one device being served: its queues on the unit's own ring |
 //!
 //! # What kernels have
 //!
@@ -21,4 +21,4 @@ pub mod device;
 pub mod wire;
 
 pub use control::{Control, UblkError, block_device, feature_names};
-pub use device::{Device, Shared};
+pub use device::{Device, Shared, Wanted};

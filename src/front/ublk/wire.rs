@@ -12,6 +12,9 @@ pub const SECTOR: u64 = 512;
 /// Log2 of it.
 const SECTOR_SHIFT: u8 = 9;
 
+/// The most queues that the kernel lets a device have.
+pub const QUEUES_MAX: u16 = 4096;
+
 /// Numbers of control commands: `_IOR('u', N, 32 bytes)` and `_IOWR('u', N, 32 bytes)`.
 pub mod command {
     /// Fills a [`super::DeviceInfo`].
@@ -73,7 +76,7 @@ const QUIESCED: u16 = 2;
 #[derive(Clone, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct DeviceInfo {
-    /// Queues.
+    /// Queues; the kernel makes no more of them than there are processors.
     pub queues: U16,
     /// Requests of a queue that are on the way at most.
     pub depth: U16,
@@ -101,10 +104,10 @@ const _: () = assert!(std::mem::offset_of!(DeviceInfo, features) == 24);
 const _: () = assert!(std::mem::offset_of!(DeviceInfo, owner_uid) == 40);
 
 impl DeviceInfo {
-    /// A device to be made, with one queue, that is known again by `tag`.
-    pub fn new(id: u32, depth: u16, request_max: u32, tag: u64) -> Self {
+    /// A device to be made, with so many queues of that depth, that is known again by `tag`.
+    pub fn new(id: u32, (queues, depth): (u16, u16), request_max: u32, tag: u64) -> Self {
         Self {
-            queues: 1.into(),
+            queues: queues.into(),
             depth: depth.into(),
             request_max: request_max.into(),
             id: id.into(),
