@@ -51,7 +51,7 @@ const TIERS: [Tier; 4] = [
     Tier { lengths: (1, 2), depth: 0, every: 1, errors: 8 },
     Tier { lengths: (3, 3), depth: 0, every: 17, errors: 25 },
     Tier { lengths: (1, 2), depth: 1, every: 23, errors: 20 },
-    Tier { lengths: (1, 1), depth: 2, every: 4, errors: 4 },
+    Tier { lengths: (1, 1), depth: 2, every: 15, errors: 1 },
 ];
 
 /// A volume, and what is done on it that begins with one action.
