@@ -140,7 +140,7 @@ impl<E: Engine> Subject<E> {
             // The first attempts may crash, and may meet failing devices; the last may not.
             let trying = depth < DEPTH_MAX;
             let rotten = if trying { self.rot() } else { Rotten::none() };
-            // An unreadable sector of the newest commit looks like one that a crash left: a recovery
+            // An unreadable sector of the newest commit looks like one that a crash left: a start
             // takes that commit for one that was cut off (seed 5091).
             let readable = self.faults.clone().with(Fault::BadSector, 0);
             let env = self.machine.boot(if trying { readable } else { self.faults.ceased() });
