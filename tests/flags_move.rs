@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flipside::env::sim::faults::Fault;
 use flipside::env::sim::rng::Rng;
@@ -303,6 +303,8 @@ fn the_command_is_killed() {
     let directory = directory();
     let pool = Pool::new(directory.path());
     let (mut killed, mut place) = (0, None);
+    // How long a move takes here, as the last one did: it is killed within that.
+    let mut took = Duration::from_millis(10);
     for round in 1..=rounds {
         let when = format!("round {round}, FLIPSIDE_SEED={seed}");
         let (target, found) = pool.serve(&when);
@@ -313,7 +315,7 @@ fn the_command_is_killed() {
         let to = rng.pick(&others);
         for _ in 0..rng.between(1, 4) {
             let mut running = pool.relocation(place, to).stderr(Stdio::null()).spawn().unwrap();
-            thread::sleep(Duration::from_micros(rng.below(60_000)));
+            thread::sleep(Duration::from_nanos(rng.below(took.as_nanos() as u64)));
             running.kill().unwrap();
             killed += usize::from(!running.wait().unwrap().success());
         }
@@ -324,8 +326,10 @@ fn the_command_is_killed() {
         }
         // The claim of one that was killed may outlive it for a moment.
         wait_for("the end of the move", PATIENCE, || {
+            let begun = Instant::now();
             let output = pool.relocation(place, to).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            took = begun.elapsed();
             assert!(output.status.success() || said.contains("in use"), "{when}: {said}");
             output.status.success().then_some(())
         });
