@@ -4,7 +4,8 @@ import devices
 import targets
 from cases import Case
 from fio import Amount, arguments, load, measure
-from tools import KIB, MIB
+from tools import FLIPSIDE, KIB, MIB
+from tools import run as run_command
 
 # What fio takes to start and to end, in seconds.
 FIO_SECONDS = 0.4
@@ -54,9 +55,13 @@ def seconds(planned, options, count):
 
 
 def prepare(served, case, size, directory):
-    """Fills the volume in order, or overwrites half of its blocks at random, and commits."""
+    """Fills the volume in order, or overwrites half of its blocks at random, and commits. What is
+    in order is settled, too: an earlier round may have left blocks on either side, where they stay
+    when they are written over in order."""
     amount = Amount(bytes=size if case == FILL else size // 2)
     load(served.fio, [*arguments(case, size, amount), "--end_fsync=1"], directory)
+    if case == FILL and served.control:
+        run_command([FLIPSIDE, "settle", "--control", served.control])
 
 
 def run(kind, chosen, cases, options, progress):
