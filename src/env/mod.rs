@@ -128,17 +128,23 @@ pub trait Region: Clone + 'static {
     /// part of any of them may have arrived.
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static;
     /// Writes every piece and returns when all of them are durable, and so is every write to the
-    /// device beneath ([`Region::whole`]) that had completed before this was called.
+    /// device beneath ([`Region::whole`]) that had completed before this was called: where there is
+    /// none, or every write is durable when it has completed, the same as [`Region::persist`].
+    #[track_caller]
     fn persist_all(
         &self,
         pieces: Vec<(u64, View)>,
-    ) -> impl Future<Output = io::Result<()>> + 'static;
+    ) -> impl Future<Output = io::Result<()>> + 'static {
+        self.persist(pieces)
+    }
     /// Makes durable everything that can be read now, whoever wrote it: a recovery must not act on
     /// what may vanish later.
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static;
     /// The device that the region is a part of, where there is data beside it.
     #[must_use]
-    fn whole(&self) -> Option<Self>;
+    fn whole(&self) -> Option<Self> {
+        None
+    }
 }
 
 /// Persistent memory beside the data devices: a region of which parts are used.

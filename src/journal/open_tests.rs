@@ -63,13 +63,6 @@ impl Region for Memory {
         std::future::ready(Ok(()))
     }
 
-    fn persist_all(
-        &self,
-        pieces: Vec<(u64, View)>,
-    ) -> impl Future<Output = io::Result<()>> + 'static {
-        self.persist(pieces)
-    }
-
     fn whole(&self) -> Option<Self> {
         Some(self.clone())
     }

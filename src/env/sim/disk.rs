@@ -221,17 +221,6 @@ impl Region for SimNvram {
     }
 
     /// What is not persisted has no promise: there is nothing between memory and persistence.
-    fn persist_all(
-        &self,
-        pieces: Vec<(u64, View)>,
-    ) -> impl Future<Output = io::Result<()>> + 'static {
-        self.persist(pieces)
-    }
-
-    fn whole(&self) -> Option<Self> {
-        None
-    }
-
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         let call = self.shell.world.borrow_mut().call("nvram flush", 0, 0);
         async move { if call == Fate::Live { Ok(()) } else { std::future::pending().await } }

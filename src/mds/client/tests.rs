@@ -63,17 +63,6 @@ impl Region for Never {
     fn read(&self, _: u64, _: View) -> impl Future<Output = io::Result<()>> + 'static {
         std::future::pending()
     }
-    fn persist_all(
-        &self,
-        pieces: Vec<(u64, View)>,
-    ) -> impl Future<Output = io::Result<()>> + 'static {
-        self.persist(pieces)
-    }
-
-    fn whole(&self) -> Option<Self> {
-        None
-    }
-
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         std::future::pending()
     }

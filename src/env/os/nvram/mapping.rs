@@ -210,17 +210,6 @@ impl Region for MappedRegion {
     }
 
     /// A predecessor may have been killed between writing and writing back.
-    fn persist_all(
-        &self,
-        pieces: Vec<(u64, View)>,
-    ) -> impl Future<Output = io::Result<()>> + 'static {
-        self.persist(pieces)
-    }
-
-    fn whole(&self) -> Option<Self> {
-        None
-    }
-
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         let len = usize::try_from(self.len).expect("a length in memory");
         let flushed = self.mapping.write_back(self.start, len);

@@ -136,17 +136,6 @@ impl Region for OsNvram {
         }
     }
 
-    fn persist_all(
-        &self,
-        pieces: Vec<(u64, View)>,
-    ) -> impl Future<Output = io::Result<()>> + 'static {
-        self.persist(pieces)
-    }
-
-    fn whole(&self) -> Option<Self> {
-        None
-    }
-
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         match self {
             Self::Mapped(region) => Either::Left(region.flush()),
