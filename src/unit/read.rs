@@ -5,16 +5,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use smallvec::SmallVec;
 
 use super::Inner;
 use super::error::IoError;
+use super::mixed::{Mixed, Runs, whole_side};
 use super::request::extents;
 use super::state::Work;
 use super::write::{Piece, Pieces, push_piece};
 use crate::env::{Disk, Env};
 use crate::format::blocks::BlockSet;
-use crate::format::ids::Slot;
+use crate::format::ids::{ExtentId, Slot};
+use crate::format::record::Binding;
 use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::Buf;
 
@@ -30,9 +31,13 @@ impl<E: Env> Inner<E> {
     ) -> Result<(), IoError> {
         // Entered before the maps are looked at: what is found there is not freed until we leave.
         let _reading = self.readers.enter();
-        let mut pieces = Pieces::new();
-        let uncommitted = self.find(volume, blocks, place.start, buf, &mut pieces);
-        self.read_pieces(buf, &pieces).await?;
+        let (mut pieces, mut mixed) = (Pieces::new(), Vec::new());
+        let uncommitted = self.find(volume, blocks, place.start, buf, &mut pieces, &mut mixed);
+        if mixed.is_empty() {
+            self.read_pieces(buf, &pieces).await?;
+        } else {
+            self.read_mixed(buf, pieces, mixed).await?;
+        }
         self.check_owned()?;
         // What was written and not committed when the device failed may be gone already, and
         // something else read in its place: then an error is the only true answer (promise 5).
@@ -44,7 +49,8 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn read_pieces(&self, buf: &mut Buf, pieces: &Pieces) -> Result<(), IoError> {
+    /// Reads pieces one beside the other.
+    pub(super) async fn read_pieces(&self, buf: &mut Buf, pieces: &Pieces) -> Result<(), IoError> {
         if let [piece] = pieces.as_slice() {
             let disk = &self.devices[piece.device].disk;
             let read = disk.read(piece.offset, buf.view(piece.range.clone()));
@@ -77,6 +83,7 @@ impl<E: Env> Inner<E> {
         mut at: usize,
         buf: &mut Buf,
         pieces: &mut Pieces,
+        mixed: &mut Vec<Mixed>,
     ) -> bool {
         let mut uncommitted = false;
         let block = self.geometry.block_size() as usize;
@@ -106,18 +113,59 @@ impl<E: Env> Inner<E> {
             }
             let binding = state.pairs.binding(pair);
             let wanted = wanted - in_memory;
-            let mut found: SmallVec<[(Range<usize>, Slot); 4]> = SmallVec::new();
+            let mut found = Runs::new();
             for slot in Slot::BOTH {
                 found.extend((wanted & seen.side(slot)).runs().map(|run| (run, slot)));
             }
             found.sort_unstable_by_key(|(run, _)| run.start);
-            for (run, slot) in found {
-                let extent = binding.extent(slot).expect("contents lie in an extent of the pair");
-                let (device, offset) = self.locate(extent, (run.start * block) as u64);
-                let range = place(run.start)..place(run.end);
-                push_piece(pieces, Piece { device, offset, range });
+            match whole_side(&found, self.config.read_pieces_max) {
+                Some(most) => {
+                    mixed.push(self.mixed(&binding, &found, most, place(found[0].0.start)))
+                }
+                None => self.push_runs(&binding, &found, place, pieces),
             }
         }
         uncommitted
     }
+
+    /// The places of runs of one pair.
+    fn push_runs(
+        &self,
+        binding: &Binding,
+        runs: &Runs,
+        place: impl Fn(usize) -> usize,
+        pieces: &mut Pieces,
+    ) {
+        let block = self.geometry.block_size() as usize;
+        for (run, slot) in runs {
+            let (device, offset) =
+                self.locate(contents(binding, *slot), (run.start * block) as u64);
+            let range = place(run.start)..place(run.end);
+            push_piece(pieces, Piece { device, offset, range });
+        }
+    }
+
+    /// The same of runs that are read whole, of which most lie in that slot; they go to `start` of
+    /// the buffer.
+    fn mixed(&self, binding: &Binding, runs: &Runs, most: Slot, start: usize) -> Mixed {
+        let block = self.geometry.block_size() as usize;
+        let first = runs[0].0.start;
+        let last = runs.last().expect("it has a first").0.end;
+        let within = |run: &Range<usize>| (run.start - first) * block..(run.end - first) * block;
+        let others = runs.iter().filter(|(_, slot)| *slot != most);
+        let mut pieces = Pieces::new();
+        self.push_runs(binding, runs, |b| start + (b - first) * block, &mut pieces);
+        Mixed {
+            range: start..start + (last - first) * block,
+            places: [most, most.other()]
+                .map(|slot| self.locate(contents(binding, slot), (first * block) as u64)),
+            picked: others.map(|(run, _)| within(run)).collect(),
+            pieces,
+        }
+    }
+}
+
+/// The extent that holds contents in that slot.
+fn contents(binding: &Binding, slot: Slot) -> ExtentId {
+    binding.extent(slot).expect("contents lie in an extent of the pair")
 }
