@@ -444,7 +444,9 @@ mod tests {
             let place = place(medium.clone());
             MetadataPlace { log: LogHeader { half: 8 * BLOCK as u64, ..place.log }, ..place }
         };
-        let storage = SimStorage::new(OFFSET + store_len(u64::from(EXTENTS)));
+        let end = OFFSET + store_len(u64::from(EXTENTS));
+        let storage = SimStorage::new(end);
+        storage.set_len(end).unwrap();
         let mut catalog = small(&storage).create().unwrap();
         catalog.create_volume("one", u64::from(EXTENTS) * u64::from(EXTENT_SIZE)).unwrap();
         catalog.allocate(unit, Use::Data, EXTENTS - 5);
