@@ -32,7 +32,48 @@ impl<E: Env> Inner<E> {
         let _reading = self.readers.enter();
         let mut pieces = Pieces::new();
         let uncommitted = self.find(volume, blocks, place.start, buf, &mut pieces);
-        self.read_pieces(buf, &pieces).await?;
+        self.read_found(volume, uncommitted, buf, &pieces).await
+    }
+
+    /// Reads whole blocks of a volume to the beginning of a buffer whose bytes it does not touch,
+    /// where the devices hold all of them; `false` where they do not.
+    pub(super) async fn read_blocks_straight(
+        &self,
+        volume: usize,
+        blocks: Range<u64>,
+        buf: &mut Buf,
+    ) -> Result<bool, IoError> {
+        let _reading = self.readers.enter();
+        if !self.lie_on_devices(volume, blocks.clone()) {
+            return Ok(false);
+        }
+        let mut pieces = Pieces::new();
+        let uncommitted = self.find(volume, blocks, 0, buf, &mut pieces);
+        let found: usize = pieces.iter().map(|piece| piece.range.len()).sum();
+        assert_eq!(found, buf.len(), "the devices fill all of it: it may be another's memory");
+        self.read_found(volume, uncommitted, buf, &pieces).await.map(|()| true)
+    }
+
+    /// Whether all of the blocks have contents, and none of them in memory.
+    fn lie_on_devices(&self, volume: usize, blocks: Range<u64>) -> bool {
+        let state = self.state.borrow();
+        extents(blocks, self.geometry).all(|(logical, local, _)| {
+            let Some(pair) = state.volumes[volume].pair(logical) else { return false };
+            let in_memory = state.pairs.work(pair).map_or(BlockSet::EMPTY, Work::in_memory);
+            let missing = BlockSet::range(local) - (state.visible(pair).used() - in_memory);
+            missing.is_empty()
+        })
+    }
+
+    /// Reads what was found, and sees to it that it may be told.
+    async fn read_found(
+        &self,
+        volume: usize,
+        uncommitted: bool,
+        buf: &mut Buf,
+        pieces: &Pieces,
+    ) -> Result<(), IoError> {
+        self.read_pieces(buf, pieces).await?;
         self.check_owned()?;
         // What was written and not committed when the device failed may be gone already, and
         // something else read in its place: then an error is the only true answer (promise 5).
@@ -121,3 +162,7 @@ impl<E: Env> Inner<E> {
         uncommitted
     }
 }
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;
