@@ -19,6 +19,16 @@ use crate::format::record::Binding;
 use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::Buf;
 
+/// Where blocks lie on the devices.
+#[derive(Debug, Default)]
+struct Found {
+    pieces: Pieces,
+    /// Those of extents that are read whole.
+    mixed: Vec<Mixed>,
+    /// Whether any of all the blocks is not committed.
+    uncommitted: bool,
+}
+
 impl<E: Env> Inner<E> {
     /// Reads whole blocks of a volume to a place in a buffer. Blocks that have no contents become
     /// zeros.
@@ -31,8 +41,44 @@ impl<E: Env> Inner<E> {
     ) -> Result<(), IoError> {
         // Entered before the maps are looked at: what is found there is not freed until we leave.
         let _reading = self.readers.enter();
-        let (mut pieces, mut mixed) = (Pieces::new(), Vec::new());
-        let uncommitted = self.find(volume, blocks, place.start, buf, &mut pieces, &mut mixed);
+        let most = self.config.read_pieces_max;
+        let found = self.find(volume, blocks, place.start, buf, most);
+        self.read_found(volume, buf, found).await
+    }
+
+    /// Reads whole blocks of a volume to the beginning of a buffer whose bytes it does not touch,
+    /// where the devices hold all of them; `false` where they do not.
+    pub(super) async fn read_blocks_straight(
+        &self,
+        volume: usize,
+        blocks: Range<u64>,
+        buf: &mut Buf,
+    ) -> Result<bool, IoError> {
+        let _reading = self.readers.enter();
+        if !self.lie_on_devices(volume, blocks.clone()) {
+            return Ok(false);
+        }
+        // Whatever their number: to pick blocks out is to touch them.
+        let found = self.find(volume, blocks, 0, buf, usize::MAX);
+        let bytes: usize = found.pieces.iter().map(|piece| piece.range.len()).sum();
+        assert_eq!(bytes, buf.len(), "the devices fill all of it: it may be another's memory");
+        self.read_found(volume, buf, found).await.map(|()| true)
+    }
+
+    /// Whether all of the blocks have contents, and none of them in memory.
+    fn lie_on_devices(&self, volume: usize, blocks: Range<u64>) -> bool {
+        let state = self.state.borrow();
+        extents(blocks, self.geometry).all(|(logical, local, _)| {
+            let Some(pair) = state.volumes[volume].pair(logical) else { return false };
+            let in_memory = state.pairs.work(pair).map_or(BlockSet::EMPTY, Work::in_memory);
+            let missing = BlockSet::range(local) - (state.visible(pair).used() - in_memory);
+            missing.is_empty()
+        })
+    }
+
+    /// Reads what was found, and sees to it that it may be told.
+    async fn read_found(&self, volume: usize, buf: &mut Buf, found: Found) -> Result<(), IoError> {
+        let Found { pieces, mixed, uncommitted } = found;
         if mixed.is_empty() {
             self.read_pieces(buf, &pieces).await?;
         } else {
@@ -74,18 +120,17 @@ impl<E: Env> Inner<E> {
         IoError::DeviceRead(format!("{}: {error}", self.device_name(device)).into())
     }
 
-    /// Finds where blocks lie; zeros those that lie nowhere. Says whether any of them is not
-    /// committed.
+    /// Finds where blocks lie, those of an extent in `most` pieces at most; zeros those that lie
+    /// nowhere.
     fn find(
         &self,
         volume: usize,
         blocks: Range<u64>,
         mut at: usize,
         buf: &mut Buf,
-        pieces: &mut Pieces,
-        mixed: &mut Vec<Mixed>,
-    ) -> bool {
-        let mut uncommitted = false;
+        most: usize,
+    ) -> Found {
+        let mut all = Found::default();
         let block = self.geometry.block_size() as usize;
         let state = self.state.borrow();
         for (logical, local, _) in extents(blocks, self.geometry) {
@@ -98,7 +143,7 @@ impl<E: Env> Inner<E> {
                 continue;
             };
             let seen = state.visible(pair);
-            uncommitted |= state.is_uncommitted(pair, wanted);
+            all.uncommitted |= state.is_uncommitted(pair, wanted);
             for run in (wanted - seen.used()).runs() {
                 if mutated(Mutant::UnusedReadFromDisk) {
                     break;
@@ -118,14 +163,14 @@ impl<E: Env> Inner<E> {
                 found.extend((wanted & seen.side(slot)).runs().map(|run| (run, slot)));
             }
             found.sort_unstable_by_key(|(run, _)| run.start);
-            match whole_side(&found, self.config.read_pieces_max) {
-                Some(most) => {
-                    mixed.push(self.mixed(&binding, &found, most, place(found[0].0.start)))
+            match whole_side(&found, most) {
+                Some(side) => {
+                    all.mixed.push(self.mixed(&binding, &found, side, place(found[0].0.start)));
                 }
-                None => self.push_runs(&binding, &found, place, pieces),
+                None => self.push_runs(&binding, &found, place, &mut all.pieces),
             }
         }
-        uncommitted
+        all
     }
 
     /// The places of runs of one pair.
@@ -169,3 +214,7 @@ impl<E: Env> Inner<E> {
 fn contents(binding: &Binding, slot: Slot) -> ExtentId {
     binding.extent(slot).expect("contents lie in an extent of the pair")
 }
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;
