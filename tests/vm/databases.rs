@@ -36,7 +36,9 @@ const ACCOUNTS: u64 = 400;
 /// What makes rows large enough to fill pages.
 const PADDING: usize = 300;
 /// Transactions between checkpoints, which write pages in their places.
-const CHECKPOINT_EVERY: u64 = 40;
+const CHECKPOINT_EVERY: u64 = 20;
+/// A loss of power waits so long for something to lose: a checkpoint or two.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the rounds came to.
 struct Outcome {
@@ -60,7 +62,7 @@ fn rounds(name: &str, inner: &str, count: u64) -> Outcome {
             machine.prints("acknowledged ");
             thread::sleep(Duration::from_millis(rng.between(500, 6000)));
         }
-        outcome.at_stake += attached.lose_power();
+        outcome.at_stake += attached.lose_power(PATIENCE);
         let output = machine.cut_off();
         match found {
             Ok(found) => {

@@ -59,8 +59,7 @@ fn any_prefix_is_a_cut() {
         return;
     }
     let evidence = Evidence::new();
-    let recorded = std::env::var_os("FLIPSIDE_LOGGED").map(PathBuf::from);
-    let place = recorded.unwrap_or_else(|| {
+    let place = std::env::var_os("FLIPSIDE_LOGGED").map(PathBuf::from).unwrap_or_else(|| {
         record(evidence.path());
         evidence.path().to_owned()
     });
