@@ -24,9 +24,9 @@ use flipside::format::superblock::{LEN, Superblock};
 use flipside::journal::RegionLayout;
 use flipside::journal::layout::PageRuns;
 use flipside::mds::backend::{FixedBackend, RegionBackend};
+use flipside::mds::opening::{MetadataPlace, log_len};
 use flipside::mds::raw::RawPair;
 use flipside::mds::records::PairRecord;
-use flipside::mds::redb_store::RedbStore;
 use flipside::mds::store::{Changes, Store, Table, key};
 use flipside::mds::volume_table::{PLACE_LEN, TABLE_LEN, VolumeTable, newest};
 use serde_json::Value;
@@ -158,14 +158,14 @@ impl Images {
         self.edit_page(&self.layout.home, HOME_MAGIC, index, |page| line.store(page, within));
     }
 
-    fn store_span(&self) -> (u64, u64) {
-        (self.store.offset, self.store.len - TABLE_LEN)
+    fn change_store(&self, changes: &Changes) {
+        let place = MetadataPlace::within(self.file(0), &self.superblock).unwrap();
+        place.store().unwrap().commit(changes).unwrap();
     }
 
-    fn change_store(&self, changes: &Changes) {
-        let (offset, len) = self.store_span();
-        let region = RegionBackend::open(self.file(0), offset, len).unwrap();
-        RedbStore::open(region).unwrap().commit(changes).unwrap();
+    /// Where the store's log begins.
+    fn log(&self) -> u64 {
+        self.table() - log_len(self.superblock.pool_extents().into())
     }
 
     /// Puts a pair into the store, as the server would.
@@ -386,6 +386,8 @@ const CASES: &[Case] = &[
     ),
     ("store, one header", |of| of.flip(0, of.store.offset + 20), "store-header", Mended),
     ("store, both headers", |of| of.fill(of.store.offset, 8192, 0), "store-damaged", Mended),
+    ("store's log, one header", |of| of.flip(0, of.log() + 4096 + 20), "store-header", Mended),
+    ("store's log, both headers", |of| of.fill(of.log(), 8192, 0), "store-damaged", Mended),
     (
         "store, zeroed",
         |of| of.fill(of.store.offset, of.store.len - TABLE_LEN, 0),
@@ -401,8 +403,8 @@ const CASES: &[Case] = &[
     (
         "store, a row",
         |of| {
-            let (offset, len) = of.store_span();
-            let region = RegionBackend::open(of.file(0), offset, len).unwrap();
+            let len = of.log() - of.store.offset;
+            let region = RegionBackend::open(of.file(0), of.store.offset, len).unwrap();
             let database = redb::Database::builder().create_with_backend(region).unwrap();
             let transaction = database.begin_write().unwrap();
             let volumes = redb::TableDefinition::<&[u8], &[u8]>::new("volumes");

@@ -10,7 +10,7 @@ use flipside::format::ids::{PoolId, UnitId};
 use flipside::format::layout::{DeviceFacts, Geometry, Span, plan};
 use flipside::format::superblock::{FlagsPlace, MetadataAt, PoolDevice, Superblock};
 use flipside::mds::backend::Medium as _;
-use flipside::mds::opening::MetadataPlace;
+use flipside::mds::opening::{MetadataPlace, log_len};
 use flipside::mds::volume_table::{PLACE_LEN, TABLE_LEN};
 use redb::StorageBackend as _;
 
@@ -85,6 +85,11 @@ impl Metadata {
         (Span { offset, len: len - TABLE_LEN }, [table, table + PLACE_LEN])
     }
 
+    /// Where the store's log begins.
+    fn log(&self) -> u64 {
+        self.spans().1[0] - log_len(self.superblock.pool_extents().into())
+    }
+
     fn destroy(&self, at: u64, len: usize) {
         self.medium.write_at(&vec![0xa5; len], at).unwrap();
         self.medium.sync().unwrap();
@@ -131,9 +136,14 @@ impl Metadata {
 type Damage = fn(&Metadata, &Metadata);
 
 /// The kinds of damage that can be mended, and some at a time.
-const DAMAGES: [(&str, Damage); 8] = [
+const DAMAGES: [(&str, Damage); 10] = [
     ("first header", |of, _| of.destroy(of.spans().0.offset, 64)),
     ("second header", |of, _| of.destroy(of.spans().0.offset + HEADER, 64)),
+    ("first header of the log", |of, _| of.destroy(of.log(), 64)),
+    ("second headers of both", |of, _| {
+        of.destroy(of.spans().0.offset + HEADER, 64);
+        of.destroy(of.log() + HEADER, 64);
+    }),
     ("first copy of the table", |of, _| of.destroy(of.spans().1[0], 64)),
     ("second copy of the table", |of, _| of.destroy(of.spans().1[1], 64)),
     ("a copy of the table that is out of date", |of, before| {

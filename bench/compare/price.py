@@ -2,8 +2,8 @@
 systems on the same device with the same pattern.
 
 Ours is written to over NBD, file systems through fio's ring on a file; bytes do not depend on that,
-IOPS do, in their favour. Bytes are those of the device's own counters; ours says for what it wrote
-them.
+IOPS do, in their favour: so the pattern that fits is loaded without a socket, too (`flipside
+bench`). Bytes are those of the device's own counters; ours says for what it wrote them.
 """
 
 import contextlib
@@ -71,6 +71,9 @@ FILE_SYSTEMS = {
     "xfs": (["mkfs.xfs", "-q", "-f"], "defaults"),
 }
 OURS = {"flipside-device": [], "flipside-nvram": targets.NVRAM}
+# The pattern that fits, as `flipside bench` has it.
+ENGINE_CASE = "random-write-qd32-flush32"
+ENGINE_FLAGS = {"flipside-device": [], "flipside-nvram": ["--nvram", "NVRAM"]}
 
 
 WIDE_PATTERN = Pattern("wide", "4 KiB random over 16 GiB, never written before, a flush every 32",
@@ -124,7 +127,7 @@ def seconds(options):
     planned = work(options)
     once = sum(planned.guess(pattern) for pattern in planned.patterns)
     wide = 0 if options.quick else planned.limit
-    return (once + wide) * len(OURS) + once / 2 * len(file_systems(options))
+    return (once + wide + 2 * planned.limit) * len(OURS) + once / 2 * len(file_systems(options))
 
 
 def counters(served):
@@ -255,16 +258,32 @@ def run_file_system(work_, name):
     return found
 
 
+def run_engine(work_, name):
+    """The engine without a socket, over the part that the pattern that fits works on: IOPS."""
+    pattern = next(one for one in work_.patterns if one.name == "fits")
+    span = int(work_.size * pattern.span) // MIB * MIB
+    flags = [flag.replace("NVRAM", str(work_.directory / "flags")) for flag in ENGINE_FLAGS[name]]
+    work_.begin(pattern, f"{name}, no socket")
+    with devices.device(work_.directory, "engine", span * 5 // 2) as device:
+        printed = run([FLIPSIDE, "bench", "--json", "--force", "--case", ENGINE_CASE,
+                       "--size", span, "--time", f"{work_.limit}s", "--rounds", 1, *flags,
+                       device.path])
+    [case] = json.loads(printed)["cases"]
+    return case["engine"]["iops"]
+
+
 def measure(options, progress):
-    """All systems: `{"what": {pattern: words}, "systems": {name: {pattern: figures}}}`."""
-    systems = {}
+    """All systems: `{"what": {pattern: words}, "systems": {name: {pattern: figures}}, "engine":
+    {name: IOPS}}`."""
+    systems, engine = {}, {}
     with devices.workspace("ram") as directory:
         todo = work(options, progress, directory)
         for name in OURS:
             systems[name] = run_ours(todo, name)
             if not options.quick:
                 systems[name]["wide"] = run_wide(todo, name)
+            engine[name] = run_engine(todo, name)
         for name in file_systems(options):
             systems[name] = run_file_system(todo, name)
     what = {pattern.name: pattern.what for pattern in [*PATTERNS, WIDE_PATTERN]}
-    return {"what": what, "systems": systems, "size_mib": options.price_size}
+    return {"what": what, "systems": systems, "engine": engine, "size_mib": options.price_size}

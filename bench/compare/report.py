@@ -110,7 +110,11 @@ def price(part, drawn):
             figures = found.get(pattern) or found.get(shared)
             row.append(price_cell(figures) if figures else "–")
         rows.append(row)
-    return [*lines, table(rows), "", *shown(drawn, "amplification", "journal-space"), ""]
+    engine = ", ".join(f"{name} {number(iops, 'iops')}" for name, iops in part["engine"].items())
+    lines += [table(rows), "",
+              "The engine without a socket, 4 KiB random over a quarter, a flush every 32: "
+              f"{engine}.", ""]
+    return [*lines, *shown(drawn, "amplification", "journal-space"), ""]
 
 
 def price_cell(figures):

@@ -80,7 +80,7 @@ pub async fn page<E: Env, R: Region>(
 /// Carries out a repair of the metadata.
 pub fn metadata<M: Medium>(place: &MetadataPlace<M>, mend: &Mend) -> Result<(), MendError> {
     match mend {
-        Mend::StoreHeader => place.mend_header()?,
+        Mend::StoreHeader => place.mend_headers()?,
         Mend::VolumeTable => place.mend_table()?,
         Mend::NewStore => place.renew()?,
         Mend::Superblock(_) | Mend::Identity | Mend::Page(..) => {}

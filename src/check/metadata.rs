@@ -48,7 +48,7 @@ pub fn judge(facts: &MetadataFacts, name: &str) -> Vec<Finding> {
                 findings.push(Finding::mendable(Code::StoreOlder, &place, what, Mend::NewStore));
             }
             if facts.headers_damaged != [false; 2] {
-                let what = "one of its two headers is damaged";
+                let what = "a copy of a header is damaged";
                 findings.push(Finding::mendable(
                     Code::StoreHeader,
                     &place,

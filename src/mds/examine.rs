@@ -16,7 +16,7 @@ use crate::format::ids::PoolId;
 /// What was found.
 #[derive(Debug)]
 pub struct MetadataFacts {
-    /// Which copies of the store's region header are damaged.
+    /// Which copies of the headers of the store's region and log are damaged.
     pub headers_damaged: [bool; 2],
     /// What each copy of the volume table holds; `None` where it is damaged.
     pub table: [Option<Kept>; 2],
@@ -103,11 +103,13 @@ impl<M: Medium> MetadataPlace<M> {
     }
 
     fn examine_store(&self) -> Result<StoreFacts, StoreError> {
-        let (medium, offset, capacity) = self.store_span()?;
+        let (medium, offset, capacity) = self.rows_span()?;
         let region = RegionBackend::open(medium, offset, capacity);
         let region = region.and_then(Overlay::new).map_err(|error| failed(&error))?;
-        let mut store = RedbStore::open(region)?;
-        store.verify()?;
+        let mut rows = RedbStore::open(region)?;
+        rows.verify()?;
+        // What opening applies stays in memory, and nothing is appended.
+        let store = self.with_log(rows)?;
         let kept = kept_by(&store)?;
         let catalog = Catalog::open(Box::new(store))?;
         self.check_pool(&catalog)?;

@@ -2,8 +2,11 @@
 //!
 //! | offset | bytes | what |
 //! | --- | --- | --- |
-//! | 0 | length − [`TABLE_LEN`] | the store ([`super::backend`]) |
+//! | 0 | the rest | the store's rows ([`super::backend`]) |
+//! | then | [`log_len`] | the log before them ([`super::log`]) |
 //! | then | [`TABLE_LEN`] | the volume table ([`super::volume_table`]) |
+//!
+//! A settle is a transaction: without the log each would cost the store's pages and their parents.
 //!
 //! # Contracts
 //!
@@ -24,6 +27,10 @@ use super::backend::{CAPACITY_MIN, FixedBackend, Medium, RegionBackend};
 use super::catalog::lines::line_rows;
 use super::catalog::{Catalog, PoolSpec, fresh_rows};
 use super::examine::StoreFacts;
+use super::log::checkpoint::Checkpointer;
+use super::log::format::{BLOCK, Identity, LogHeader};
+use super::log::place::MediumPlace;
+use super::log::{self, LoggedStore};
 use super::mirrored::{Agreement, Mirrored, compare, sequence_row};
 use super::redb_store::RedbStore;
 use super::store::{Changes, Store as _, StoreError};
@@ -32,18 +39,31 @@ use crate::format::home::Line;
 use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PoolId, UnitId};
 use crate::format::superblock::{FlagsPlace, Superblock};
 
+/// Bytes of a half of the log: for each extent of the pool, at least, and at most. What is settled
+/// within a half is applied at once, and is in memory until then.
+const HALF_PER_EXTENT: u64 = 64;
+const HALF_MIN: u64 = 512 << 10;
+const HALF_MAX: u64 = 8 << 20;
+
 /// Where a pool's metadata lies.
 #[derive(Debug)]
 pub struct MetadataPlace<M = File> {
     medium: M,
     offset: u64,
-    /// Bytes of the store alone.
+    /// Bytes of the store alone: rows and log.
     capacity: u64,
+    /// The log's header, as it was made.
+    log: LogHeader,
+    /// Whether there is a thread to apply the log beside all else.
+    applies_beside: bool,
     pool: PoolId,
     spec: PoolSpec,
     /// Whether the store has the only copy of the pairs' lines.
     pub(super) has_lines: bool,
 }
+
+/// A store's rows with the log before them.
+pub type Logged<M> = LoggedStore<RedbStore, MediumPlace<M>>;
 
 /// A volume table, and what its copies hold.
 pub(super) type Table<M> = (VolumeTable<FixedBackend<M>>, [Option<Kept>; 2]);
@@ -60,23 +80,44 @@ impl MetadataPlace {
     /// The place on a pool's first device, which has that superblock.
     pub fn on(path: &Path, superblock: &Superblock) -> Result<Self, StoreError> {
         let file = OpenOptions::new().read(true).write(true).open(path);
-        Self::within(file.map_err(|error| StoreError::Failed(error.to_string()))?, superblock)
+        let file = file.map_err(|error| StoreError::Failed(error.to_string()))?;
+        Ok(MetadataPlace { applies_beside: true, ..Self::within(file, superblock)? })
     }
 }
 
+/// The header of the log that a pool has.
+fn log_header(pool: PoolId, spec: &PoolSpec) -> LogHeader {
+    let extents = spec.devices.iter().map(|run| u64::from(run.count)).sum();
+    LogHeader { identity: Identity(pool.0), half: log_half(extents) }
+}
+
+/// Bytes of a half of the log of a pool of so many extents.
+fn log_half(extents: u64) -> u64 {
+    (HALF_PER_EXTENT * extents).clamp(HALF_MIN, HALF_MAX).next_multiple_of(BLOCK as u64)
+}
+
+/// The length of the log of a pool of so many extents, in bytes.
+pub fn log_len(extents: u64) -> u64 {
+    LogHeader { identity: Identity([0; 16]), half: log_half(extents) }.log_len()
+}
+
 impl<M: Medium> MetadataPlace<M> {
-    /// The same, on what is open.
+    /// The same, on what is open, with everything done in turn.
     pub fn within(medium: M, superblock: &Superblock) -> Result<Self, StoreError> {
         let span = superblock.layout.regions.expect("the first device has the regions").store;
-        if span.len < CAPACITY_MIN + TABLE_LEN {
+        let spec = pool_spec(superblock);
+        let log = log_header(superblock.pool, &spec);
+        if span.len < CAPACITY_MIN + log.log_len() + TABLE_LEN {
             return Err(StoreError::Failed(format!("{} bytes are too few for it", span.len)));
         }
         Ok(MetadataPlace {
             medium,
             offset: span.offset,
             capacity: span.len - TABLE_LEN,
+            log,
+            applies_beside: false,
             pool: superblock.pool,
-            spec: pool_spec(superblock),
+            spec,
             has_lines: superblock.flags == FlagsPlace::Mds,
         })
     }
@@ -117,10 +158,38 @@ impl<M: Medium> MetadataPlace<M> {
         self.new_store()?.commit(&rows)
     }
 
-    fn new_store(&self) -> Result<RedbStore, StoreError> {
-        let (medium, offset, capacity) = self.store_span()?;
+    /// An empty store; what was there is gone. Until its rows know of the log it is no store.
+    fn new_store(&self) -> Result<Logged<M>, StoreError> {
+        let (medium, offset, capacity) = self.rows_span()?;
         let region = RegionBackend::create(medium, offset, capacity);
-        RedbStore::open(region.map_err(|error| failed(&error))?)
+        let copies = [self.log.encode(), self.log.encode()].concat();
+        self.log_place()?.clear(&copies).map_err(|error| failed(&error))?;
+        let mut rows = RedbStore::open(region.map_err(|error| failed(&error))?)?;
+        log::adopt(&mut rows, self.log.identity)?;
+        self.with_log(rows)
+    }
+
+    /// The store alone, every page of which is looked at. It may be of another pool, or older than
+    /// the volume table.
+    pub fn store(&self) -> Result<Logged<M>, StoreError> {
+        let (medium, offset, capacity) = self.rows_span()?;
+        let region = RegionBackend::open(medium, offset, capacity);
+        let mut rows = RedbStore::open(region.map_err(|error| failed(&error))?)?;
+        rows.verify()?;
+        self.with_log(rows)
+    }
+
+    /// The rows, and what the log has besides.
+    pub(super) fn with_log(&self, rows: RedbStore) -> Result<Logged<M>, StoreError> {
+        let place = self.log_place()?;
+        if log::header_at(&place)?.is_some_and(|header| header != self.log) {
+            return Err(StoreError::Damaged("its log is not that of the superblock".to_owned()));
+        }
+        let applier = match self.applies_beside {
+            true => Checkpointer::on_thread(rows.clone()).map_err(|error| failed(&error))?,
+            false => Checkpointer::Inline(rows.clone()),
+        };
+        LoggedStore::open(rows, place, applier)
     }
 
     pub(super) fn table(&self) -> Result<Table<M>, StoreError> {
@@ -131,10 +200,7 @@ impl<M: Medium> MetadataPlace<M> {
 
     fn open_store(&self, copies: &[Option<Kept>; 2]) -> Result<Catalog, StoreError> {
         let open = || {
-            let (medium, offset, capacity) = self.store_span()?;
-            let region = RegionBackend::open(medium, offset, capacity);
-            let mut store = RedbStore::open(region.map_err(|error| failed(&error))?)?;
-            store.verify()?;
+            let store = self.store()?;
             let (table, _) = self.table()?;
             let catalog = Catalog::open(Box::new(Mirrored::open(store, table, copies)?))?;
             self.check_pool(&catalog)?;
@@ -153,13 +219,14 @@ impl<M: Medium> MetadataPlace<M> {
         self.rebuild(kept, Changes::new())
     }
 
-    /// Writes the store region's header again, into the place of the older copy.
-    pub fn mend_header(&self) -> Result<(), StoreError> {
-        let (medium, offset, capacity) = self.store_span()?;
+    /// Writes the headers of rows and log again, into the place of the older or damaged copy.
+    pub fn mend_headers(&self) -> Result<(), StoreError> {
+        let (medium, offset, capacity) = self.rows_span()?;
         let region = RegionBackend::open(medium, offset, capacity);
         let region = region.map_err(|error| failed(&error))?;
         let mended = region.len().and_then(|len| region.set_len(len));
-        mended.map_err(|error| failed(&error))
+        mended.map_err(|error| failed(&error))?;
+        log::mend_header(&mut self.log_place()?)
     }
 
     /// Writes the volume table again, as the store has it. A store that is damaged or older stays
@@ -190,15 +257,25 @@ impl<M: Medium> MetadataPlace<M> {
         self.rebuild(kept, lines.unwrap_or_default())
     }
 
-    /// Which copies of the store region's header are damaged.
+    /// Which copies of a header are damaged: that of the rows, or that of the log.
     pub(super) fn headers_damaged(&self) -> Result<[bool; 2], StoreError> {
-        let (medium, offset, capacity) = self.store_span()?;
-        RegionBackend::headers_damaged(&medium, offset, capacity).map_err(|error| failed(&error))
+        let (medium, offset, capacity) = self.rows_span()?;
+        let rows = RegionBackend::headers_damaged(&medium, offset, capacity);
+        let [first, second] = rows.map_err(|error| failed(&error))?;
+        let log = log::header_copies(&self.log_place()?)?;
+        Ok([first || log[0].is_none(), second || log[1].is_none()])
     }
 
-    pub(super) fn store_span(&self) -> Result<(M, u64, u64), StoreError> {
+    /// Where the rows are: offset and length.
+    pub(super) fn rows_span(&self) -> Result<(M, u64, u64), StoreError> {
         let medium = self.medium.handle().map_err(|error| failed(&error))?;
-        Ok((medium, self.offset, self.capacity))
+        Ok((medium, self.offset, self.capacity - self.log.log_len()))
+    }
+
+    fn log_place(&self) -> Result<MediumPlace<M>, StoreError> {
+        let medium = self.medium.handle().map_err(|error| failed(&error))?;
+        let len = self.log.log_len();
+        Ok(MediumPlace::new(medium, self.offset + self.capacity - len, len))
     }
 
     pub(super) fn check_pool(&self, catalog: &Catalog) -> Result<(), StoreError> {
@@ -246,6 +323,7 @@ mod tests {
     use crate::env::sim::rng::Rng;
     use crate::format::layout::store_len;
     use crate::mds::catalog::space::Use;
+    use crate::mds::log::format::HALVES_OFFSET;
     use crate::mds::records::Primitive;
     use crate::mds::testing::{EXTENT_SIZE, pair};
     use crate::mds::volume_table::PLACE_LEN;
@@ -254,16 +332,20 @@ mod tests {
     const OFFSET: u64 = 1 << 20;
 
     fn place(file: &File) -> MetadataPlace {
+        let pool = PoolId([3; 16]);
+        let spec = PoolSpec {
+            extent_size: EXTENT_SIZE,
+            devices: vec![ExtentRun { start: ExtentId(0), count: EXTENTS }],
+            reserve: 5,
+        };
         MetadataPlace {
             medium: file.try_clone().unwrap(),
             offset: OFFSET,
             capacity: store_len(u64::from(EXTENTS)) - TABLE_LEN,
-            pool: PoolId([3; 16]),
-            spec: PoolSpec {
-                extent_size: EXTENT_SIZE,
-                devices: vec![ExtentRun { start: ExtentId(0), count: EXTENTS }],
-                reserve: 5,
-            },
+            log: log_header(pool, &spec),
+            applies_beside: true,
+            pool,
+            spec,
             has_lines: false,
         }
     }
@@ -304,6 +386,7 @@ mod tests {
     #[test]
     fn volumes_outlive_their_store() {
         let (file, place) = made();
+        let log = place.capacity - place.log.log_len();
         let mut good = vec![0; (OFFSET + store_len(u64::from(EXTENTS))) as usize];
         file.read_exact_at(&mut good, 0).unwrap();
         let opened = place.open().unwrap();
@@ -319,6 +402,10 @@ mod tests {
                 1 => store.fill(0xFF),
                 2 => store[..8192].fill(0),
                 3 => store[8192..12288].fill(0),
+                4 => store[log as usize..][..8192].fill(0),
+                // Two records of many: a hole.
+                5 => store[(log + HALVES_OFFSET) as usize..][..16384].fill(0x11),
+                6 => store[(log + HALVES_OFFSET + place.log.half) as usize..][..16384].fill(0x11),
                 _ => {
                     // The library's own header and the pages that are in use come first.
                     let end = if round % 2 == 0 { 16 << 10 } else { 600 << 10 };

@@ -5,7 +5,7 @@
 //!             └ a write cancels               └ Left: the slot has left the pair
 //! ```
 //!
-//! A batch of areas is copied one after another and finished together: one group in the journal,
+//! A batch of areas is copied a few at a time and finished together: one group in the journal,
 //! then one transaction at the metadata server. Pairs that hold nothing any more are released in
 //! the same way.
 //!
@@ -25,6 +25,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 
 use super::Inner;
+use super::copy::{CopyBuffers, passes};
 use super::domain::{Domain, Point, SETTLES};
 use super::policy::{Candidate, SettlePolicy, Settlement, cheapest, missing, settlement};
 use super::readers::followed;
@@ -289,32 +290,13 @@ impl<E: Env> Inner<E> {
         if self.stopped.get() {
             return Ok(report);
         }
-        let mut items = Vec::new();
-        let mut devices = 0_u64;
         let begun = self.begin(&pairs);
         let (areas, started) = (begun.len() as u64, self.env.now());
         let at = |step| (step, areas, started);
         let under_way = self.progress.settle.begin(at(SettleStep::Copying));
-        for item in begun {
-            if self.is_cancelled(item.pair) {
-                self.release_settling(item.pair);
-                continue;
-            }
-            // Copied one after another: the disk is not for settling alone.
-            match self.copy_pair(&mut buffers, &item.binding, item.settlement).await {
-                Ok(written) => {
-                    self.state.borrow_mut().note_readable(item.pair);
-                    devices |= written;
-                    report.blocks_copied += item.settlement.copy.len() as u64;
-                    items.push(item);
-                }
-                Err(reason) => {
-                    tracing::error!(pair = %item.pair, reason, "an area could not be settled");
-                    self.state.borrow_mut().shunned.insert(item.pair);
-                    self.release_settling(item.pair);
-                }
-            }
-        }
+        let (items, mut devices) = self.copy_batch(&mut buffers, begun).await;
+        let copied = items.iter().map(|item| item.settlement.copy.len() as u64);
+        report.blocks_copied = copied.sum();
         under_way.note(at(SettleStep::Hardening));
         if mutated(Mutant::CopyFlushDropped) {
             devices = 0;
@@ -351,6 +333,39 @@ impl<E: Env> Inner<E> {
         drop(buffers);
         self.finish(&items, told).await?;
         Ok(report)
+    }
+
+    /// Copies what is to be copied of a batch, and gives the devices written to, a bit each. A pair
+    /// that a write wants meanwhile leaves the batch, and so does one that cannot be copied.
+    async fn copy_batch(&self, buffers: &mut CopyBuffers, begun: Vec<Item>) -> (Vec<Item>, u64) {
+        let mut copied = Vec::new();
+        let mut devices = 0;
+        let costs = begun.iter().map(|item| item.settlement.copy.len());
+        let passes = passes(costs, self.geometry.blocks_per_extent() as usize);
+        let mut begun = begun.into_iter();
+        for count in passes {
+            let turn = begun.by_ref().take(count);
+            let (cancelled, pass): (Vec<_>, Vec<_>) =
+                turn.partition(|item| self.is_cancelled(item.pair));
+            cancelled.iter().for_each(|item| self.release_settling(item.pair));
+            let copies = pass.iter().map(|item| (item.binding, item.settlement)).collect();
+            let outcomes = self.copy_pairs(buffers, copies).await;
+            for (item, outcome) in pass.into_iter().zip(outcomes) {
+                match outcome {
+                    Ok(written) => {
+                        self.state.borrow_mut().note_readable(item.pair);
+                        devices |= written;
+                        copied.push(item);
+                    }
+                    Err(reason) => {
+                        tracing::error!(pair = %item.pair, reason, "an area could not be settled");
+                        self.state.borrow_mut().shunned.insert(item.pair);
+                        self.release_settling(item.pair);
+                    }
+                }
+            }
+        }
+        (copied, devices)
     }
 
     /// Takes hold of the pairs that are quiet.

@@ -5,6 +5,11 @@ use super::*;
 use crate::format::ids::{Generation, LogicalExtent, Slot};
 use crate::format::record::{Binding, Record};
 use crate::mds::backend::RegionBackend;
+use crate::mds::log::checkpoint::Checkpointer;
+use crate::mds::log::format::{HALVES_OFFSET, Identity, LogHeader};
+use crate::mds::log::place::MediumPlace;
+use crate::mds::log::{LoggedStore, adopt};
+use crate::mds::opening::log_len;
 use crate::mds::records::{Grants, PairRecord, Primitive};
 use crate::mds::redb_store::RedbStore;
 use crate::mds::testing::{EXTENT_SIZE, create, open, pair};
@@ -332,14 +337,23 @@ fn bound(pair: u32, generation: u32, extents: [Option<u32>; 2]) -> Record {
 
 /// Goal: a store of the size that format gives it holds the pool at its worst (every extent bound,
 /// in no order, every grant a run of its own, every line in it) through many changes, in small
-/// batches and large.
+/// batches and large, as its log has them applied.
 #[test]
 fn the_planned_size_is_enough() {
     for extents in [16, 2_000, 20_000u32] {
-        let capacity = crate::format::layout::store_len(u64::from(extents)) - TABLE_LEN;
+        let log = log_len(u64::from(extents));
+        let capacity = crate::format::layout::store_len(u64::from(extents)) - TABLE_LEN - log;
         let file = tempfile::tempfile().unwrap();
-        let backend = RegionBackend::create(file.try_clone().unwrap(), 0, capacity).unwrap();
-        let store = Box::new(RedbStore::open(backend).unwrap());
+        let handle = || file.try_clone().unwrap();
+        let backend = RegionBackend::create(handle(), 0, capacity).unwrap();
+        let mut rows = RedbStore::open(backend).unwrap();
+        let identity = Identity([7; 16]);
+        let header = LogHeader { identity, half: (log - HALVES_OFFSET) / 2 };
+        let mut place = MediumPlace::new(handle(), capacity, log);
+        place.clear(&[header.encode(), header.encode()].concat()).unwrap();
+        adopt(&mut rows, identity).unwrap();
+        let applier = Checkpointer::Inline(rows.clone());
+        let store = Box::new(LoggedStore::open(rows, place, applier).unwrap());
         let spec =
             PoolSpec { extent_size: EXTENT_SIZE, devices: vec![run(0, extents)], reserve: 0 };
         let mut catalog = Catalog::create(store, &spec).unwrap();
@@ -376,7 +390,10 @@ fn the_planned_size_is_enough() {
             catalog.commit().unwrap();
         }
         drop(catalog);
-        let store = RedbStore::open(RegionBackend::open(file, 0, capacity).unwrap()).unwrap();
+        let rows = RedbStore::open(RegionBackend::open(handle(), 0, capacity).unwrap()).unwrap();
+        let place = MediumPlace::new(handle(), capacity, log);
+        let applier = Checkpointer::Inline(rows.clone());
+        let store = LoggedStore::open(rows, place, applier).unwrap();
         let catalog = Catalog::open(Box::new(store)).unwrap();
         assert_eq!(catalog.counters().extents_free, u64::from(extents / 2));
     }

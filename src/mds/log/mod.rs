@@ -101,9 +101,25 @@ pub fn applied_by(below: &impl Store) -> Result<Option<Applied>, StoreError> {
 
 /// The header of a log; `None` where both copies are damaged or it is none.
 pub fn header_at(place: &impl LogPlace) -> Result<Option<LogHeader>, StoreError> {
-    let mut copies = vec![0; 2 * BLOCK];
-    place.read(0, &mut copies).map_err(|error| log_failed(&error))?;
-    Ok(copies.chunks(BLOCK).find_map(LogHeader::parse))
+    Ok(header_copies(place)?.into_iter().flatten().next())
+}
+
+/// Both copies of a log's header; `None` for one that is damaged.
+pub fn header_copies(place: &impl LogPlace) -> Result<[Option<LogHeader>; 2], StoreError> {
+    let mut copies = [[0; BLOCK]; 2];
+    place.read(0, copies.as_flattened_mut()).map_err(|error| log_failed(&error))?;
+    Ok(copies.map(|copy| LogHeader::parse(&copy)))
+}
+
+/// Writes each damaged copy of a log's header again, from the other one.
+pub fn mend_header(place: &mut impl LogPlace) -> Result<(), StoreError> {
+    let copies = header_copies(place)?;
+    let Some(good) = copies.into_iter().flatten().next() else { return Ok(()) };
+    for (copy, _) in copies.iter().enumerate().filter(|(_, copy)| copy.is_none()) {
+        let written = place.write((copy * BLOCK) as u64, &good.encode());
+        written.map_err(|error| log_failed(&error))?;
+    }
+    Ok(())
 }
 
 fn log_failed(error: &std::io::Error) -> StoreError {

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::libc;
 
 use super::format::BLOCK;
+use crate::mds::backend::Medium;
 
 /// A place for a log.
 ///
@@ -108,6 +109,52 @@ impl LogPlace for ReadOnlyPlace {
 
     fn write(&mut self, _offset: u64, _blocks: &[u8]) -> io::Result<()> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+/// A part of a medium, beside a store's.
+#[derive(Debug)]
+pub struct MediumPlace<M> {
+    medium: M,
+    offset: u64,
+    len: u64,
+}
+
+impl<M: Medium> MediumPlace<M> {
+    /// `len` bytes of the medium from `offset` on.
+    pub fn new(medium: M, offset: u64, len: u64) -> Self {
+        MediumPlace { medium, offset, len }
+    }
+
+    /// Makes it the place of a new log: `header`, then zeros. What was there counts no more, nor
+    /// does the log before its header is durable, which is written last.
+    pub fn clear(&mut self, header: &[u8]) -> io::Result<()> {
+        let zeros = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < self.len {
+            let count = (self.len - at).min(zeros.len() as u64);
+            self.medium.write_at(&zeros[..count as usize], self.offset + at)?;
+            at += count;
+        }
+        self.medium.sync()?;
+        self.write(0, header)
+    }
+}
+
+impl<M: Medium> LogPlace for MediumPlace<M> {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.medium.read_at(out, self.offset + offset)
+    }
+
+    fn write(&mut self, offset: u64, blocks: &[u8]) -> io::Result<()> {
+        let end = offset + blocks.len() as u64;
+        assert!(end <= self.len, "{end} is beyond the log's {} bytes", self.len);
+        self.medium.write_at(blocks, self.offset + offset)?;
+        self.medium.sync()
     }
 }
 
