@@ -52,8 +52,7 @@ struct Outcome {
 }
 
 /// Losses of power while the inner half works.
-fn rounds(name: &str, inner: &str, count: u64) -> Outcome {
-    let mut rng = Rng::new(seed(&format!("loss of power, {name}"), count));
+fn rounds(name: &str, inner: &str, count: u64, rng: &mut Rng) -> Outcome {
     let directory = directory();
     let disk = LossyDisk::new(directory.path(), DISK, false, rng.bits());
     let mut outcome = Outcome { losses: count, acknowledged: 0, at_stake: 0, failure: None };
@@ -103,7 +102,8 @@ fn last(output: &str, begin: &str) -> Option<u64> {
 /// All must be right.
 fn survives(name: &str, inner: &str, count: u64) {
     let began = Instant::now();
-    let outcome = rounds(name, inner, count);
+    let mut rng = Rng::new(seed(&format!("loss of power, {name}"), count));
+    let outcome = rounds(name, inner, count, &mut rng);
     assert!(outcome.failure.is_none(), "{}", outcome.failure.unwrap_or_default());
     say(&format!(
         "loss of power, {name}: {count} times with {} unflushed writes at stake, {} transactions \
@@ -117,9 +117,10 @@ fn survives(name: &str, inner: &str, count: u64) {
 /// How the disk alone does; that it loses nothing is not ours to promise. Where a loss of power has
 /// harmed the database, another one begins.
 fn compares(name: &str, inner: &str, count: u64) {
+    let mut rng = Rng::new(seed(&format!("loss of power, {name}"), count));
     let (mut losses, mut acknowledged, mut at_stake, mut harms) = (0, 0, 0, Vec::new());
     while losses < count {
-        let outcome = rounds(name, inner, count - losses);
+        let outcome = rounds(name, inner, count - losses, &mut rng);
         losses += outcome.losses.max(1);
         acknowledged += outcome.acknowledged;
         at_stake += outcome.at_stake;
