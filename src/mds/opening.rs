@@ -433,8 +433,8 @@ mod tests {
     }
 
     /// Goal: whenever power is lost, in the log's appends and while a half is applied, and again in
-    /// the next opening, every pair that was acknowledged is there, and at most one more; nothing is
-    /// made anew.
+    /// the next opening, every pair that was acknowledged is there, and at most one more; nothing
+    /// is made anew.
     #[test]
     fn power_is_lost_at_any_call() {
         let unit = crate::format::ids::UnitId(0);
