@@ -438,6 +438,9 @@ impl Engine for Flipside {
         // Last, so that what was drawn before stays what it was.
         drawn.warm = rng.chance(300_000);
         drawn.config.sum_blocks_max = rng.pick(&[0, 0, 3, 64]);
+        // Without a draw of its own: seeds are what they were.
+        drawn.config.read_pieces_max =
+            if drawn.config.sum_blocks_max == 0 { usize::MAX } else { 2 };
         drawn
     }
 

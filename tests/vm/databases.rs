@@ -31,15 +31,20 @@ const VOLUME: u64 = 400 << 20;
 const MOUNT: &str = "/mnt/database";
 /// Where the distribution has the programs of `PostgreSQL`, below its version.
 const POSTGRESQL: &str = "/usr/lib/postgresql";
+/// What it says of itself, in the machine.
+const POSTGRESQL_LOG: &str = "/tmp/postgresql.log";
 /// Accounts between which transactions move money; together they have none.
 const ACCOUNTS: u64 = 400;
 /// What makes rows large enough to fill pages.
 const PADDING: usize = 300;
 /// Transactions between checkpoints, which write pages in their places.
-const CHECKPOINT_EVERY: u64 = 40;
+const CHECKPOINT_EVERY: u64 = 20;
+/// A loss of power waits so long for something to lose: a checkpoint or two.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the rounds came to.
 struct Outcome {
+    losses: u64,
     acknowledged: u64,
     at_stake: usize,
     /// Why they ended early.
@@ -47,11 +52,10 @@ struct Outcome {
 }
 
 /// Losses of power while the inner half works.
-fn rounds(name: &str, inner: &str, count: u64) -> Outcome {
-    let mut rng = Rng::new(seed(&format!("loss of power, {name}"), count));
+fn rounds(name: &str, inner: &str, count: u64, rng: &mut Rng) -> Outcome {
     let directory = directory();
     let disk = LossyDisk::new(directory.path(), DISK, false, rng.bits());
-    let mut outcome = Outcome { acknowledged: 0, at_stake: 0, failure: None };
+    let mut outcome = Outcome { losses: count, acknowledged: 0, at_stake: 0, failure: None };
     for round in 0..=count {
         let attached = disk.attach();
         let mut machine = Machine::start(&["--disk", &attached.uri], inner);
@@ -60,13 +64,14 @@ fn rounds(name: &str, inner: &str, count: u64) -> Outcome {
             machine.prints("acknowledged ");
             thread::sleep(Duration::from_millis(rng.between(500, 6000)));
         }
-        outcome.at_stake += attached.lose_power();
+        outcome.at_stake += attached.lose_power(PATIENCE);
         let output = machine.cut_off();
         match found {
             Ok(found) => {
                 outcome.acknowledged = last(&output, "acknowledged ").unwrap_or(found);
             }
             Err(failure) => {
+                outcome.losses = round;
                 outcome.failure = Some(format!("{name}, round {round}: {failure}"));
                 break;
             }
@@ -97,7 +102,8 @@ fn last(output: &str, begin: &str) -> Option<u64> {
 /// All must be right.
 fn survives(name: &str, inner: &str, count: u64) {
     let began = Instant::now();
-    let outcome = rounds(name, inner, count);
+    let mut rng = Rng::new(seed(&format!("loss of power, {name}"), count));
+    let outcome = rounds(name, inner, count, &mut rng);
     assert!(outcome.failure.is_none(), "{}", outcome.failure.unwrap_or_default());
     say(&format!(
         "loss of power, {name}: {count} times with {} unflushed writes at stake, {} transactions \
@@ -108,15 +114,33 @@ fn survives(name: &str, inner: &str, count: u64) {
     ));
 }
 
-/// How the disk alone does; that it loses nothing is not ours to promise.
+/// How the disk alone does; that it loses nothing is not ours to promise. Where a loss of power has
+/// harmed the database, another one begins.
 fn compares(name: &str, inner: &str, count: u64) {
-    let outcome = rounds(name, inner, count);
+    let mut rng = Rng::new(seed(&format!("loss of power, {name}"), count));
+    let (mut losses, mut acknowledged, mut at_stake, mut harms) = (0, 0, 0, Vec::new());
+    while losses < count {
+        let outcome = rounds(name, inner, count - losses, &mut rng);
+        losses += outcome.losses.max(1);
+        acknowledged += outcome.acknowledged;
+        at_stake += outcome.at_stake;
+        harms.extend(outcome.failure.as_deref().map(reason));
+    }
     say(&format!(
-        "loss of power, {name}: {} unflushed writes at stake, {} transactions acknowledged; {}",
-        outcome.at_stake,
-        outcome.acknowledged,
-        outcome.failure.unwrap_or_else(|| format!("all right {count} times"))
+        "loss of power, {name}: {losses} times with {at_stake} unflushed writes at stake, \
+         {acknowledged} transactions acknowledged; {} of them harmed it{}",
+        harms.len(),
+        harms.concat()
     ));
+}
+
+/// What a database says of its end, among all that was printed.
+fn reason(failure: &str) -> String {
+    let telling = ["PANIC:", "FATAL:", "ERROR:", "transactions", "assertion", "malformed"];
+    let tells = |line: &&str| telling.iter().any(|word| line.contains(word));
+    let lines: Vec<&str> = failure.lines().filter(tells).take(6).collect();
+    let all = if lines.is_empty() { failure } else { &lines.join("\n  ") };
+    format!("\n  {all}")
 }
 
 /// Goal: `SQLite` on ext4 on a volume is sound after losses of power and has every transaction.
@@ -300,7 +324,9 @@ fn work_on_postgresql() {
     let cluster = format!("{MOUNT}/cluster");
     let as_user = |words: &[&str]| {
         let all = [&["-u", "postgres", "--"], words].concat();
-        run("runuser", &all.iter().map(OsStr::new).collect::<Vec<_>>());
+        let done = try_run("runuser", &all.iter().map(OsStr::new).collect::<Vec<_>>());
+        let log = || fs::read_to_string(POSTGRESQL_LOG).unwrap_or_default();
+        done.unwrap_or_else(|error| panic!("{error}\n{}", log()));
     };
     run("chown", arguments!["postgres", MOUNT]);
     let is_new = !Path::new(&cluster).join("global/pg_control").exists();
@@ -310,7 +336,7 @@ fn work_on_postgresql() {
     }
     let options = "-c full_page_writes=off -c listen_addresses= -c unix_socket_directories=/tmp \
                    -c shared_buffers=4MB -c min_wal_size=2MB -c max_wal_size=8MB";
-    let log = ["-l", "/tmp/postgresql.log", "-w", "-t", "200", "-o", options, "start"];
+    let log = ["-l", POSTGRESQL_LOG, "-w", "-t", "200", "-o", options, "start"];
     as_user(&[[&*program("pg_ctl"), "-D", &cluster].as_slice(), &log].concat());
     if !is_new {
         let checks = ["-h", "/tmp", "--install-missing", "--heapallindexed", "--parent-check"];

@@ -27,11 +27,10 @@ use flipside::observe::{Counters, Latencies};
 use flipside::uring::buffers::{ARENA_BLOCK, Buf, BufferPool};
 use flipside::uring::{Ring, RingOptions};
 
-const SECTOR: u32 = 512;
+const SECTOR_BITS: u64 = 9;
+const SECTOR: u32 = 1 << SECTOR_BITS;
 /// Room for payloads of requests under way.
 const PAYLOADS_MAX: usize = 64 << 20;
-/// A loss of power waits so long for something to lose.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A disk; what is in it outlives the machines.
 pub struct LossyDisk {
@@ -44,7 +43,31 @@ pub struct LossyDisk {
 struct Contents {
     medium: Medium,
     is_on: bool,
+    /// Bytes written since the last flush.
+    unflushed: u64,
+    /// The power goes as soon as so many are.
+    trap: Option<u64>,
+    /// Writes that were in the cache when the power went.
+    at_stake: usize,
     rng: Rng,
+}
+
+impl Contents {
+    /// The power goes, if it has not.
+    fn lose_power(&mut self) {
+        if std::mem::take(&mut self.is_on) {
+            (_, self.at_stake) = self.medium.volatile_writes();
+            self.medium.crash(Crash::Power, &Faults::none(), &mut self.rng);
+        }
+    }
+
+    /// Something was written and not flushed.
+    fn cache(&mut self, bytes: u64) {
+        self.unflushed += bytes;
+        if self.trap.is_some_and(|trap| self.unflushed >= trap) {
+            self.lose_power();
+        }
+    }
 }
 
 /// A disk that a machine can reach, until this is dropped.
@@ -60,7 +83,9 @@ impl LossyDisk {
     /// A disk of garbage, with its socket in that directory.
     pub fn new(directory: &Path, bytes: u64, lies: bool, seed: u64) -> LossyDisk {
         let medium = Medium::new(bytes, SECTOR, true, Some(seed));
-        let contents = Contents { medium, is_on: false, rng: Rng::new(seed) };
+        let (is_on, unflushed, trap, at_stake) = (false, 0, None, 0);
+        let rng = Rng::new(seed);
+        let contents = Contents { medium, is_on, unflushed, trap, at_stake, rng };
         let contents = Arc::new(Mutex::new(contents));
         LossyDisk { directory: directory.to_owned(), contents, lies }
     }
@@ -69,7 +94,10 @@ impl LossyDisk {
     pub fn attach(&self) -> Attached {
         let socket = self.directory.join("disk.sock");
         let contents = Arc::clone(&self.contents);
-        lock(&contents).is_on = true;
+        {
+            let mut contents = lock(&contents);
+            (contents.is_on, contents.unflushed, contents.trap) = (true, 0, None);
+        }
         let (held, lies) = (Arc::clone(&contents), self.lies);
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (started, ready) = mpsc::channel();
@@ -94,23 +122,21 @@ fn lock(contents: &Mutex<Contents>) -> MutexGuard<'_, Contents> {
 }
 
 impl Attached {
-    /// What was not flushed is lost, as chance has it, and as soon as a few writes are at stake, if
-    /// that is soon. How many they were.
-    pub fn lose_power(&self) -> usize {
-        let wanted = lock(&self.contents).rng.between(1, 24) as usize;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let mut contents = lock(&self.contents);
-            let Contents { medium, is_on, rng } = &mut *contents;
-            let (_, cached) = medium.volatile_writes();
-            if cached >= wanted || Instant::now() > deadline {
-                *is_on = false;
-                medium.crash(Crash::Power, &Faults::none(), rng);
-                return cached;
-            }
+    /// What was not flushed is lost, as chance has it: with the write by which that is more than
+    /// some random number of bytes, or where none comes to that, after so long a time. How many
+    /// writes were at stake.
+    pub fn lose_power(&self, patience: Duration) -> usize {
+        let deadline = Instant::now() + patience;
+        let mut contents = lock(&self.contents);
+        let wanted = contents.rng.between(SECTOR_BITS, SECTOR_BITS + 9);
+        contents.trap = Some(1 << wanted);
+        while contents.is_on && Instant::now() < deadline {
             drop(contents);
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
+            contents = lock(&self.contents);
         }
+        contents.lose_power();
+        contents.at_stake
     }
 }
 
@@ -173,12 +199,12 @@ struct Disk {
 }
 
 impl Disk {
-    /// Does something with the medium, if there is power.
-    async fn with<T>(self, act: impl FnOnce(&mut Medium) -> T) -> Result<T, ExportError> {
+    /// Does something with the contents, if there is power.
+    async fn with<T>(self, act: impl FnOnce(&mut Contents) -> T) -> Result<T, ExportError> {
         {
             let mut contents = lock(&self.contents);
             if contents.is_on {
-                return Ok(act(&mut contents.medium));
+                return Ok(act(&mut contents));
             }
         }
         self.unplugged.wait().await;
@@ -198,10 +224,13 @@ impl Disk {
         }
         let is_durable = fua && !self.lies;
         let durability = if is_durable { Durability::Durable } else { Durability::Volatile };
-        self.with(|medium| {
-            let data = make(medium);
-            let id = medium.begin(range.0, data, durability);
-            medium.complete(id);
+        self.with(|contents| {
+            let data = make(&mut contents.medium);
+            let id = contents.medium.begin(range.0, data, durability);
+            contents.medium.complete(id);
+            if !is_durable {
+                contents.cache(range.1);
+            }
         })
         .await
     }
@@ -242,8 +271,9 @@ impl Export for Disk {
         async move {
             // Nothing is under way in this medium, so chance has no part in what is read.
             let mut no_chance = Rng::new(0);
-            let read = |medium: &mut Medium| {
-                medium
+            let read = |contents: &mut Contents| {
+                contents
+                    .medium
                     .read(offset, buffer.as_mut_slice(), &mut no_chance)
                     .expect("no sector fails");
                 buffer
@@ -264,10 +294,11 @@ impl Export for Disk {
 
     fn flush(&self) -> impl Future<Output = Result<(), ExportError>> + 'static {
         let lies = self.lies;
-        self.clone().with(move |medium| {
-            let mark = medium.mark();
+        self.clone().with(move |contents| {
+            let mark = contents.medium.mark();
             if !lies {
-                medium.flushed(mark);
+                contents.medium.flushed(mark);
+                contents.unflushed = 0;
             }
         })
     }

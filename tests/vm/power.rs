@@ -33,6 +33,8 @@ const ROUNDS: u64 = 1;
 /// Where the target listens in the machine: of all the machine's networks there is one.
 const LISTEN: &str = "10.0.2.15:10809";
 const DEVICE: &str = "/dev/vda";
+/// A loss of power waits so long for something to lose.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// A seed by which the first loss of power takes half of what it may.
 const LOSING: u64 = 1;
 /// What is under the target, and goes on over the machines.
@@ -103,7 +105,7 @@ struct Powered {
 impl Powered {
     /// The power is lost. How many writes were at stake.
     fn cut_off(self) -> usize {
-        let at_stake = self.disk.lose_power();
+        let at_stake = self.disk.lose_power(PATIENCE);
         self.machine.cut_off();
         at_stake
     }
