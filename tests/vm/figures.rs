@@ -102,12 +102,16 @@ fn compare(service: &Service) {
     assert!(target.stop().success());
 }
 
+/// Reads that are compared: KiB, and requests at a time.
+const READS: [(u32, u32); 5] = [(4, 1), (4, 16), (64, 4), (1024, 1), (1024, 4)];
+
 /// Goal: requests a second of reads that are not copied, as a multiple of those that are, are said,
 /// where the machine's kernel lends us the memory of who reads.
 #[test]
 fn reads_without_a_copy() {
     if available() && installed(&["fio"]) {
-        passes(&["--memory", "1536"], "figures::inner_reads_without_a_copy");
+        let options = ["--memory", "1536", "--seconds", "900"];
+        passes(&options, "figures::inner_reads_without_a_copy");
     }
 }
 
@@ -115,31 +119,33 @@ fn reads_without_a_copy() {
 #[test]
 #[ignore = "runs in the virtual machine"]
 fn inner_reads_without_a_copy() {
-    const LOADS: [(u32, u32); 4] = [(4, 1), (4, 16), (1024, 1), (1024, 4)];
     let directory = directory();
     let straight = service(directory.path());
     let mut copying = straight.clone();
     copying.arguments.push("--ublk-copy".to_owned());
-    // In turn, twice: what else the host does changes slowly.
-    for _ in 0..2 {
-        let rates = [&straight, &copying].map(|service| {
+    let mut best = [[0.0_f64; READS.len()]; 2];
+    // In turn, for the best of each: what else the host does makes all of it slower.
+    for _ in 0..3 {
+        let mut read = Vec::new();
+        for (service, best) in [&straight, &copying].into_iter().zip(&mut best) {
             let target = serve(service);
             write_everything();
-            let rates = LOADS.map(|(size, depth)| rate(BLOCK_DEVICE, "randread", size, depth));
-            let read = target.status().client_bytes_read_straight;
+            for ((size, depth), best) in READS.into_iter().zip(best) {
+                *best = best.max(rate(BLOCK_DEVICE, "randread", size, depth));
+            }
+            read.push(target.status().client_bytes_read_straight);
             assert!(target.stop().success());
-            (rates, read)
-        });
-        let [(straight, read), (copied, 0)] = rates else { panic!("{rates:?}") };
-        if read == 0 {
-            return skip("this kernel's ublk_drv lends no memory");
         }
-        for ((size, depth), (straight, copied)) in LOADS.iter().zip(straight.iter().zip(copied)) {
-            let ratio = straight / copied;
-            say(&format!(
-                "ublk without copies beside with, randread, {size} KiB, {depth} at a time: \
-                 {ratio:.2} times the requests a second"
-            ));
+        if read[0] == 0 {
+            return skip("figures of reads without a copy: this kernel's ublk_drv lends no memory");
         }
+        assert_eq!(read[1], 0, "nothing is lent where all is to be copied");
+    }
+    for (place, (size, depth)) in READS.into_iter().enumerate() {
+        let ratio = best[0][place] / best[1][place];
+        say(&format!(
+            "ublk without copies beside with, randread, {size} KiB, {depth} at a time: {ratio:.2} \
+             times the requests a second"
+        ));
     }
 }
