@@ -124,6 +124,47 @@ fn surplus_goes_back() {
     }
 }
 
+/// Goal: a store that was made anew knows of no grant and no pair, and learns both from the device:
+/// all data is there, every extent of it is granted, and what is too much goes back.
+#[test]
+fn a_store_that_was_made_anew_learns_what_is_granted() {
+    for (seed, used) in (0..).zip([0, 1, ROOM / 2, ROOM]) {
+        let engine = engine().with_grant(Some(3));
+        let mut machine = formatted(&engine, seed, LIMIT);
+        let (env, serving) = started(&mut machine, &engine, LIMIT);
+        let work = async move {
+            let [volume] = serving.volumes().try_into().ok().expect("one volume");
+            for extent in 0..used {
+                write(&volume, extent, 32, extent as u8 + 1).await.unwrap();
+            }
+            volume.flush().await.unwrap();
+        };
+        env.run(LIMIT, work).expect("it ends");
+        machine.halt(&env, Crash::Power);
+
+        let anew = self::engine().with_grant(Some(3));
+        formatted(&anew, seed, LIMIT);
+        let (env, serving) = started(&mut machine, &anew, LIMIT);
+        let handle = env.clone();
+        let work = async move {
+            let gauges = quiet(&handle, &serving).await;
+            assert_eq!(gauges.space.data_extents_used, used);
+            assert!(gauges.grant.extents_left <= 6, "{:?}", gauges.grant);
+            let [volume] = serving.volumes().try_into().ok().expect("one volume");
+            for extent in 0..used {
+                let bytes = volume.read(extent * EXTENT, EXTENT as usize).await.unwrap();
+                assert!(bytes.iter().all(|byte| *byte == extent as u8 + 1), "extent {extent}");
+            }
+            for extent in used..ROOM {
+                write(&volume, extent, 1, 1).await.unwrap();
+            }
+            assert_eq!(write(&volume, ROOM, 1, 1).await, Err(Refusal::NoSpace));
+            quiet(&handle, &serving).await;
+        };
+        env.run(LIMIT, work).expect("it ends");
+    }
+}
+
 /// Goal: while the server is silent what is in hand is used, requests that need no extents go on
 /// when that is used up, those that need some wait and are seen to; when the server is back they
 /// are carried out, and it is told all, once.
