@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use flipside::env::Env;
 use flipside::env::sim::rng::Rng;
-use flipside::env::sim::{Crash, Limit, SimEnv};
+use flipside::env::sim::{Crash, Faults, Limit, SimEnv};
 use flipside::format::layout::Geometry;
 use flipside::observe::Gauges;
-use flipside::sim::engine::{Refusal, Running as _, Volume as _, Zeroing};
+use flipside::sim::engine::{Engine as _, Refusal, Running as _, Volume as _, Zeroing};
 use flipside::sim::flipside::{Flipside, Served, Serving};
 use flipside::unit::Config;
 use simulated::{formatted, started};
@@ -162,6 +162,23 @@ fn a_store_that_was_made_anew_learns_what_is_granted() {
             quiet(&handle, &serving).await;
         };
         env.run(LIMIT, work).expect("it ends");
+    }
+}
+
+/// Goal: a pool that keeps too few extents for the smallest request is not served, and the error
+/// says how few; with one more it is.
+#[test]
+fn a_reserve_that_is_too_small_is_refused() {
+    for (reserve, enough) in [(1, false), (2, true)] {
+        let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
+        let engine = Flipside::plain(geometry, 20, reserve, EXTENT, Config::default());
+        let mut machine = formatted(&engine, 1, LIMIT);
+        let env = machine.boot(Faults::none());
+        let opened = engine.open(env.clone(), machine.storage());
+        match env.run(LIMIT, opened).expect("it ends") {
+            Ok(_) => assert!(enough),
+            Err(why) => assert!(!enough && why.contains("too small") && why.contains("1 extents")),
+        }
     }
 }
 
