@@ -53,6 +53,7 @@ soak: setup ## the same tests with the long counts: hours
 	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move --test mds_kill \
 		--test group_kill -- --nocapture
 	FLIPSIDE_ROUNDS=50 $(CARGO) test --test vm -- --nocapture
+	FLIPSIDE_VM_SUITE=trixie-backports $(CARGO) test --test vm -- --nocapture
 	FLIPSIDE_GROUPS=1000000 $(CARGO) test --test global one_in_doubt -- --nocapture
 	@tools/nbd_tester.sh
 

@@ -69,6 +69,10 @@ pub struct DevicesArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=i64::from(QUEUES_MAX)))]
     ublk_queues: u16,
+    /// With --listen ublk: new block devices copy the data of every request, where the kernel could
+    /// (Linux 6.16) let devices fill the memory of those who read
+    #[arg(long)]
+    ublk_copy: bool,
 }
 
 /// What there is to serve, and how.
@@ -119,7 +123,8 @@ impl Devices {
     ) -> Result<()> {
         let Served { server, unit, pool, .. } = served;
         let (ring, buffers) = (env.ring(), crate::env::Env::buffers(env));
-        let shared = Shared::new(ring, buffers, unit.counters(), unit.latencies()).await?;
+        let (counters, latencies) = (unit.counters(), unit.latencies());
+        let shared = Shared::new(ring, buffers, args.ublk_copy, counters, latencies).await?;
         for (place, volume) in (0..).zip(unit.volumes()) {
             let wanted = Wanted {
                 id: first.map(|first| first.saturating_add(place)),

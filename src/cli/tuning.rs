@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::values::{Percent, Size};
 use crate::front::nbd::{Limits, PAYLOADS_MIN};
-use crate::unit::{Config, SUM_BLOCKS_MAX};
+use crate::unit::{Config, READ_PIECES_MAX, SUM_BLOCKS_MAX};
 use crate::uring::RingOptions;
 
 const POLL_US: u64 = 50;
@@ -53,6 +53,12 @@ pub struct TuningArgs {
     #[arg(long, value_name = "COUNT", default_value_t = SUM_BLOCKS_MAX as u32,
           value_parser = up_to(0, 1024))]
     sum_blocks: u32,
+    /// Read both places of an extent whole where a read finds its blocks in more pieces than this:
+    /// lower it where requests are dear (hard disks, IOPS that are paid for), raise it where bytes
+    /// are
+    #[arg(long, value_name = "COUNT", default_value_t = READ_PIECES_MAX as u32,
+          value_parser = up_to(2, 65536))]
+    read_pieces: u32,
     /// Settle so many extents in one transaction: raise it where the metadata server is far
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = up_to(1, 1000))]
     settle_batch: u32,
@@ -120,6 +126,7 @@ impl TuningArgs {
     pub fn configure(&self, config: &mut Config) {
         config.epoch_data_max = self.commit_size.0;
         config.sum_blocks_max = self.sum_blocks as usize;
+        config.read_pieces_max = self.read_pieces as usize;
         config.settle_batch = self.settle_batch as usize;
         config.settle_below = self.settle_below.0;
     }

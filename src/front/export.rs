@@ -13,7 +13,7 @@
 //! - **Cancellation**: front ends do not drop an operation's future before it ends.
 
 use std::borrow::Cow;
-use std::future::Future;
+use std::future::{Future, ready};
 
 use crate::uring::buffers::Buf;
 
@@ -25,7 +25,7 @@ pub trait Export: Clone + 'static {
     /// What a client that comes now is given, as soon as it may be: itself, where it is the same
     /// for all of them.
     fn opened(&self) -> impl Future<Output = Self> + 'static {
-        std::future::ready(self.clone())
+        ready(self.clone())
     }
     /// The name that clients ask for.
     fn name(&self) -> String;
@@ -46,6 +46,18 @@ pub trait Export: Clone + 'static {
         length: u32,
         buffer: Buf,
     ) -> impl Future<Output = Result<Buf, ExportError>> + 'static;
+
+    /// Reads whole blocks into memory that is not ours and that no processor's work can fill
+    /// ([`crate::uring::buffers`]). `false`: the bytes are not all to be had so, or a device failed,
+    /// and some of the memory may have been filled; [`Export::read`] is to be asked.
+    fn read_straight(
+        &self,
+        _offset: u64,
+        _length: u32,
+        _lent: Buf,
+    ) -> impl Future<Output = bool> + 'static {
+        ready(false)
+    }
 
     /// Writes from `buffer`, which has the placement of this offset and length; with `fua` it
     /// returns when the data is durable.

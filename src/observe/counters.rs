@@ -30,6 +30,8 @@ pub struct Counters {
     pub client_bytes_written: Count,
     /// Bytes of the read requests that were answered.
     pub client_bytes_read: Count,
+    /// Of those, bytes that came from the devices into the client's own memory, without a copy.
+    pub client_bytes_read_straight: Count,
     /// Client data written to the devices, with the rest of the blocks it fills only in part.
     pub device_bytes_data: Count,
     /// Blocks written by settling: taken from one side of a pair to the other.

@@ -144,6 +144,8 @@ pub struct Snapshot {
     pub client_bytes_written: u64,
     /// Bytes that clients read.
     pub client_bytes_read: u64,
+    /// Of those, bytes that came from the devices into the client's own memory, without a copy.
+    pub client_bytes_read_straight: u64,
     /// Bytes written to the devices.
     pub device_bytes_written: DeviceBytes,
     /// All bytes written to the devices for each byte written by clients; none before the first.
@@ -201,6 +203,7 @@ impl Snapshot {
         Self {
             client_bytes_written,
             client_bytes_read: counters.client_bytes_read.get(),
+            client_bytes_read_straight: counters.client_bytes_read_straight.get(),
             device_bytes_written,
             write_amplification: (client_bytes_written > 0)
                 .then(|| device_bytes_written.total() as f64 / client_bytes_written as f64),

@@ -13,12 +13,18 @@
 //! whole.
 //!
 //! Where many writes are wanted for all that they take up (space, the journal, a long commit), none
-//! can be left out alone: so one is made larger as others go.
+//! can be left out alone: so one is made larger as others go, or a settle takes their place, which
+//! is what a crowded journal leads to. And where the pool of the seed is large, or its policies
+//! make a fault hard to meet, those of another seed do: the same actions are tried there, too.
+//!
+//! A search that ends with more than a few actions begins anew from whole runs of seeds near by, if
+//! those fail, and keeps what became smallest.
 //!
 //! What is tried has a bound in work and none in time, so that the same run shrinks to the same
 //! few actions on any machine.
 
 use std::fmt;
+use std::mem;
 
 use super::action::Action;
 use super::engine::Engine;
@@ -26,9 +32,12 @@ use super::plan::{Plan, Rounds, Without};
 use super::run::run_plan;
 use crate::env::sim::rng::{Rng, mix};
 
-/// How much is tried in all: actions, and so many more for each run.
+/// How much is tried from one failing run, and from all: actions, and so many more for each run
+/// and for each image that is checked in it.
 const WORK_MAX: u64 = 200_000;
+const WORK_OF_ALL: u64 = 4 * WORK_MAX;
 const WORK_OF_A_RUN: u64 = 20;
+const WORK_OF_AN_IMAGE: u64 = 2;
 /// So many candidates of one size fail to fail before smaller pieces are taken out; of single
 /// actions, for each of them.
 const TRIES: u64 = 30;
@@ -36,8 +45,12 @@ const TRIES_EACH: u64 = 12;
 /// So many times few actions alone are tried at first, and later in between.
 const FEW_AT_FIRST: u64 = 200;
 const FEW_IN_BETWEEN: u64 = 2_000;
-/// How large a write may become, in granules: every engine takes so many at once.
-const LARGER: u32 = 64;
+/// How large a write may become, in granules: what is too much for an engine, it cuts.
+const LARGER: [u32; 4] = [16, 64, 512, 4096];
+/// How often a candidate is tried with the engine and the habits of another seed.
+const ELSEWHERE_PPM: u32 = 150_000;
+/// So many seeds after the one that failed are tried for others that do.
+const SEEDS_NEAR_BY: u64 = 100;
 /// With so many actions it is good enough, once nothing is found to leave out.
 const GOOD: usize = 20;
 
@@ -90,14 +103,14 @@ impl fmt::Display for Shrunk {
 
 /// Shrinks the run of a plan; nothing where it does not fail.
 pub fn shrink<E: Engine>(plan: &Plan) -> Option<Shrunk> {
-    let mut search =
-        Search { best: run::<E>(plan).1?, runs: 1, work: 0, rng: Rng::new(mix(plan.seed)) };
+    let mut search = Search::from(run::<E>(plan).failed?);
     search.best.before = search.best.len();
-    search.try_few::<E>(FEW_AT_FIRST);
-    // What is found in one pass may help the next.
-    while search.leave_out_actions::<E>()
-        || search.best.len() > GOOD && (search.try_few::<E>(FEW_IN_BETWEEN) || search.may_go_on())
-    {
+    search.leave_out::<E>();
+    for other in 1..=SEEDS_NEAR_BY {
+        if search.best.len() <= GOOD || search.spent > WORK_OF_ALL {
+            break;
+        }
+        search.begin_anew::<E>(&Plan::whole(plan.seed.wrapping_add(other)));
     }
     search.leave_out_kinds::<E>();
     search.simplify::<E>();
@@ -117,27 +130,41 @@ fn end(rounds: &Rounds, of: usize) -> u32 {
     ends.max().unwrap_or(0)
 }
 
-/// A write of more, where it is one, and no further than others to its volume.
-fn larger(rounds: &Rounds, action: &Action) -> Option<Action> {
+/// A write of so much more, where it is one, and no further than others to its volume.
+fn larger(rounds: &Rounds, action: &Action, granules: u32) -> Option<Action> {
     let Action::Write { volume, range, fua } = action.clone() else { return None };
-    let end = end(rounds, volume).min(range.start + LARGER).max(range.end);
+    let end = end(rounds, volume).min(range.start.saturating_add(granules)).max(range.end);
     Some(Action::Write { volume, range: range.start..end, fua })
 }
 
-/// Runs a plan: how many actions had begun, and where it fails, those are what to go on with.
-fn run<E: Engine>(plan: &Plan) -> (usize, Option<Shrunk>) {
+/// What a run did.
+struct Ran {
+    /// What it cost; see [`WORK_MAX`].
+    work: u64,
+    /// Where it failed, the actions that had begun: with those one goes on.
+    failed: Option<Shrunk>,
+}
+
+/// Runs a plan.
+fn run<E: Engine>(plan: &Plan) -> Ran {
     let (result, begun) = run_plan::<E>(plan, false);
-    let (actions, plan) = (count(&begun), Plan { rounds: Some(begun), ..*plan });
+    let images = result.as_ref().map_or(0, |report| report.images);
+    let work = count(&begun) as u64 + WORK_OF_A_RUN + images * WORK_OF_AN_IMAGE;
+    let plan = Plan { rounds: Some(begun), ..*plan };
     let failed = result.err();
-    (actions, failed.map(|failure| Shrunk { plan, what: failure.what, runs: 0, before: 0 }))
+    Ran {
+        work,
+        failed: failed.map(|failure| Shrunk { plan, what: failure.what, runs: 0, before: 0 }),
+    }
 }
 
 /// A search for smaller runs.
 struct Search {
     best: Shrunk,
     runs: u64,
-    /// See [`WORK_MAX`].
-    work: u64,
+    /// The work that was done, and what it may be before another run is begun from.
+    spent: u64,
+    until: u64,
     rng: Rng,
 }
 
@@ -152,26 +179,63 @@ enum Keep {
     One,
     /// All but those of a round.
     AllButARound,
-    /// All but one piece, whose first write is made larger and stays.
-    LargerForAPiece,
+    /// All but one piece, whose first write stays and becomes larger by so many granules.
+    LargerForAPiece(u32),
+    /// All but one piece, for which there is a settle.
+    SettleForAPiece,
 }
 
 impl Search {
-    fn may_go_on(&self) -> bool {
-        self.work < WORK_MAX
+    fn from(best: Shrunk) -> Self {
+        let rng = Rng::new(mix(best.plan.seed));
+        Search { best, runs: 1, spent: 0, until: WORK_MAX, rng }
     }
 
-    /// Runs a candidate, with its own salt or a new one; keeps it where it fails.
+    fn may_go_on(&self) -> bool {
+        self.spent < self.until
+    }
+
+    /// Runs a candidate, with its own salt or a new one, and seldom with another seed's engine;
+    /// keeps it where it fails.
     fn attempt<E: Engine>(&mut self, mut plan: Plan) -> bool {
-        self.runs += 1;
         if self.rng.chance(700_000) {
             plan.salt = self.rng.between(1, 1 << 20);
         }
-        let (actions, failed) = run::<E>(&plan);
-        self.work += actions as u64 + WORK_OF_A_RUN;
-        let Some(smaller) = failed else { return false };
+        if self.rng.chance(ELSEWHERE_PPM) {
+            plan.seed = self.rng.bits() >> 32;
+        }
+        let Some(smaller) = self.run::<E>(&plan) else { return false };
         self.best = Shrunk { before: self.best.before, ..smaller };
         true
+    }
+
+    /// Runs a plan, and counts it; what is left of it where it fails.
+    fn run<E: Engine>(&mut self, plan: &Plan) -> Option<Shrunk> {
+        let Ran { work, failed } = run::<E>(plan);
+        self.runs += 1;
+        self.spent += work;
+        failed
+    }
+
+    /// Leaves out what can be, in one pass and in the next, which what was found in one may help.
+    fn leave_out<E: Engine>(&mut self) {
+        self.until = self.spent + WORK_MAX;
+        self.try_few::<E>(FEW_AT_FIRST);
+        while self.leave_out_actions::<E>()
+            || self.best.len() > GOOD && (self.try_few::<E>(FEW_IN_BETWEEN) || self.may_go_on())
+        {
+        }
+    }
+
+    /// Tries whether a whole run becomes smaller than what there is, where it fails.
+    fn begin_anew<E: Engine>(&mut self, plan: &Plan) {
+        let Some(failed) = self.run::<E>(plan) else { return };
+        let before = self.best.before;
+        let former = mem::replace(&mut self.best, Shrunk { before, ..failed });
+        self.leave_out::<E>();
+        if self.best.len() >= former.len() {
+            self.best = former;
+        }
     }
 
     /// Takes out pieces, ever smaller ones; whether any was found.
@@ -180,11 +244,12 @@ impl Search {
         while !self.best.is_empty() && self.may_go_on() {
             let left = self.best.len();
             pieces = pieces.min(left);
-            let keep = match self.rng.below(if self.best.rounds().len() > 1 { 6 } else { 5 }) {
+            let keep = match self.rng.below(if self.best.rounds().len() > 1 { 7 } else { 6 }) {
                 0 => Keep::HereAndThere,
                 1 | 2 => Keep::AllButOne,
                 3 => Keep::One,
-                4 => Keep::LargerForAPiece,
+                4 => Keep::LargerForAPiece(self.rng.pick(&LARGER)),
+                5 => Keep::SettleForAPiece,
                 _ => Keep::AllButARound,
             };
             let smaller = self.of_pieces(pieces, keep);
@@ -235,22 +300,26 @@ impl Search {
             let within = (start..start + size).contains(&(place - 1));
             match keep {
                 Keep::HereAndThere => !rng.chance((1_000_000 / pieces) as u32),
-                Keep::AllButOne | Keep::LargerForAPiece => !within,
+                Keep::AllButOne | Keep::LargerForAPiece(_) | Keep::SettleForAPiece => !within,
                 Keep::One => within,
                 Keep::AllButARound => Some(of) != round,
             }
         };
         let mut smaller = Rounds::new();
-        let mut wanted = matches!(keep, Keep::LargerForAPiece);
+        let in_its_place = |action: &Action| match keep {
+            Keep::LargerForAPiece(granules) => larger(rounds, action, granules),
+            Keep::SettleForAPiece => Some(Action::Settle),
+            Keep::HereAndThere | Keep::AllButOne | Keep::One | Keep::AllButARound => None,
+        };
+        let mut replaced = false;
         for (round, actions) in rounds {
-            let kept = actions.iter().filter_map(|action| match keeps(*round) {
-                true => Some(action.clone()),
-                false if wanted => {
-                    let write = larger(rounds, action);
-                    wanted = write.is_none();
-                    write
+            let kept = actions.iter().filter_map(|action| {
+                if keeps(*round) {
+                    return Some(action.clone());
                 }
-                false => None,
+                let other = in_its_place(action).filter(|_| !replaced);
+                replaced |= other.is_some();
+                other
             });
             let kept: Vec<_> = kept.collect();
             if !kept.is_empty() {

@@ -324,21 +324,26 @@ impl<R: Running> Clients<R> {
         (index < self.habits.operations).then(draw)
     }
 
-    /// The action; a pause, where a plan of another version asks for what is not there.
+    /// The action, or the nearest to it that there is, where a plan is of another version or seed.
     fn fit(&self, action: &Action) -> Action {
-        let (volume, range) = match action {
+        let mut action = action.clone();
+        let place = match &mut action {
             Action::Write { volume, range, .. }
             | Action::Zero { volume, range, .. }
-            | Action::Read { volume, range } => (*volume, range.clone()),
-            Action::Flush(volume) => (*volume, 0..1),
-            Action::Commit | Action::Settle | Action::Pause(_) => return action.clone(),
+            | Action::Read { volume, range } => Some((volume, range)),
+            Action::Flush(volume) => {
+                *volume %= self.stage.volumes.len();
+                None
+            }
+            Action::Commit | Action::Settle | Action::Pause(_) => None,
         };
-        let models = &self.stage.models;
-        let fits = self.stage.volumes.get(volume).is_some_and(|there| {
-            let len = range.len() as u64 * models.granule as u64;
-            range.end <= models.oracles[volume].borrow().granules() && len <= there.request_max()
-        });
-        if fits { action.clone() } else { Action::Pause(1) }
+        if let Some((volume, range)) = place {
+            *volume %= self.stage.volumes.len();
+            let granules = self.stage.models.oracles[*volume].borrow().granules();
+            let most = self.stage.volumes[*volume].request_max() / self.stage.models.granule as u64;
+            *range = fitted(range, granules, most.min(granules.into()) as u32);
+        }
+        action
     }
 
     /// One action of a random kind.
@@ -409,5 +414,37 @@ impl<R: Running> Clients<R> {
         let start = habits.apart.map_or(start, |apart| start / apart * apart);
         let end = (start + len.next_multiple_of(unit)).min(total).min(start + most);
         start as u32..end as u32
+    }
+}
+
+/// The range, no longer than `most`, and moved to where it is within so many granules.
+fn fitted(range: &Range<u32>, granules: u32, most: u32) -> Range<u32> {
+    let len = (range.end - range.start).min(most);
+    let last = granules - len;
+    let start = if range.start > last { range.start % (last + 1) } else { range.start };
+    start..start + len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what fits stays as it is, and all else is made to fit, whatever it is.
+    #[test]
+    fn ranges_are_fitted() {
+        for (start, len, granules, most) in (0..24).flat_map(|start| {
+            (1..12).flat_map(move |len| {
+                (1..16).flat_map(move |granules| {
+                    (1..=granules).map(move |most| (start, len, granules, most))
+                })
+            })
+        }) {
+            let range = start..start + len;
+            let fitted = fitted(&range, granules, most);
+            assert_eq!(fitted.len(), range.len().min(most as usize));
+            assert!(fitted.end <= granules);
+            let fits = range.end <= granules && len <= most;
+            assert_eq!(fits, fitted == range);
+        }
     }
 }

@@ -55,6 +55,7 @@ pub mod lease;
 pub mod limits;
 mod linked;
 mod manage;
+mod mixed;
 mod pairs;
 mod payload;
 pub mod policy;
@@ -154,6 +155,9 @@ pub struct Config {
     pub doubt_timeout: Duration,
     /// The most data of an atomic request, in bytes.
     pub txn_max: u64,
+    /// The most pieces in which blocks of one extent are read; where there are more, on both sides,
+    /// both places are read whole.
+    pub read_pieces_max: usize,
     /// Commits of at most so many blocks go with sums of their data, where one flush is saved by
     /// that; zero: none.
     pub sum_blocks_max: usize,
@@ -176,10 +180,14 @@ impl Default for Config {
             grant: None,
             doubt_timeout: DOUBT_TIMEOUT_DEFAULT,
             txn_max: TXN_MAX_DEFAULT,
+            read_pieces_max: READ_PIECES_MAX,
             sum_blocks_max: SUM_BLOCKS_MAX,
         }
     }
 }
+
+/// In how many pieces blocks of an extent are read, unless something else was said.
+pub const READ_PIECES_MAX: usize = 32;
 
 /// The device that the region is on, where it is on one.
 const REGION_DEVICE: usize = 0;

@@ -175,6 +175,32 @@ impl<E: Env> Volume<E> {
         Ok(buf)
     }
 
+    /// Reads whole blocks of which the devices alone hold all bytes, without touching the buffer's
+    /// ([`BufferPool::lent`](crate::uring::buffers::BufferPool::lent)), from its beginning.
+    /// `false`: these are none, and nothing was read. After an error some of the buffer may have
+    /// been filled.
+    pub async fn read_straight(
+        &self,
+        offset: u64,
+        len: u64,
+        buf: &mut Buf,
+    ) -> Result<bool, IoError> {
+        let span = self.check("a read", offset, len, self.request_max())?;
+        let block = u64::from(self.block_size());
+        if len == 0 || !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
+            return Ok(false);
+        }
+        assert_eq!(buf.len() as u64, len, "a buffer for just these blocks");
+        let blocks = covering(span, self.unit.geometry);
+        self.unit.certain(self.seat.volume, &blocks).await?;
+        let read = self.unit.read_blocks_straight(self.seat.volume, blocks, buf).await?;
+        self.unit.state.borrow().check_seat(self.seat)?;
+        if read {
+            self.unit.counters.reads.increment();
+        }
+        Ok(read)
+    }
+
     /// Which bytes have contents, as reads would find them now: runs from `offset` on, of which
     /// neighbours differ, and at most `runs_max` of them; there is one, but they may end before the
     /// range does. It waits for nothing and reads nothing.

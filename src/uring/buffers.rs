@@ -11,6 +11,9 @@
 //!   must have written every one of them.
 //! - **Allocation**: none for a buffer of the arena, nor for its views: who holds a block is
 //!   counted in a table that the pool was made with.
+//! - **Lent**: memory that is another's, of which we know the place among the ring's registered
+//!   buffers alone ([`BufferPool::lent`]), goes to devices as our own does. Its bytes cannot be
+//!   touched, and it takes none of the pool's capacity.
 //! - **Threads**: none of this crosses a thread.
 
 use std::cell::{Cell, RefCell};
@@ -54,8 +57,13 @@ struct Arena {
 /// Where a buffer's memory lies.
 #[derive(Clone)]
 enum Memory {
-    Arena { page: u32, order: u8 },
+    Arena {
+        page: u32,
+        order: u8,
+    },
     Own(Rc<MmapMut>),
+    /// Another's, by its place among the ring's registered buffers; it begins at address zero.
+    Lent(u16),
 }
 
 /// One of those who hold a buffer's memory, which goes back to the pool with the last of them.
@@ -135,6 +143,13 @@ impl BufferPool {
         Some(self.build(len, pages))
     }
 
+    /// The `len` bytes that whoever registered them at that place of the ring lends us. They must
+    /// stay registered until the last view has ended.
+    pub fn lent(&self, place: u16, len: usize) -> Buf {
+        let (start, memory) = (std::ptr::null_mut(), Memory::Lent(place));
+        Buf(Handle { start, len, memory, pool: Rc::clone(&self.0) })
+    }
+
     /// The arena's memory, for a ring to register as buffer [`REGISTERED_INDEX`].
     pub fn arena(&self) -> (*const u8, usize) {
         (self.0.arena.start(), self.0.arena.len)
@@ -176,11 +191,13 @@ impl BufferPool {
 }
 
 impl Handle {
-    /// How many there are of the same memory.
-    fn count(&self) -> usize {
+    /// Whether there is no other one of the same memory. Of what is lent there always is: whoever
+    /// lends it.
+    fn is_alone(&self) -> bool {
         match &self.memory {
-            Memory::Arena { page, .. } => self.pool.handles[*page as usize].get() as usize,
-            Memory::Own(map) => Rc::strong_count(map),
+            Memory::Arena { page, .. } => self.pool.handles[*page as usize].get() == 1,
+            Memory::Own(map) => Rc::strong_count(map) == 1,
+            Memory::Lent(_) => false,
         }
     }
 }
@@ -196,7 +213,7 @@ impl Clone for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let last = self.count() == 1;
+        let last = self.is_alone();
         let pages = match &self.memory {
             Memory::Arena { page, order } => {
                 self.pool.handles[*page as usize].update(|handles| handles - 1);
@@ -206,6 +223,7 @@ impl Drop for Handle {
                 1 << order
             }
             Memory::Own(map) => map.len() / PAGE,
+            Memory::Lent(_) => 0,
         };
         if last {
             self.pool.budget.add_permits(pages);
@@ -224,9 +242,9 @@ impl Buf {
         self.0.len == 0
     }
 
-    /// Whether no operation holds a view of the buffer.
+    /// Whether no operation holds a view of the buffer, and nobody else its memory.
     pub fn is_idle(&self) -> bool {
-        self.0.count() == 1
+        self.0.is_alone()
     }
 
     /// The bytes. No operation may be in flight on any part of them.
@@ -281,19 +299,28 @@ impl View {
         View { handle: self.handle.clone(), range: start + range.start..start + range.end }
     }
 
-    /// Address of the first byte, for the kernel. Whoever uses it keeps the view meanwhile.
+    /// Address of the first byte, for the kernel: of lent memory, in it. Whoever uses it keeps the
+    /// view meanwhile.
     pub fn as_ptr(&self) -> *mut u8 {
         self.handle.start.wrapping_add(self.range.start)
     }
 
     /// The registered buffer that holds the window, where it lies in one.
     pub fn registered(&self) -> Option<u16> {
-        let in_arena = matches!(self.handle.memory, Memory::Arena { .. });
-        (in_arena && self.handle.pool.registered.get()).then_some(REGISTERED_INDEX)
+        match self.handle.memory {
+            Memory::Arena { .. } => self.handle.pool.registered.get().then_some(REGISTERED_INDEX),
+            Memory::Own(_) => None,
+            Memory::Lent(place) => Some(place),
+        }
+    }
+
+    fn assert_ours(&self) {
+        assert!(!matches!(self.handle.memory, Memory::Lent(_)), "lent memory is touched");
     }
 
     /// Lets `f` read the bytes; for operations that are carried out at once.
     pub fn with<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
+        self.assert_ours();
         // SAFETY: the memory lives as long as self.handle. Nothing else in this thread can write to
         // it during the call but `f` itself, which gets no handle to it; the kernel writes only
         // where a reading operation was given an overlapping view, which no caller does.
@@ -302,6 +329,7 @@ impl View {
 
     /// Lets `f` write the bytes; for operations that are carried out at once.
     pub fn with_mut<R>(&mut self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.assert_ours();
         // SAFETY: as in `with`; a `Buf` hands out no slice while a view exists.
         f(unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len()) })
     }
@@ -359,6 +387,29 @@ mod tests {
         assert_eq!(pool.available(), free - 2 * ARENA_BLOCK);
         drop(narrow);
         assert_eq!(pool.available(), free);
+    }
+
+    /// Goal: lent memory is named by its place and by offsets from zero, takes nothing of the pool,
+    /// and gives nothing back to it.
+    #[test]
+    fn lent_memory_is_not_the_pools() {
+        let pool = pool();
+        let free = pool.available();
+        let mut buf = pool.lent(7, 10_000);
+        let view = buf.view(512..4096);
+        assert_eq!((view.registered(), view.as_ptr() as usize, view.len()), (Some(7), 512, 3584));
+        assert!(!buf.is_idle());
+        drop(buf);
+        drop(view.narrow(1..2));
+        drop(view);
+        assert_eq!(pool.available(), free);
+    }
+
+    /// Goal: its bytes cannot be reached.
+    #[test]
+    #[should_panic(expected = "lent memory is touched")]
+    fn lent_memory_cannot_be_touched() {
+        pool().lent(7, 512).view_all().with(|_| ());
     }
 
     /// Goal: bytes under an operation cannot be reached through the buffer.

@@ -8,7 +8,7 @@
 //! | `file`, [`socket`], [`datagram`], `message`, `poll`, [`timer`] | the operations |
 //! | [`ublk`] | the kernel's side of a block device that this process serves |
 //! | [`fd`] | open files, registered where there is room |
-//! | [`buffers`], [`buddy`] | aligned memory |
+//! | [`buffers`], [`buddy`], [`place`] | aligned memory, and places for what others lend |
 
 pub mod buddy;
 pub mod buffers;
@@ -21,6 +21,7 @@ mod lookout;
 mod message;
 mod operation;
 mod owner;
+pub mod place;
 mod poll;
 pub mod ring;
 mod setup;

@@ -21,7 +21,7 @@ use io_uring::{IoUring, opcode, types};
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::buffers::BufferPool;
+use super::buffers::{BufferPool, REGISTERED_INDEX};
 use super::error::RingError;
 use super::executor::Executor;
 use super::fd::Fd;
@@ -33,6 +33,8 @@ use super::timer::{Sleep, Timers};
 
 /// How many polls of tasks there are between two entries into the kernel, at most.
 const POLLS_PER_TURN: usize = 256;
+/// Places in the table of registered buffers: a pointer each.
+const BUFFER_PLACES: u16 = 4096;
 /// How many messages are kept for the next one who sends.
 const MESSAGES_KEPT: usize = 64;
 /// Answers to these are not those of operations.
@@ -80,6 +82,8 @@ pub(super) struct Core {
     wake_armed: Cell<bool>,
     /// The pool whose arena is registered.
     registered: RefCell<Option<BufferPool>>,
+    /// Free places of the table of registered buffers.
+    pub(super) buffer_places: RefCell<Vec<u16>>,
     /// The number of the next ring of buffers.
     next_group: Cell<u16>,
     /// How long to look out for answers before a sleep.
@@ -118,6 +122,7 @@ impl Ring {
             wake,
             wake_armed: Cell::new(false),
             registered: RefCell::new(None),
+            buffer_places: RefCell::default(),
             next_group: Cell::new(0),
             lookout: Lookout::new(options.poll.as_nanos() as u64),
             turned_ns: Cell::new(super::timer::now_ns()),
@@ -184,11 +189,7 @@ impl Ring {
     /// pages. Where the kernel refuses, it says so in the log, and all works without.
     pub fn register_buffers(&self, pool: &BufferPool) {
         assert!(self.0.registered.borrow().is_none(), "a ring registers one pool");
-        let (start, len) = pool.arena();
-        let piece = libc::iovec { iov_base: start.cast_mut().cast(), iov_len: len };
-        // SAFETY: the arena is mapped as long as the pool, which is kept below, in a field that
-        // drops after the ring.
-        match unsafe { self.0.io.borrow().submitter().register_buffers(&[piece]) } {
+        match self.0.register_arena(pool) {
             Ok(()) => {
                 pool.set_registered(true);
                 *self.0.registered.borrow_mut() = Some(pool.clone());
@@ -341,6 +342,23 @@ impl Core {
         while self.operations.borrow().in_flight() > 0 {
             self.enter(1, None);
         }
+    }
+
+    /// Registers the arena of a pool, which is kept until after the ring, in a table with places
+    /// for memory of others where the kernel knows such tables (5.19).
+    fn register_arena(&self, pool: &BufferPool) -> io::Result<()> {
+        let (start, len) = pool.arena();
+        let piece = [libc::iovec { iov_base: start.cast_mut().cast(), iov_len: len }];
+        let io = self.io.borrow();
+        let submitter = io.submitter();
+        if submitter.register_buffers_sparse(BUFFER_PLACES.into()).is_err() {
+            // SAFETY: the arena is mapped as long as the pool, which the caller keeps in a field
+            // that drops after the ring.
+            return unsafe { submitter.register_buffers(&piece) };
+        }
+        *self.buffer_places.borrow_mut() = (REGISTERED_INDEX + 1..BUFFER_PLACES).rev().collect();
+        // SAFETY: as above.
+        unsafe { submitter.register_buffers_update(REGISTERED_INDEX.into(), &piece, None) }
     }
 
     /// Finds a place for a file in the table of registered files.

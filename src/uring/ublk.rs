@@ -8,6 +8,8 @@
 //! - **Threads**: all commands of a queue come from the thread that fetched first.
 //! - **Ordering**: a descriptor is whole from the answer to [`Ring::ublk_fetch`] or
 //!   [`Ring::ublk_commit`] of its tag until the next commit of that tag.
+//! - **Data**: it is copied with reads and writes of the device's character file, or the kernel
+//!   registers its pages with the ring for as long as the request is ours ([`Lending`]).
 //! - **Cancellation**: a dropped fetch or commit is cancelled in the kernel, which gives its
 //!   request up: only for devices that are being removed.
 
@@ -27,6 +29,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::buffers::PAGE;
 use super::fd::Fd;
 use super::operation::{Held, OnDrop, Operation};
+use super::place::BufferPlace;
 use super::ring::Ring;
 
 /// The most requests of one queue that the kernel lets be on the way.
@@ -36,6 +39,11 @@ const FETCH: u32 = 0xc010_7520;
 const COMMIT_AND_FETCH: u32 = 0xc010_7521;
 /// The kernel's number of an option that libc does not name.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
+/// Where the kernel cannot register the data of a request, its descriptor says so
+/// ([`Lending::place`]), and it does not fail.
+const REGISTER_OR_SAY: u64 = 1 << 16;
+/// The data of the request is not registered.
+const NOT_REGISTERED: u32 = 1 << 17;
 /// The bytes of a command in an entry of 128 bytes.
 const COMMAND_ROOM: usize = 80;
 
@@ -96,6 +104,39 @@ pub struct Descriptor {
 const _: () = assert!(size_of::<Descriptor>() == 24);
 const _: () = assert!(std::mem::offset_of!(Descriptor, start) == 8);
 
+/// What becomes of the data of a tag's requests. Devices are made for the one or the other.
+#[derive(Debug)]
+pub enum Lending {
+    /// It is copied.
+    Nothing,
+    /// The kernel registers its pages with the ring at that place, if there is one left.
+    Place(Option<BufferPlace>),
+}
+
+impl Lending {
+    /// The place where the data of a request is registered, once it is there.
+    pub fn place(&self, of: &Descriptor) -> Option<u16> {
+        match self {
+            Self::Place(Some(place)) if of.operation.get() & NOT_REGISTERED == 0 => {
+                Some(place.number())
+            }
+            Self::Nothing | Self::Place(_) => None,
+        }
+    }
+
+    /// What the kernel is told in a command's entry.
+    fn word(&self) -> Option<u64> {
+        match self {
+            Self::Nothing => None,
+            // No ring has a place of the last number: it says that it cannot.
+            Self::Place(place) => {
+                let number = place.as_ref().map_or(u16::MAX, BufferPlace::number);
+                Some(REGISTER_OR_SAY | u64::from(number))
+            }
+        }
+    }
+}
+
 /// Carries out a control command at `/dev/ublk-control`, which reads or fills `data`.
 pub fn control(file: BorrowedFd, command: ControlCommand, data: &mut [u8]) -> io::Result<()> {
     let address = if data.is_empty() { 0 } else { data.as_mut_ptr().expose_provenance() as u64 };
@@ -136,36 +177,38 @@ impl Ring {
         fd: &Fd,
         queue: u16,
         tag: u16,
+        lending: &Lending,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        self.ublk_command(fd, FETCH, queue, tag, 0)
+        self.ublk_command(fd, FETCH, (queue, tag, 0), lending)
     }
 
     /// Answers the request with this tag, by a number of bytes or a negative error number, and
-    /// waits for the next one. `ENODEV`: there will be none.
+    /// waits for the next one. `ENODEV`: there will be none. Its data is registered no more.
     pub fn ublk_commit(
         &self,
         fd: &Fd,
         queue: u16,
         tag: u16,
         result: i32,
+        lending: &Lending,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        self.ublk_command(fd, COMMIT_AND_FETCH, queue, tag, result)
+        self.ublk_command(fd, COMMIT_AND_FETCH, (queue, tag, result), lending)
     }
 
     fn ublk_command(
         &self,
         fd: &Fd,
         number: u32,
-        queue: u16,
-        tag: u16,
-        result: i32,
+        (queue, tag, result): (u16, u16, i32),
+        lending: &Lending,
     ) -> impl Future<Output = io::Result<()>> + 'static {
-        let (core, fd) = (Rc::clone(self.core()), fd.clone());
+        let (core, fd, word) = (Rc::clone(self.core()), fd.clone(), lending.word());
         async move {
             let (queue, tag) = (queue.into(), tag.into());
             let command = IoCommand { queue, tag, result: result.into(), address: 0.into() };
             let bytes = zerocopy::transmute!(command);
-            let entry = opcode::UringCmd16::new(fd.number(), number).cmd(bytes).build();
+            let command = opcode::UringCmd16::new(fd.number(), number).cmd(bytes).addr(word);
+            let entry = command.build();
             let operation = Operation::start(&core, Some(fd), Held::Nothing, OnDrop::Cancel, entry);
             operation.await.0.map(drop)
         }

@@ -17,6 +17,7 @@ mod power;
 mod support;
 mod ublk;
 mod warm;
+mod zero_copy;
 
 use std::path::Path;
 use std::process::Command;

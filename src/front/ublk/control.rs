@@ -13,8 +13,7 @@ use tokio::sync::oneshot;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::wire::{
-    DeviceInfo, FEATURE_NAMES, FEATURE_NUMBERS, FEATURE_RECOVERY, FEATURE_REISSUE,
-    FEATURE_USER_COPY, Parameters, command,
+    DeviceInfo, FEATURE_NAMES, FEATURES_LENDING, FEATURES_NEEDED, Parameters, command,
 };
 use crate::uring::ublk::{ControlCommand, control};
 
@@ -96,10 +95,14 @@ impl Control {
         }
     }
 
-    /// Fails where the driver cannot do what we need.
-    pub fn suffices(&self) -> Result<(), UblkError> {
-        let needed = FEATURE_USER_COPY | FEATURE_NUMBERS | FEATURE_RECOVERY | FEATURE_REISSUE;
-        if self.features()? & needed == needed { Ok(()) } else { Err(UblkError::TooOld) }
+    /// Fails where the driver cannot do what we need; says whether it can lend us the data of
+    /// requests.
+    pub fn suffices(&self) -> Result<bool, UblkError> {
+        let features = self.features()?;
+        if features & FEATURES_NEEDED != FEATURES_NEEDED {
+            return Err(UblkError::TooOld);
+        }
+        Ok(features & FEATURES_LENDING == FEATURES_LENDING)
     }
 
     /// Makes a device, whose number is in what is given back; no block device yet.

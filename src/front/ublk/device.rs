@@ -7,7 +7,10 @@
 //! - **Memory**: payloads of all devices together take no more than their share of the pool, so
 //!   that a queue full of long requests never keeps the unit or other clients waiting.
 //! - **Copies**: the data of a request is copied once, between the pages of whoever asked and a
-//!   buffer with the export's placement.
+//!   buffer with the export's placement. Where the kernel can lend us those pages (Linux 6.16), a
+//!   read of whole blocks that the devices alone hold is not copied at all: they fill the pages.
+//!   Writes are copied always: their sums, the journal and warm restarts need bytes that nobody
+//!   changes under way, which those pages are not.
 //! - **Stop**: [`Device::stop`] removes the block device, which writes back what is dirty, answers
 //!   what is under way, and ends when nothing of it is left.
 //! - **Death**: the device of a process that dies stays, and its clients wait. The next start goes
@@ -31,7 +34,7 @@ use super::wire::{DeviceInfo, Parameters, Request, Shape, data_position, errno};
 use crate::front::export::Export;
 use crate::observe::{Counters, Latencies, Operation};
 use crate::uring::buffers::{Buf, BufferPool, PAGE};
-use crate::uring::ublk::{Descriptors, become_io_flusher};
+use crate::uring::ublk::{Descriptor, Descriptors, Lending, become_io_flusher};
 use crate::uring::{Fd, Ring};
 
 /// Requests of a queue that are on the way at most.
@@ -54,21 +57,24 @@ struct SharedInner {
     pool: BufferPool,
     /// Pages that payloads may take yet.
     room: Semaphore,
+    /// Whether the kernel is to lend us the data of new devices' requests.
+    lends: bool,
     counters: Rc<Counters>,
     latencies: Rc<Latencies>,
 }
 
 impl Shared {
-    /// Opens the driver. Payloads come from `pool`.
+    /// Opens the driver. Payloads come from `pool`, and with `copies` alone.
     pub async fn new(
         ring: &Ring,
         pool: &BufferPool,
+        copies: bool,
         counters: Rc<Counters>,
         latencies: Rc<Latencies>,
     ) -> Result<Self, UblkError> {
         let control = Control::open()?;
         let asked = control.clone();
-        aside(move || asked.suffices()).await?;
+        let lends = aside(move || asked.suffices()).await? && !copies && ring.has_buffer_place();
         if let Err(error) = become_io_flusher() {
             warn!(
                 "write-back through our own devices may wait for us when memory is short: {error}"
@@ -76,7 +82,8 @@ impl Shared {
         }
         let room = Semaphore::new(pool.capacity() / PAGE / SHARE);
         let (ring, pool) = (ring.clone(), pool.clone());
-        Ok(Self(Rc::new(SharedInner { ring, control, pool, room, counters, latencies })))
+        let inner = SharedInner { ring, control, pool, room, lends, counters, latencies };
+        Ok(Self(Rc::new(inner)))
     }
 }
 
@@ -113,6 +120,8 @@ struct Queue<X> {
     shape: Shape,
     number: u16,
     descriptors: Descriptors,
+    /// Whether the kernel registers the data of requests.
+    lends: bool,
     /// For fetching and committing.
     fd: Fd,
     /// For copying.
@@ -179,7 +188,7 @@ impl Device {
     ) -> Result<Self, UblkError> {
         let shape = shape_of(&export, read_only);
         let id = id.unwrap_or(u32::MAX);
-        let wanted = DeviceInfo::new(id, (queues, DEPTH), shape.request_max, tag);
+        let wanted = DeviceInfo::new(id, (queues, DEPTH), shape.request_max, tag, shared.0.lends);
         let control = shared.0.control.clone();
         let info = aside(move || control.add(wanted)).await?;
         let id = info.id.get();
@@ -190,8 +199,8 @@ impl Device {
             let _ = device.stop().await;
             return Err(error);
         }
-        let (path, queues) = (block_device(id), info.queues.get());
-        info!(device = %path.display(), volume = name, queues, "a block device is there");
+        let (path, queues, lends) = (block_device(id), info.queues.get(), info.lends());
+        info!(device = %path.display(), volume = name, queues, lends, "a block device is there");
         Ok(device)
     }
 
@@ -230,6 +239,7 @@ impl Device {
                 export: export.clone(),
                 shape,
                 number,
+                lends: info.lends(),
                 descriptors: Descriptors::map(&file, number, depth).map_err(opened)?,
                 fd: fd.clone(),
                 file: Rc::clone(&file),
@@ -282,10 +292,13 @@ impl<X: Export> Queue<X> {
     /// Answers the requests of a tag until there will be none.
     async fn serve_tag(&self, tag: u16) {
         let ring = &self.shared.0.ring;
-        let mut fetched = ring.ublk_fetch(&self.fd, self.number, tag).await;
+        let lending =
+            if self.lends { Lending::Place(ring.buffer_place()) } else { Lending::Nothing };
+        let mut fetched = ring.ublk_fetch(&self.fd, self.number, tag, &lending).await;
         while let Ok(()) = fetched {
-            let result = self.perform(tag).await;
-            fetched = ring.ublk_commit(&self.fd, self.number, tag, result).await;
+            let descriptor = self.descriptors.get(tag);
+            let result = self.perform(tag, &descriptor, lending.place(&descriptor)).await;
+            fetched = ring.ublk_commit(&self.fd, self.number, tag, result, &lending).await;
         }
         if let Err(error) = fetched
             && error.raw_os_error() != Some(libc::ENODEV)
@@ -295,17 +308,18 @@ impl<X: Export> Queue<X> {
         }
     }
 
-    /// Carries out the request that a tag has; what the kernel is told.
-    async fn perform(&self, tag: u16) -> i32 {
+    /// Carries out the request that a tag has, whose data may be registered at a place; what the
+    /// kernel is told.
+    async fn perform(&self, tag: u16, descriptor: &Descriptor, lent: Option<u16>) -> i32 {
         let shared = &self.shared.0;
-        let request = match Request::parse(&self.descriptors.get(tag), &self.shape) {
+        let request = match Request::parse(descriptor, &self.shape) {
             Ok(request) => request,
             Err(error) => return -error,
         };
         let begun = Instant::now();
         let (kind, done) = match request {
             Request::Read { offset, length } => {
-                (Operation::Read, self.read(tag, offset, length).await)
+                (Operation::Read, self.read(tag, lent, offset, length).await)
             }
             Request::Write { offset, length, fua } => {
                 (Operation::Write, self.write(tag, offset, length, fua).await)
@@ -326,7 +340,12 @@ impl<X: Export> Queue<X> {
         done
     }
 
-    async fn read(&self, tag: u16, offset: u64, length: u32) -> i32 {
+    async fn read(&self, tag: u16, lent: Option<u16>, offset: u64, length: u32) -> i32 {
+        if let Some(place) = lent
+            && self.read_straight(place, offset, length).await
+        {
+            return length.cast_signed();
+        }
         let place = self.export.placement(offset, length);
         self.with_room(place.total, async |buf| {
             let buf = match self.export.read(offset, length, buf).await {
@@ -338,6 +357,17 @@ impl<X: Export> Queue<X> {
             copied(pwrite(&self.file, data, data_position(self.number, tag)), length)
         })
         .await
+    }
+
+    /// Lets the devices fill the pages that are registered at a place, where they can.
+    async fn read_straight(&self, place: u16, offset: u64, length: u32) -> bool {
+        let lent = self.shared.0.pool.lent(place, length as usize);
+        let read = self.export.read_straight(offset, length, lent).await;
+        if read {
+            self.shared.0.counters.client_bytes_read.add(u64::from(length));
+            self.shared.0.counters.client_bytes_read_straight.add(u64::from(length));
+        }
+        read
     }
 
     async fn write(&self, tag: u16, offset: u64, length: u32, fua: bool) -> i32 {

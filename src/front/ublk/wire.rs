@@ -37,6 +37,10 @@ pub mod command {
     pub const FEATURES: u32 = 0x8020_7513;
 }
 
+/// The kernel can register the data of requests with a ring.
+pub const FEATURE_ZERO_COPY: u64 = 1 << 0;
+/// It does so by itself, from the arrival of each request to its answer.
+pub const FEATURE_AUTO_REGISTRATION: u64 = 1 << 11;
 /// Data is copied with reads and writes of the device's character file.
 pub const FEATURE_USER_COPY: u64 = 1 << 7;
 /// Commands are numbered as above.
@@ -46,6 +50,12 @@ pub const FEATURE_NUMBERS: u64 = 1 << 6;
 pub const FEATURE_RECOVERY: u64 = 1 << 3;
 /// What the dead process had not answered is asked again.
 pub const FEATURE_REISSUE: u64 = 1 << 4;
+
+/// What a driver must have.
+pub const FEATURES_NEEDED: u64 =
+    FEATURE_USER_COPY | FEATURE_NUMBERS | FEATURE_RECOVERY | FEATURE_REISSUE;
+/// What a driver must have to lend us the data of requests.
+pub const FEATURES_LENDING: u64 = FEATURE_ZERO_COPY | FEATURE_AUTO_REGISTRATION;
 
 /// Names of features, by their bits.
 pub const FEATURE_NAMES: [(u32, &str); 14] = [
@@ -104,17 +114,30 @@ const _: () = assert!(std::mem::offset_of!(DeviceInfo, features) == 24);
 const _: () = assert!(std::mem::offset_of!(DeviceInfo, owner_uid) == 40);
 
 impl DeviceInfo {
-    /// A device to be made, with so many queues of that depth, that is known again by `tag`.
-    pub fn new(id: u32, (queues, depth): (u16, u16), request_max: u32, tag: u64) -> Self {
+    /// A device to be made, with so many queues of that depth, that is known again by `tag`; with
+    /// `lends`, the kernel registers the data of its requests.
+    pub fn new(
+        id: u32,
+        (queues, depth): (u16, u16),
+        request_max: u32,
+        tag: u64,
+        lends: bool,
+    ) -> Self {
+        let lending = if lends { FEATURES_LENDING } else { 0 };
         Self {
             queues: queues.into(),
             depth: depth.into(),
             request_max: request_max.into(),
             id: id.into(),
-            features: (FEATURE_USER_COPY | FEATURE_RECOVERY | FEATURE_REISSUE).into(),
+            features: (FEATURES_NEEDED & !FEATURE_NUMBERS | lending).into(),
             server_flags: tag.into(),
             ..Self::new_zeroed()
         }
+    }
+
+    /// Whether the kernel registers the data of its requests.
+    pub fn lends(&self) -> bool {
+        self.features.get() & FEATURES_LENDING == FEATURES_LENDING
     }
 
     /// Whether a process serves it.
