@@ -185,9 +185,10 @@ impl<M: Medium> MetadataPlace<M> {
         if log::header_at(&place)?.is_some_and(|header| header != self.log) {
             return Err(StoreError::Damaged("its log is not that of the superblock".to_owned()));
         }
-        let applier = match self.applies_beside {
-            true => Checkpointer::on_thread(rows.clone()).map_err(|error| failed(&error))?,
-            false => Checkpointer::Inline(rows.clone()),
+        let applier = if self.applies_beside {
+            Checkpointer::on_thread(rows.clone()).map_err(|error| failed(&error))?
+        } else {
+            Checkpointer::Inline(rows.clone())
         };
         LoggedStore::open(rows, place, applier)
     }

@@ -62,7 +62,7 @@ impl<E: Env> Inner<E> {
         for mixed in mixed {
             match self.env.buffers().try_acquire(mixed.range.len()) {
                 Some(room) => {
-                    wholes.push(self.read_whole(buf.view(mixed.range.clone()), mixed, room))
+                    wholes.push(self.read_whole(buf.view(mixed.range.clone()), mixed, room));
                 }
                 None => pieces.extend(mixed.pieces),
             }
