@@ -161,6 +161,8 @@ fn run<E: Engine>(plan: &Plan) -> Ran {
 
 /// A search for smaller runs.
 struct Search {
+    /// The seed of the run that failed first.
+    seed: u64,
     best: Shrunk,
     runs: u64,
     /// The work that was done, and what it may become in this part of the search.
@@ -188,8 +190,8 @@ enum Keep {
 
 impl Search {
     fn from(best: Shrunk) -> Self {
-        let rng = Rng::new(mix(best.plan.seed));
-        Search { best, runs: 1, spent: 0, until: WORK_MAX, rng }
+        let seed = best.plan.seed;
+        Search { seed, best, runs: 1, spent: 0, until: WORK_MAX, rng: Rng::new(mix(seed)) }
     }
 
     fn may_go_on(&self) -> bool {
@@ -207,7 +209,7 @@ impl Search {
         }
         let Some(smaller) = self.run::<E>(&plan) else { return false };
         // Without any action it is what another seed does beside them that fails.
-        if smaller.is_empty() && plan.seed != self.best.plan.seed {
+        if smaller.is_empty() && plan.seed != self.seed {
             return false;
         }
         self.best = Shrunk { before: self.best.before, ..smaller };
