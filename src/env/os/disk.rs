@@ -27,8 +27,9 @@ use crate::uring::buffers::View;
 use crate::uring::{Fd, Ring};
 
 /// How long a claim is tried for: a predecessor that was killed keeps its own until its last
-/// operation has ended.
-const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
+/// operation has ended and the kernel has put its ring away, which took more than two seconds once
+/// on a machine with twenty programs to run.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 /// The largest sector that the formats can do with, in bytes.
