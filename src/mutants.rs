@@ -61,6 +61,7 @@ mutants! {
     PendingNotRead: "a read passes over what is not committed",
     SealedNotRead: "a read passes over what is being committed",
     UnusedReadFromDisk: "a read of unused blocks returns what lies in their place",
+    MixedNotPicked: "a read of both places whole takes every block from one of them",
     LostContentsRead: "after a failed device, reads of uncommitted blocks go on",
     // Settle and upkeep.
     CopyFlushDropped: "a settle does not flush its copies",

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use flipside::env::Env;
 use flipside::env::sim::rng::Rng;
-use flipside::env::sim::{Crash, Limit, SimEnv};
+use flipside::env::sim::{Crash, Faults, Limit, SimEnv};
 use flipside::format::layout::Geometry;
 use flipside::observe::Gauges;
-use flipside::sim::engine::{Refusal, Running as _, Volume as _, Zeroing};
+use flipside::sim::engine::{Engine as _, Refusal, Running as _, Volume as _, Zeroing};
 use flipside::sim::flipside::{Flipside, Served, Serving};
 use flipside::unit::Config;
 use simulated::{formatted, started};
@@ -121,6 +121,64 @@ fn surplus_goes_back() {
         };
         env.run(LIMIT, work).expect("it ends");
         machine.halt(&env, Crash::Power);
+    }
+}
+
+/// Goal: a store that was made anew knows of no grant and no pair, and learns both from the device:
+/// all data is there, every extent of it is granted, and what is too much goes back.
+#[test]
+fn a_store_that_was_made_anew_learns_what_is_granted() {
+    for (seed, used) in (0..).zip([0, 1, ROOM / 2, ROOM]) {
+        let engine = engine().with_grant(Some(3));
+        let mut machine = formatted(&engine, seed, LIMIT);
+        let (env, serving) = started(&mut machine, &engine, LIMIT);
+        let work = async move {
+            let [volume] = serving.volumes().try_into().ok().expect("one volume");
+            for extent in 0..used {
+                write(&volume, extent, 32, extent as u8 + 1).await.unwrap();
+            }
+            volume.flush().await.unwrap();
+        };
+        env.run(LIMIT, work).expect("it ends");
+        machine.halt(&env, Crash::Power);
+
+        let anew = self::engine().with_grant(Some(3));
+        formatted(&anew, seed, LIMIT);
+        let (env, serving) = started(&mut machine, &anew, LIMIT);
+        let handle = env.clone();
+        let work = async move {
+            let gauges = quiet(&handle, &serving).await;
+            assert_eq!(gauges.space.data_extents_used, used);
+            assert!(gauges.grant.extents_left <= 6, "{:?}", gauges.grant);
+            let [volume] = serving.volumes().try_into().ok().expect("one volume");
+            for extent in 0..used {
+                let bytes = volume.read(extent * EXTENT, EXTENT as usize).await.unwrap();
+                assert!(bytes.iter().all(|byte| *byte == extent as u8 + 1), "extent {extent}");
+            }
+            for extent in used..ROOM {
+                write(&volume, extent, 1, 1).await.unwrap();
+            }
+            assert_eq!(write(&volume, ROOM, 1, 1).await, Err(Refusal::NoSpace));
+            quiet(&handle, &serving).await;
+        };
+        env.run(LIMIT, work).expect("it ends");
+    }
+}
+
+/// Goal: a pool that keeps too few extents for the smallest request is not served, and the error
+/// says how few; with one more it is.
+#[test]
+fn a_reserve_that_is_too_small_is_refused() {
+    for (reserve, enough) in [(1, false), (2, true)] {
+        let geometry = Geometry::new(BLOCK as u32, EXTENT as u32).expect("sound sizes");
+        let engine = Flipside::plain(geometry, 20, reserve, EXTENT, Config::default());
+        let mut machine = formatted(&engine, 1, LIMIT);
+        let env = machine.boot(Faults::none());
+        let opened = engine.open(env.clone(), machine.storage());
+        match env.run(LIMIT, opened).expect("it ends") {
+            Ok(_) => assert!(enough),
+            Err(why) => assert!(!enough && why.contains("too small") && why.contains("1 extents")),
+        }
     }
 }
 

@@ -110,6 +110,30 @@ fn late_renewals_count() {
     env.run(LIMIT, kept).unwrap().expect("the lease is kept");
 }
 
+/// Goal: who takes over what another host has had serves nobody until that host's lease is over;
+/// without one nobody waits.
+#[test]
+fn the_lease_of_the_former_owner_is_waited_for() {
+    for seconds in [0, 1, 30] {
+        let former_lease = Duration::from_secs(seconds);
+        let engine = engine();
+        let mut machine = formatted(&engine, seconds, LIMIT);
+        let (env, serving) = started(&mut machine, &engine, LIMIT);
+        let volume = serving.volumes().remove(0);
+        let written = async move { volume.write(0, vec![7; EXTENT as usize], true).await };
+        env.run(LIMIT, written).unwrap().unwrap();
+        machine.halt(&env, Crash::Process);
+
+        let (env, serving) = started(&mut machine, &engine.after_lease(former_lease), LIMIT);
+        let took = Duration::from_nanos(env.lived());
+        let most = former_lease + Duration::from_secs(1);
+        assert!(took >= former_lease && took < most, "{took:?} with a lease of {former_lease:?}");
+        let volume = serving.volumes().remove(0);
+        let read = async move { volume.read(0, EXTENT as usize).await };
+        assert_eq!(env.run(LIMIT, read).unwrap().unwrap(), vec![7; EXTENT as usize]);
+    }
+}
+
 /// Goal: a unit without a lease hears soon that another host has its pool, whether or not it has
 /// anything to tell the server, and then its reads end, too.
 #[test]

@@ -12,7 +12,10 @@ cd "$(dirname "$0")/.."
 
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
-    tests=(lib sim grouped repair exhaustive claim_13 volumes flags_move nvram fuzz_corpus)
+    tests=(
+        lib sim grouped atomic global repair exhaustive claim_13 volumes grants ownership flags_move
+        nvram fuzz_corpus
+    )
 fi
 if ! cargo tarpaulin --version >/dev/null 2>&1; then
     echo "cargo-tarpaulin is missing: installing it"

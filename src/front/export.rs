@@ -48,8 +48,8 @@ pub trait Export: Clone + 'static {
     ) -> impl Future<Output = Result<Buf, ExportError>> + 'static;
 
     /// Reads whole blocks into memory that is not ours and that no processor's work can fill
-    /// ([`crate::uring::buffers`]). `false`: the bytes are not all to be had so, or a device failed,
-    /// and some of the memory may have been filled; [`Export::read`] is to be asked.
+    /// ([`crate::uring::buffers`]). `false`: the bytes are not all to be had so, or a device
+    /// failed, and some of the memory may have been filled; [`Export::read`] is to be asked.
     fn read_straight(
         &self,
         _offset: u64,

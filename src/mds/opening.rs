@@ -185,9 +185,10 @@ impl<M: Medium> MetadataPlace<M> {
         if log::header_at(&place)?.is_some_and(|header| header != self.log) {
             return Err(StoreError::Damaged("its log is not that of the superblock".to_owned()));
         }
-        let applier = match self.applies_beside {
-            true => Checkpointer::on_thread(rows.clone()).map_err(|error| failed(&error))?,
-            false => Checkpointer::Inline(rows.clone()),
+        let applier = if self.applies_beside {
+            Checkpointer::on_thread(rows.clone()).map_err(|error| failed(&error))?
+        } else {
+            Checkpointer::Inline(rows.clone())
         };
         LoggedStore::open(rows, place, applier)
     }
@@ -433,8 +434,8 @@ mod tests {
     }
 
     /// Goal: whenever power is lost, in the log's appends and while a half is applied, and again in
-    /// the next opening, every pair that was acknowledged is there, and at most one more; nothing is
-    /// made anew.
+    /// the next opening, every pair that was acknowledged is there, and at most one more; nothing
+    /// is made anew.
     #[test]
     fn power_is_lost_at_any_call() {
         let unit = crate::format::ids::UnitId(0);

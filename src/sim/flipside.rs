@@ -172,6 +172,13 @@ impl Flipside {
         self
     }
 
+    /// The same, taken over from a host that may go by its lease for so long.
+    #[must_use]
+    pub fn after_lease(mut self, former: Duration) -> Self {
+        self.config.ownership.former_lease = former;
+        self
+    }
+
     /// The same with a region of so many bytes on the disk.
     #[must_use]
     pub fn with_region(mut self, len: u64) -> Self {

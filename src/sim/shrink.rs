@@ -112,6 +112,7 @@ pub fn shrink<E: Engine>(plan: &Plan) -> Option<Shrunk> {
         }
         search.begin_anew::<E>(&Plan::whole(plan.seed.wrapping_add(other)));
     }
+    search.until = search.spent + WORK_MAX;
     search.leave_out_kinds::<E>();
     search.simplify::<E>();
     Some(Shrunk { runs: search.runs, ..search.best })
@@ -162,7 +163,7 @@ fn run<E: Engine>(plan: &Plan) -> Ran {
 struct Search {
     best: Shrunk,
     runs: u64,
-    /// The work that was done, and what it may be before another run is begun from.
+    /// The work that was done, and what it may become in this part of the search.
     spent: u64,
     until: u64,
     rng: Rng,
@@ -205,6 +206,10 @@ impl Search {
             plan.seed = self.rng.bits() >> 32;
         }
         let Some(smaller) = self.run::<E>(&plan) else { return false };
+        // Without any action it is what another seed does beside them that fails.
+        if smaller.is_empty() && plan.seed != self.best.plan.seed {
+            return false;
+        }
         self.best = Shrunk { before: self.best.before, ..smaller };
         true
     }

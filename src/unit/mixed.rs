@@ -8,8 +8,8 @@
 //!
 //! - **Trust**: of a side only what the map finds there reaches the reader; what else was read with
 //!   it, old contents or what is being written, is thrown away.
-//! - **Failure**: where a place cannot be read whole, or there is no memory for that, its blocks are
-//!   read one piece after the other: what nobody asked for must not fail a read.
+//! - **Failure**: where a place cannot be read whole, or there is no memory for that, its blocks
+//!   are read one piece after the other: what nobody asked for must not fail a read.
 
 use std::ops::Range;
 
@@ -21,6 +21,7 @@ use super::error::IoError;
 use super::write::Pieces;
 use crate::env::{Disk, Env};
 use crate::format::ids::Slot;
+use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::{Buf, View};
 
 /// Blocks of an extent and the slots where they lie, in order.
@@ -61,7 +62,7 @@ impl<E: Env> Inner<E> {
         for mixed in mixed {
             match self.env.buffers().try_acquire(mixed.range.len()) {
                 Some(room) => {
-                    wholes.push(self.read_whole(buf.view(mixed.range.clone()), mixed, room))
+                    wholes.push(self.read_whole(buf.view(mixed.range.clone()), mixed, room));
                 }
                 None => pieces.extend(mixed.pieces),
             }
@@ -72,7 +73,8 @@ impl<E: Env> Inner<E> {
         self.read_pieces(buf, &unread).await
     }
 
-    /// Reads both places, one of them into `room`, and picks; gives the pieces back where it cannot.
+    /// Reads both places, one of them into `room`, and picks; gives the pieces back where it
+    /// cannot.
     async fn read_whole(&self, view: View, mixed: Mixed, mut room: Buf) -> Result<(), Pieces> {
         let read =
             |(device, offset): (usize, u64), view| self.devices[device].disk.read(offset, view);
@@ -81,6 +83,9 @@ impl<E: Env> Inner<E> {
         let both = join(read(first, view.narrow(0..length)), read(second, room.view_all())).await;
         let (Ok(()), Ok(())) = both else { return Err(mixed.pieces) };
         for range in mixed.picked {
+            if mutated(Mutant::MixedNotPicked) {
+                break;
+            }
             let bytes = &room.as_slice()[range.clone()];
             view.narrow(range).with_mut(|out| out.copy_from_slice(bytes));
         }
@@ -93,8 +98,8 @@ mod tests {
     use super::*;
 
     /// Goal: over all maps of six blocks (either side, or neither) and all bounds: read whole is
-    /// what lies on both sides without a gap in more pieces than the bound, and most of it is on the
-    /// side that is named.
+    /// what lies on both sides without a gap in more pieces than the bound, and most of it is on
+    /// the side that is named.
     #[test]
     fn what_is_read_whole() {
         for map in 0..3_usize.pow(6) {

@@ -296,19 +296,30 @@ impl<E: Env> Found<E> {
         followed(env, &client, client.renew().await?).await?;
         let claimed = env.now();
         client.renew().await?;
-        let mut lines = vec![Line::FREE; pairs as usize];
-        for (pair, line) in client.lines().await?.lines {
-            let place = lines.get_mut(pair.0 as usize).ok_or_else(|| {
-                RecoverError::Damaged(format!("the metadata server has a line of pair {pair}"))
-            })?;
-            if !mutated(Mutant::LinesNotRead) {
-                *place = line;
-            }
-        }
+        let lines = kept(pairs, client.lines().await?.lines)?;
         let place = Place::at_server(env.clone(), client.clone(), *unit);
         let (groups, stale_pages, doubts, payload) = Default::default();
         Ok(Found { place, client, claimed, lines, groups, stale_pages, doubts, payload })
     }
+}
+
+/// The lines of so many pairs, where a server keeps these, which are in order. Pure.
+fn kept(pairs: u32, told: Vec<(PairId, Line)>) -> Result<Vec<Line>, RecoverError> {
+    let mut lines = vec![Line::FREE; pairs as usize];
+    let mut first = PairId(0);
+    for (pair, line) in told {
+        if pair < first || pair.0 >= pairs {
+            return Err(RecoverError::Damaged(format!(
+                "the metadata server has a line of pair {pair}, which the pool does not have or \
+                 which it had before"
+            )));
+        }
+        first = PairId(pair.0 + 1);
+        if !mutated(Mutant::LinesNotRead) {
+            lines[pair.0 as usize] = line;
+        }
+    }
+    Ok(lines)
 }
 
 /// What the pairs have, and free ones as many as the grant shall be.
@@ -458,17 +469,21 @@ async fn known_pairs<E: Env>(
     Ok(known)
 }
 
+/// The block that a group has in these slots. Pure.
+fn block_of(group: Sequence, slots: &[u8], geometry: Geometry) -> Result<Bytes, RecoverError> {
+    match slots.get(..geometry.block_size() as usize) {
+        Some(bytes) => Ok(Bytes::from(bytes)),
+        None => Err(RecoverError::Damaged(format!("group {group} lacks some data"))),
+    }
+}
+
 /// Has the unit keep what is in the journal alone.
 fn keep_payload(
     state: &mut State,
     [decided, doubtful]: [Payloads; 2],
     geometry: Geometry,
 ) -> Result<(), RecoverError> {
-    let block_size = geometry.block_size() as usize;
-    let whole = |held: &Held, bytes: Vec<u8>| match bytes.get(..block_size) {
-        Some(bytes) => Ok(Bytes::from(bytes)),
-        None => Err(RecoverError::Damaged(format!("group {} lacks some data", held.group))),
-    };
+    let whole = |held: &Held, slots: Vec<u8>| block_of(held.group, &slots, geometry);
     for ((pair, block), (held, bytes)) in decided {
         held.check((pair, block), state.pairs.line(pair))?;
         let committed = Committed { group: held.group, bytes: whole(&held, bytes)? };
@@ -568,18 +583,11 @@ async fn assemble<E: Env>(
     (state, warm): (State, Option<Table>),
 ) -> Result<Unit<E>, RecoverError> {
     let geometry = parts.geometry;
-    let limits = Limits::new(
-        geometry,
-        journal.group_bytes_max(),
-        parts.reserve,
-        parts.config.epoch_data_max,
-    )
-    .ok_or_else(|| {
-        RecoverError::TooSmall(format!(
-            "{} extents in reserve and groups of {} bytes",
-            parts.reserve,
-            journal.group_bytes_max()
-        ))
+    let (group_bytes, reserve) = (journal.group_bytes_max(), parts.reserve);
+    let limits = Limits::new(geometry, group_bytes, reserve, parts.config.epoch_data_max);
+    let limits = limits.ok_or_else(|| {
+        let small = format!("{reserve} extents in reserve and groups of {group_bytes} bytes");
+        RecoverError::TooSmall(small)
     })?;
     if !journal.is_beside_data() || !parts.devices[REGION_DEVICE].disk.volatile_cache() {
         parts.config.sum_blocks_max = 0;

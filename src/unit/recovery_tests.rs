@@ -163,3 +163,42 @@ fn each_pair_has_its_place() {
         assert!(what.contains(words), "{what}");
     }
 }
+
+/// Goal: the lines that a server keeps come to their pairs, and all others are free; one of a pair
+/// that there is not, or two of one pair, are damage.
+#[test]
+fn each_pair_has_one_line() {
+    let [first, second] = [0, 1].map(|logical| line(logical, 1, [Some(logical), None]));
+    let told = |pairs: &[(u32, Line)]| -> Vec<(PairId, Line)> {
+        pairs.iter().map(|&(pair, line)| (PairId(pair), line)).collect()
+    };
+    let lines = kept(3, told(&[(0, first), (2, second)])).unwrap();
+    assert_eq!(lines, [first, Line::FREE, second]);
+    assert_eq!(kept(0, Vec::new()).unwrap(), []);
+    for (pairs, wrong) in [
+        (&[(3, first)][..], 3),
+        (&[(0, first), (u32::MAX, second)], u32::MAX),
+        (&[(1, first), (1, second)], 1),
+        (&[(2, first), (0, second)], 0),
+    ] {
+        let what = damage(kept(3, told(pairs))).expect("it is found");
+        assert!(what.contains(&format!("a line of pair {wrong},")), "{what}");
+    }
+}
+
+/// Goal: of whole slots those bytes count that a block has; a group whose slots have less lacks
+/// data, and says so.
+#[test]
+fn a_block_is_whole_or_damage() {
+    let geometry = Geometry::DEFAULT;
+    let block = geometry.block_size() as usize;
+    let slots: Vec<u8> = (0..=255).cycle().take(2 * block).collect();
+    for len in [block, block + 1, 2 * block] {
+        let bytes = block_of(Sequence(5), &slots[..len], geometry).unwrap();
+        assert_eq!(bytes[..], slots[..block]);
+    }
+    for len in [0, 1, block - 1] {
+        let what = damage(block_of(Sequence(5), &slots[..len], geometry));
+        assert_eq!(what.as_deref(), Some("group 5 lacks some data"));
+    }
+}

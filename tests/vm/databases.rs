@@ -40,7 +40,7 @@ const PADDING: usize = 300;
 /// Transactions between checkpoints, which write pages in their places.
 const CHECKPOINT_EVERY: u64 = 20;
 /// A loss of power waits so long for something to lose: a checkpoint or two.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the rounds came to.
 struct Outcome {

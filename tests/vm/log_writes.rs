@@ -59,10 +59,12 @@ fn any_prefix_is_a_cut() {
         return;
     }
     let evidence = Evidence::new();
-    let place = std::env::var_os("FLIPSIDE_LOGGED").map(PathBuf::from).unwrap_or_else(|| {
+    let place = if let Some(kept) = std::env::var_os("FLIPSIDE_LOGGED") {
+        PathBuf::from(kept)
+    } else {
         record(evidence.path());
         evidence.path().to_owned()
-    });
+    };
     let log = place.join("log");
     let oracles = oracles(&place.join("known"));
     let began = Instant::now();
