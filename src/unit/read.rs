@@ -47,7 +47,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Reads whole blocks of a volume to the beginning of a buffer whose bytes it does not touch,
-    /// where the devices hold all of them; `false` where they do not.
+    /// where the devices hold all of them in few pieces; `false` where they do not.
     pub(super) async fn read_blocks_straight(
         &self,
         volume: usize,
@@ -58,8 +58,11 @@ impl<E: Env> Inner<E> {
         if !self.lie_on_devices(volume, blocks.clone()) {
             return Ok(false);
         }
-        // Whatever their number: to pick blocks out is to touch them.
-        let found = self.find(volume, blocks, 0, buf, usize::MAX);
+        let found = self.find(volume, blocks, 0, buf, self.config.read_pieces_max);
+        if !found.mixed.is_empty() {
+            // To pick blocks out is to touch them; so many pieces cost more than a copy.
+            return Ok(false);
+        }
         let bytes: usize = found.pieces.iter().map(|piece| piece.range.len()).sum();
         assert_eq!(bytes, buf.len(), "the devices fill all of it: it may be another's memory");
         self.read_found(volume, buf, found).await.map(|()| true)
