@@ -99,6 +99,7 @@ mutants! {
     InvalidationSkipped: "what was cut off is not invalidated",
     SequenceUnchecked: "any group counts that lies where the list goes on",
     NewerGroupsIgnored: "groups behind a lost link are not missed",
+    CutOffSuccessorIgnored: "a group that was cut off does not tell that the one before it is lost",
     UnreadableGivenUp: "a sector that cannot be read once counts as lost",
     ReplayReversed: "the newest group is applied first",
     StaleBindingApplied: "an older binding replaces a newer one",

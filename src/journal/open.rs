@@ -519,8 +519,13 @@ impl Scan {
         taken: &BTreeSet<u32>,
     ) -> Result<(), JournalError> {
         let damaged = |what: String| Err(JournalError::Damaged(what));
+        // Groups are written one after the other: any part of a later one, whole or cut off, says
+        // that the group was durable which should be here.
         let newer = self.parts.iter().find(|(slot, part)| {
-            part.is_head() && part.sequence >= tail.sequence && self.group_at(**slot).is_some()
+            let is_later =
+                part.sequence > tail.sequence && !mutated(Mutant::CutOffSuccessorIgnored);
+            let is_whole = || part.is_head() && self.group_at(**slot).is_some();
+            is_later || part.sequence >= tail.sequence && is_whole()
         });
         if let Some((slot, part)) = newer.filter(|_| !mutated(Mutant::NewerGroupsIgnored)) {
             return damaged(format!(

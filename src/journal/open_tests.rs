@@ -284,6 +284,17 @@ fn links_are_followed_as_last_changed() {
         let what = walk(&lost, &[]).expect_err("a group is lost");
         assert!(what.contains(&format!("group {newer} in slot 20 is newer")), "{what}");
     }
+    // Cut off, its data missing, it still says that the group was durable which the list ends
+    // before (seed 3006369); one in the place of the next group is that group, cut off before.
+    let cut_off = |sequence| {
+        let missing = [SLOTS as u32];
+        let next = link(21, sequence + 1);
+        let parts = [(9, part(77, 9, link(10, 78), &[])), (20, part(sequence, 20, next, &missing))];
+        walk_over(parts.into(), &[])
+    };
+    let what = cut_off(79).expect_err("a group is lost");
+    assert!(what.contains("group 79 in slot 20 is newer"), "{what}");
+    assert_eq!(cut_off(78).as_deref(), Ok(&all[..1]));
 }
 
 /// A new region with a group that has the data of these blocks, as bytes; and the slots of it.
