@@ -74,6 +74,7 @@ mutants! {
     HomeNotWritten: "groups are unlinked before the home has their effect",
     StalePageForgotten: "a settle's pages are not written to the home",
     NewerUnlinkedFirst: "a group is unlinked while an older one of its pairs stays",
+    UnlinkedInOneGo: "links on several pages are changed at once, in no order",
     SlotsReusedEarly: "a group's slots are free before its unlinking is persisted",
     // The journal's formats.
     PersistNotDurable: "what is persisted on a device stays in its cache",

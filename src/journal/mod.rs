@@ -37,6 +37,7 @@ pub mod sums;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, Notify};
@@ -398,7 +399,7 @@ impl<R: Region> Journal<R> {
     /// as long as no older group that stays names a pair of theirs (design section 5 ‡).
     pub async fn unlink(&self, chosen: &[Sequence]) -> Result<(), JournalError> {
         let mut work = self.page_work.lock().await;
-        let plan = {
+        let (plan, steps) = {
             let mut guard = self.inner.borrow_mut();
             let inner = &mut *guard;
             if mutated(Mutant::SlotsReusedEarly) {
@@ -410,16 +411,24 @@ impl<R: Region> Journal<R> {
             }
             assert!(inner.list.may_unlink(chosen), "a group follows an older one of its pairs");
             let plan = inner.list.plan_unlink(chosen);
-            for &(of, link) in &plan {
-                let entry = StatusEntry { of, state: inner.state_of(of), link };
-                let index = inner.status_index(of);
-                inner.status[index] = Some(entry);
-            }
-            plan
+            let steps = self.unlink_steps(inner, &plan);
+            (plan, steps)
         };
-        let pages = self.status_pages(plan.iter().map(|(of, _)| *of));
-        let PageWork { buf, status, .. } = &mut *work;
-        self.write_status(status, buf, &pages).await?;
+        for step in steps {
+            let changes = &plan[step];
+            {
+                let mut guard = self.inner.borrow_mut();
+                let inner = &mut *guard;
+                for &(of, link) in changes {
+                    let entry = StatusEntry { of, state: inner.state_of(of), link };
+                    let index = inner.status_index(of);
+                    inner.status[index] = Some(entry);
+                }
+            }
+            let pages = self.status_pages(changes.iter().map(|(of, _)| *of));
+            let PageWork { buf, status, .. } = &mut *work;
+            self.write_status(status, buf, &pages).await?;
+        }
         let mut inner = self.inner.borrow_mut();
         let slots = inner.list.unlink(chosen, &plan);
         if !mutated(Mutant::SlotsReusedEarly) {
@@ -427,6 +436,21 @@ impl<R: Region> Journal<R> {
         }
         self.room.notify_waiters();
         Ok(())
+    }
+
+    /// The changes of links in the order of their groups, split where one lies on another page than
+    /// the one before. A crash leaves each page old or new, and what is on one page changes at once:
+    /// so whatever it leaves of them, no group is gone while an older one of its pairs stays ‡.
+    fn unlink_steps(&self, inner: &Inner, plan: &[(Sequence, Link)]) -> Vec<Range<usize>> {
+        let entries = entries_per_page(self.layout.status.page);
+        let page = |change: &(Sequence, Link)| inner.status_index(change.0) / entries;
+        let mut from = 0;
+        let together = |a: &_, b: &_| page(a) == page(b) || mutated(Mutant::UnlinkedInOneGo);
+        let steps = plan.chunk_by(together).map(|step| {
+            from += step.len();
+            from - step.len()..from
+        });
+        steps.collect()
     }
 
     /// Persists some status pages as the entries are now.

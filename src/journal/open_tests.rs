@@ -31,6 +31,8 @@ struct Memory {
     sector: u32,
     /// Reads that touch this byte fail, with this error of the system.
     broken: Option<(u64, i32)>,
+    /// What was persisted, a list of pieces each time.
+    persisted: Rc<RefCell<Vec<Vec<(u64, Vec<u8>)>>>>,
 }
 
 impl Memory {
@@ -59,7 +61,10 @@ impl Region for Memory {
     }
 
     fn persist(&self, pieces: Vec<(u64, View)>) -> impl Future<Output = io::Result<()>> + 'static {
-        pieces.into_iter().for_each(|(at, view)| view.with(|bytes| self.put(at, bytes)));
+        let pieces = pieces.iter().map(|(at, view)| (*at, view.with(<[u8]>::to_vec)));
+        let pieces: Vec<_> = pieces.collect();
+        pieces.iter().for_each(|(at, bytes)| self.put(*at, bytes));
+        self.persisted.borrow_mut().push(pieces);
         std::future::ready(Ok(()))
     }
 
@@ -81,7 +86,7 @@ fn opened(
 ) -> Result<Opened<Memory>, JournalError> {
     const LIMIT: Limit = Limit { time_ns: 1 << 40, steps: 10_000 };
     let bytes = Rc::new(RefCell::new(vec![0; len as usize]));
-    let mut region = Memory { bytes, sector: 512, broken: None };
+    let mut region = Memory { bytes, sector: 512, broken: None, persisted: Rc::default() };
     let disks = vec![DiskShape { len: 4096, sector: 512, volatile_cache: false }];
     let (parts, buffers_max) = (Vec::new(), 2 * ARENA_BLOCK);
     let shape = Shape { disks, nvram: None, parts, storage_max: 0, buffers_max };
@@ -318,6 +323,55 @@ fn with_data(blocks: &[Vec<u8>]) -> (Vec<u8>, Vec<u32>) {
         journal.inner.borrow().list.iter().flat_map(|(_, of)| of.payload.clone()).collect();
     let bytes = journal.region.bytes.borrow().clone();
     (bytes, payload)
+}
+
+/// Appends a group that names that pair.
+fn append(journal: &Journal<Memory>, pair: u32) {
+    let binding = Binding { generation: Generation(1), ..Binding::FREE };
+    let records = vec![Record::Binding { pair: PairId(pair), binding }];
+    let transaction = journal.local_transaction();
+    let append = journal.append(0, transaction, GroupState::Committed, records, Vec::new());
+    append.now_or_never().expect("memory does not wait").expect("memory does not fail");
+}
+
+/// Goal: whatever a crash leaves of an unlinking whose links are on several pages, no group is gone
+/// while an older one of its pairs stays, which replay would bring back (seed 3006369).
+#[test]
+fn links_on_several_pages_are_changed_in_order() {
+    let Opened { journal, .. } = opened(LEN, UNIT, PAIRS, |_, _| ()).expect("a new region");
+    // Every fourth stays, and nothing else is of its pair; the others are of three pairs.
+    let stays = |n: u64| n.is_multiple_of(4);
+    let pair = |n: u64| if stays(n) { n as u32 / 4 } else { 20 + n as u32 % 3 };
+    (1..=50).for_each(|n| append(&journal, pair(n)));
+    let before = journal.region.bytes.borrow().clone();
+    journal.region.persisted.borrow_mut().clear();
+    let chosen: Vec<Sequence> = (1..=50).filter(|n| !stays(*n)).map(Sequence).collect();
+    let unlink = journal.unlink(&chosen);
+    unlink.now_or_never().expect("memory does not wait").expect("memory does not fail");
+    let calls = journal.region.persisted.borrow().clone();
+    let mut looked_at = 0;
+    for (at, call) in calls.iter().enumerate() {
+        let sectors = call.iter().flat_map(|(offset, bytes)| {
+            bytes.chunks(512).zip(0..).map(move |(bytes, n)| (offset + n * 512, bytes))
+        });
+        let sectors: Vec<_> = sectors.collect();
+        for arrived in 0..1_u32 << sectors.len() {
+            let found = opened(LEN, UNIT, PAIRS, |memory, _| {
+                memory.put(0, &before);
+                calls[..at].iter().flatten().for_each(|(offset, bytes)| memory.put(*offset, bytes));
+                let sectors = sectors.iter().enumerate().filter(|(n, _)| arrived >> n & 1 == 1);
+                sectors.for_each(|(_, (offset, bytes))| memory.put(*offset, bytes));
+            });
+            let groups = found.expect("the region is sound").groups;
+            let there = |n: u64| groups.iter().any(|group| group.sequence == Sequence(n));
+            for n in (1..=50).filter(|n| there(*n)) {
+                let newer = (n + 1..=50).filter(|newer| pair(*newer) == pair(n));
+                newer.for_each(|newer| assert!(there(newer), "{newer} is gone, {n} is not: {at}"));
+            }
+            looked_at += 1;
+        }
+    }
+    assert!(calls.len() > 4 && looked_at > 10, "{} calls, {looked_at} images", calls.len());
 }
 
 /// Goal: the data of blocks is found again whatever it is, also where it looks like a group of the
