@@ -439,8 +439,9 @@ impl<R: Region> Journal<R> {
     }
 
     /// The changes of links in the order of their groups, split where one lies on another page than
-    /// the one before. A crash leaves each page old or new, and what is on one page changes at once:
-    /// so whatever it leaves of them, no group is gone while an older one of its pairs stays ‡.
+    /// the one before. A crash leaves each page old or new, and what is on one page changes at
+    /// once: so whatever it leaves of them, no group is gone while an older one of its pairs stays
+    /// ‡.
     fn unlink_steps(&self, inner: &Inner, plan: &[(Sequence, Link)]) -> Vec<Range<usize>> {
         let entries = entries_per_page(self.layout.status.page);
         let page = |change: &(Sequence, Link)| inner.status_index(change.0) / entries;
