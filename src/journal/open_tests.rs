@@ -24,6 +24,9 @@ const SLOTS: usize = 64;
 /// The checksum of what is in a slot, where nobody looks at that.
 const CRC: u32 = 7;
 
+/// The pieces that are persisted together.
+type Persist = Vec<(u64, Vec<u8>)>;
+
 /// A region in memory.
 #[derive(Clone)]
 struct Memory {
@@ -32,7 +35,7 @@ struct Memory {
     /// Reads that touch this byte fail, with this error of the system.
     broken: Option<(u64, i32)>,
     /// What was persisted, a list of pieces each time.
-    persisted: Rc<RefCell<Vec<Vec<(u64, Vec<u8>)>>>>,
+    persisted: Rc<RefCell<Vec<Persist>>>,
 }
 
 impl Memory {
