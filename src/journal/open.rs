@@ -1,9 +1,10 @@
 //! Making a region, and finding again what an earlier start left in it (design section 5).
 //!
 //! Recovery walks the list from its root, and scans every slot besides: a whole group that is as
-//! new as the end of the list and that no link reaches means that a link was lost. What follows
-//! the last group, a group that was being written at the crash, is durably invalidated before
-//! anything else is written, so that it can never come back.
+//! new as the end of the list and that no link reaches means that a link was lost, and so does any
+//! part of a group that is newer, whole or cut off: groups are written one after another. What
+//! follows the last group, a group that was being written at the crash, is durably invalidated
+//! before anything else is written, so that it can never come back.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
