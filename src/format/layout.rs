@@ -60,11 +60,13 @@ pub const HOME_PAGE_LEN: u64 = HOME_PAGE as u64;
 pub const HOME_LINES_PER_PAGE: u64 = LINES_PER_PAGE as u64;
 /// What the unit region has beside slots and home pages: header, links, status pages; in bytes.
 pub const UNIT_SLACK_LEN: u64 = 2 << 20;
-/// The part of the store region that does not depend on the pool's size, in bytes: the store's, and
-/// the volume table's at its end.
+/// The part of the store region that does not depend on the pool's size, in bytes: the store's, its
+/// log's, and the volume table's at its end.
 pub const STORE_BASE_LEN: u64 = 8 << 20;
-/// The part of the store region that each extent of the pool needs, in bytes, its line included.
-pub const STORE_LEN_PER_EXTENT: u64 = 1024;
+/// The part of the store region that each extent of the pool needs, in bytes, its line included:
+/// rows, twice while all of them change in one commit, and twice that, as the store grows by
+/// doubling; and the log.
+pub const STORE_LEN_PER_EXTENT: u64 = 1664;
 
 const _: () = assert!(HEAD_LEN.is_multiple_of(REGION_ALIGN) && HEAD_LEN >= SUPERBLOCK_LEN);
 const _: () = assert!(SECTOR_MAX as u64 <= SUPERBLOCK_LEN, "a superblock is whole sectors");

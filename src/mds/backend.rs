@@ -25,8 +25,9 @@
 //!   fails too: a device that lost writes would otherwise be believed at the next flush.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -112,8 +113,11 @@ pub trait Medium: fmt::Debug + Send + Sync + Sized + 'static {
 
 /// With buffered reads and writes.
 impl Medium for File {
+    /// Opened anew: a failed write-back is told once to each that is open, and handles that are
+    /// copies of one another would take that from each other.
     fn handle(&self) -> io::Result<Self> {
-        self.try_clone()
+        let path = format!("/proc/self/fd/{}", self.as_raw_fd());
+        OpenOptions::new().read(true).write(true).open(path)
     }
 
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {

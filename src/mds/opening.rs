@@ -134,6 +134,8 @@ impl<M: Medium> MetadataPlace<M> {
         let damage = match self.open_store(&copies) {
             Ok(catalog) => return Ok(OpenedMetadata { catalog, rebuilt: None }),
             Err(StoreError::Damaged(damage)) => damage,
+            // What its log has does not fit: a new one begins with less.
+            Err(StoreError::Full(why)) if !self.has_lines => why,
             Err(error) => return Err(error),
         };
         let Some(kept) = newest(&copies) else {

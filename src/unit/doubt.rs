@@ -105,18 +105,21 @@ impl State {
 }
 
 impl<E: Env> Inner<E> {
+    /// Whether nothing of some blocks is in doubt.
+    pub(super) fn is_certain(&self, volume: usize, blocks: &Range<u64>) -> bool {
+        let state = self.state.borrow();
+        let nothing = state.doubts == 0 && state.staged.is_none();
+        nothing || !state.is_in_doubt(volume, blocks, self.geometry)
+    }
+
     /// Returns when none of some blocks of a volume is in doubt.
     pub(super) async fn certain(&self, volume: usize, blocks: &Range<u64>) -> Result<(), IoError> {
         let since = self.env.now();
         loop {
-            let decided = {
-                let state = self.state.borrow();
-                let nothing = state.doubts == 0 && state.staged.is_none();
-                if nothing || !state.is_in_doubt(volume, blocks, self.geometry) {
-                    return Ok(());
-                }
-                Rc::clone(&state.domain_of(volume).decided)
-            };
+            if self.is_certain(volume, blocks) {
+                return Ok(());
+            }
+            let decided = Rc::clone(&self.state.borrow().domain_of(volume).decided);
             self.await_outcome(&decided, since).await?;
         }
     }

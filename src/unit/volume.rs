@@ -192,7 +192,10 @@ impl<E: Env> Volume<E> {
         }
         assert_eq!(buf.len() as u64, len, "a buffer for just these blocks");
         let blocks = covering(span, self.unit.geometry);
-        self.unit.certain(self.seat.volume, &blocks).await?;
+        if !self.unit.is_certain(self.seat.volume, &blocks) {
+            // Whoever then reads in the ordinary way waits for that, and waits once.
+            return Ok(false);
+        }
         let read = self.unit.read_blocks_straight(self.seat.volume, blocks, buf).await?;
         self.unit.state.borrow().check_seat(self.seat)?;
         if read {

@@ -340,7 +340,7 @@ fn bound(pair: u32, generation: u32, extents: [Option<u32>; 2]) -> Record {
 /// batches and large, as its log has them applied.
 #[test]
 fn the_planned_size_is_enough() {
-    for extents in [16, 2_000, 20_000u32] {
+    for extents in [16, 2_000, 19_000, 30_000u32] {
         let log = log_len(u64::from(extents));
         let capacity = crate::format::layout::store_len(u64::from(extents)) - TABLE_LEN - log;
         let file = tempfile::tempfile().unwrap();
