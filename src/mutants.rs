@@ -112,6 +112,7 @@ mutants! {
     // Warm restarts.
     WarmEntryLate: "a request is acknowledged before it is in the warm table",
     WarmEpochKept: "a committed epoch stays in the warm table, and is adopted again",
+    WarmFlushUnnoted: "a flush under way is not in the warm table: its failure may go unheard",
     WarmNotIntended: "a write over pending contents that was cut short is not done again",
     // The metadata server and its protocol.
     GenerationUnchecked: "the server applies older generations, again where they are repeated",

@@ -12,7 +12,7 @@
 //! - **Cancellation**: a flush that is given up half-way latches: nobody heard how it ended.
 //! - **Scope**: the latch is of the handle and its clones; it does not outlive the process.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::io;
 use std::rc::Rc;
@@ -38,6 +38,15 @@ struct Flushes {
     begun: Cell<u64>,
     ended: Cell<u64>,
     turn: Arc<Mutex<()>>,
+    watch: RefCell<Option<Rc<dyn FlushWatch>>>,
+}
+
+/// Is told of the flushes of a disk, whoever asks for them.
+pub trait FlushWatch {
+    /// One begins.
+    fn begins(&self);
+    /// One has succeeded, and was heard. One that failed, or that nobody hears, never ends.
+    fn succeeded(&self);
 }
 
 /// A flush under way; latches where it is dropped before its end was heard.
@@ -126,6 +135,11 @@ impl<D: Disk> Latching<D> {
         self.latch.get()
     }
 
+    /// Has `watch` be told of all flushes from here on.
+    pub fn watch(&self, watch: Rc<dyn FlushWatch>) {
+        *self.flushes.watch.borrow_mut() = Some(watch);
+    }
+
     /// Takes no more writes, as the disk is not this owner's any more.
     pub fn fence(&self, reason: &str) {
         // What has latched before is as good.
@@ -148,6 +162,9 @@ impl<D: Disk> Latching<D> {
     }
 
     fn begin(&self) -> UnderWay<D> {
+        if let Some(watch) = &*self.flushes.watch.borrow() {
+            watch.begins();
+        }
         self.flushes.begun.set(self.flushes.begun.get() + 1);
         UnderWay(Some(self.clone()))
     }
@@ -232,7 +249,11 @@ impl<D: Disk> Disk for Latching<D> {
                 }
             };
             under_way.heard();
-            this.settle(FailedOperation::Flush, ended)
+            this.settle(FailedOperation::Flush, ended)?;
+            if let Some(watch) = &*this.flushes.watch.borrow() {
+                watch.succeeded();
+            }
+            Ok(())
         }
     }
 

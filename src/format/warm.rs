@@ -7,17 +7,20 @@
 //! | 64 | 8 | state: [`VALID`], or anything else |
 //! | 72 | 8 | starts whose flags it follows: low half that of the table, high half the next one |
 //! | 80 | 8 | starts that may have been counted since |
+//! | 88 | 8 | whether a flush is under way: zero where the end of each was heard |
 //! | 4096 | 8 each | directory: of each chunk, the run that begins there, or zero |
 //! | 64 KiB × n | | chunk n − 1 |
 //!
 //! A run is one or more chunks of one epoch of one domain, with entries one after another; an entry
-//! is one request: records as those of a group, and the bytes of the blocks whose record has
-//! payload. An entry is there when its first word is, which is stored last; a run is when its
-//! directory word is. Both words check what they stand for.
+//! is one request: records as those of a group, the bytes of the blocks whose record has payload,
+//! and the sums (CRC-64/NVME) of those that lie on a side without it. An entry is there when its
+//! first word is, which is stored last; a run is when its directory word is. Both words check what
+//! they stand for.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::blocks::Location;
 use super::ids::{PoolId, UnitId};
 use super::layout::Geometry;
 use super::page::crc32c;
@@ -35,12 +38,14 @@ pub const STATE_AT: u64 = 64;
 pub const STARTS_AT: u64 = 72;
 /// Where the attempts are counted.
 pub const ATTEMPTS_AT: u64 = 80;
+/// Where it says whether a flush is under way.
+pub const FLUSHING_AT: u64 = 88;
 /// The state of a table that may be believed.
 pub const VALID: u64 = u64::from_le_bytes(*b"FWvalid!");
 
 const DIRECTORY_AT: u64 = 4096;
 const MAGIC: [u8; 8] = *b"FLIPWARM";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Whose table it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +124,8 @@ pub struct Entry {
     pub records: Vec<Record>,
     /// The bytes of its blocks with payload, in their order.
     pub data: Vec<u8>,
+    /// What the blocks sum up to that it put on a side without payload, in their order.
+    pub sums: Vec<u64>,
 }
 
 impl Identity {
@@ -174,7 +181,8 @@ pub fn entry_len(record_bytes: usize, data_bytes: usize) -> usize {
     (ENTRY_BYTES + record_bytes + data_bytes).next_multiple_of(8)
 }
 
-/// An entry as it is stored, from its second word on, and its first word.
+/// An entry as it is stored, from its second word on, and its first word; `data` are the bytes, and
+/// then the sums.
 pub fn entry_bytes(sequence: u64, records: &[u8], data: &[&[u8]]) -> (u64, Vec<u8>) {
     let data_bytes: usize = data.iter().map(|piece| piece.len()).sum();
     let len = entry_len(records.len(), data_bytes);
@@ -218,19 +226,31 @@ pub fn parse_run(chunk: u32, word: u64, bytes: &[u8], block_size: u32) -> Option
         let data_at = records_at + records;
         let records = unpack(&body[records_at..data_at])?;
         let kept = records.iter().filter(|record| has_payload(record)).count();
-        if kept * block_size as usize != data {
+        let summed: usize = records.iter().map(summed_blocks).sum();
+        let sums_at = data_at + kept * block_size as usize;
+        if sums_at + 8 * summed != data_at + data {
             return None;
         }
+        let (sums, _) = body[sums_at..data_at + data].as_chunks::<8>();
         entries.push(Entry {
             domain: raw.domain.get(),
             epoch: raw.epoch.get(),
             sequence: head.sequence.get(),
             records,
-            data: body[data_at..data_at + data].to_vec(),
+            data: body[data_at..sums_at].to_vec(),
+            sums: sums.iter().map(|sum| u64::from_le_bytes(*sum)).collect(),
         });
         at += len;
     }
     Some(entries)
+}
+
+/// How many blocks of a record have their sums beside it: those put on a side without payload.
+pub fn summed_blocks(record: &Record) -> usize {
+    match record {
+        Record::Place { count, location: Location::At(_), payload: None, .. } => (*count).into(),
+        _ => 0,
+    }
 }
 
 /// Whether a record's block has its bytes beside it.
@@ -241,7 +261,6 @@ pub fn has_payload(record: &Record) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::blocks::Location;
     use crate::format::ids::{Generation, PairId, Slot};
     use crate::format::record::pack;
 
@@ -253,9 +272,10 @@ mod tests {
         bytes[..RUN_BYTES].copy_from_slice(&head);
         let place = Record::placed(PairId(1), Generation(2), &(3..5), Location::Unused);
         let kept = Record::kept(PairId(1), Generation(2), 9, Location::At(Slot::One));
+        let put = Record::placed(PairId(1), Generation(2), &(6..8), Location::At(Slot::Zero));
         let mut at = RUN_BYTES;
-        for (sequence, records) in [(4, vec![place]), (6, vec![place, kept])] {
-            let data = [1; BLOCK as usize];
+        for (sequence, records) in [(4, vec![place]), (6, vec![place, kept, put])] {
+            let data = [1; BLOCK as usize + 16];
             let data: &[&[u8]] =
                 if records.len() > 1 { &[&data[..100], &data[100..]] } else { &[] };
             let (word, rest) = entry_bytes(sequence, &pack(&records), data);
@@ -273,9 +293,10 @@ mod tests {
         let found = parse_run(5, word, &bytes, BLOCK).unwrap();
         let shown: Vec<_> = found.iter().map(|of| (of.domain, of.epoch, of.sequence)).collect();
         assert_eq!(shown, [(7, 3, 4), (7, 3, 6)]);
-        assert_eq!((found[1].records.len(), found[1].data.len()), (2, 512));
+        assert_eq!((found[1].records.len(), found[1].data.len()), (3, 512));
+        assert_eq!(found[1].sums, [0x0101_0101_0101_0101; 2]);
         assert_eq!(parse_run(4, word, &bytes, BLOCK), None);
-        let end = RUN_BYTES + entry_len(24, 0) + entry_len(48, 512);
+        let end = RUN_BYTES + entry_len(24, 0) + entry_len(72, 512 + 16);
         for bit in 0..end * 8 {
             let mut bytes = bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);

@@ -69,7 +69,7 @@ impl Sums {
 }
 
 /// CRC-64/NVME of a block.
-fn block_sum(bytes: &[u8]) -> u64 {
+pub(crate) fn block_sum(bytes: &[u8]) -> u64 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
 }
 

@@ -313,7 +313,10 @@ impl<E: Engine> Subject<E> {
     /// Whether a recovery from a crash at this instant must find all that was acknowledged.
     fn demands(&self, env: &SimEnv, crash: Crash) -> bool {
         let memory = env.shared();
-        if crash != Crash::Process || !self.engine.is_warm() || memory.is_empty() {
+        // What a failed flush has lost before anybody heard of it is lost to the next start, too.
+        let may_be_lost = env.struck().of(Fault::FlushError) > 0;
+        let warm = self.engine.is_warm() && !memory.is_empty() && !may_be_lost;
+        if crash != Crash::Process || !warm {
             return false;
         }
         let mut state = [0; 8];

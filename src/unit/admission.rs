@@ -110,6 +110,8 @@ pub struct Admitted<'a, E: Env> {
     pub record_bytes: usize,
     /// Where the next start finds its bytes, while it writes over what is pending.
     pub intent: Cell<Option<Run>>,
+    /// What its blocks sum up to, in their order, where there is a warm table.
+    pub sums: Cell<SmallVec<[u64; 4]>>,
     finished: bool,
 }
 
@@ -175,8 +177,9 @@ impl<E: Env> Inner<E> {
             let blocked = match self.try_admit(seat, &mut chosen, bytes, (ticket, purpose)) {
                 Ok((at, record_bytes)) => {
                     let parts = chosen;
-                    let (intent, finished) = (Cell::default(), false);
-                    return Ok(Admitted { unit: self, at, parts, record_bytes, intent, finished });
+                    let (intent, sums) = (Cell::default(), Cell::default());
+                    let (unit, finished) = (self, false);
+                    return Ok(Admitted { unit, at, parts, record_bytes, intent, sums, finished });
                 }
                 Err(Blocked::Refused(error)) => return Err(error),
                 Err(blocked) => blocked,

@@ -24,6 +24,7 @@ use super::domain::Epoch;
 use super::error::RecoverError;
 use super::recovery::Parts;
 use super::state::State;
+use super::unheard::verify;
 use super::warm::{Left, Table, WarmMemory};
 use super::{Unit, commit};
 use crate::env::{Disk, Durability, Env, Moment};
@@ -49,6 +50,8 @@ pub(super) struct Plan {
     domains: BTreeMap<u32, Vec<Chain>>,
     /// Blocks to be written to their place again.
     redo: BTreeMap<(PairId, usize), Vec<u8>>,
+    /// What the others sum up to that are on a side.
+    sums: BTreeMap<(PairId, usize), u64>,
 }
 
 /// Whether and what a start inherits.
@@ -66,6 +69,7 @@ struct Planner<'a> {
     /// The newest binding of pairs that have another one than their line.
     bindings: BTreeMap<PairId, Binding>,
     redo: BTreeMap<(PairId, usize), Vec<u8>>,
+    sums: BTreeMap<(PairId, usize), u64>,
 }
 
 /// What is to be pending again, by the lines as they are and the entries in their order; volumes
@@ -82,6 +86,7 @@ pub(super) fn plan(
         chains: BTreeMap::new(),
         bindings: BTreeMap::new(),
         redo: BTreeMap::new(),
+        sums: BTreeMap::new(),
     };
     for entry in entries {
         let volume = volumes.iter().find(|volume| volume.id.0 == entry.domain);
@@ -105,6 +110,7 @@ impl Heir {
             Ok(left) => heir.left = Some(left),
             Err(why) => tracing::info!("a cold start: {why}"),
         }
+        parts.devices.iter().for_each(|member| member.disk.watch(table.flushing()));
         heir.table = Some(table);
         heir
     }
@@ -134,23 +140,30 @@ impl Heir {
     }
 
     /// What is to be pending again; `seen` are the lines if that is committed, from then on.
-    pub fn plan(
+    pub async fn plan<E: Env>(
         &mut self,
+        parts: &Parts<E>,
         lines: &[Line],
         seen: &mut Vec<Line>,
         volumes: &[VolumeInfo],
-        geometry: Geometry,
     ) -> Option<Plan> {
         let left = self.left.as_ref()?;
-        let plan = plan(lines, &left.entries, volumes, geometry);
-        let plan = plan.and_then(|plan| {
-            *seen = plan.applied(seen)?;
-            Ok(plan)
-        });
+        let plan = plan(lines, &left.entries, volumes, parts.geometry);
+        let plan = plan.and_then(|plan| Ok((plan.applied(seen)?, plan)));
+        let plan = plan.map_err(|why| format!("the warm table is damaged: {why}"));
+        let plan = match plan {
+            Ok((applied, plan)) if left.unheard => {
+                verify(parts, &plan, &applied).await.map(|()| (applied, plan))
+            }
+            plan => plan,
+        };
         match plan {
-            Ok(plan) => Some(plan),
+            Ok((applied, plan)) => {
+                *seen = applied;
+                Some(plan)
+            }
             Err(why) => {
-                self.give_up(&format!("the warm table is damaged: {why}"));
+                self.give_up(&why);
                 None
             }
         }
@@ -168,6 +181,7 @@ impl Planner<'_> {
 
     fn add(&mut self, entry: &Entry, there: impl Fn(LogicalExtent) -> bool) -> Result<(), String> {
         let mut data = entry.data.chunks_exact(self.block_size);
+        let mut sums = entry.sums.iter();
         let volume = VolumeId(entry.domain);
         for record in &entry.records {
             let Some(pair) = record.pair() else { return Err("a participant".to_owned()) };
@@ -196,9 +210,15 @@ impl Planner<'_> {
                         return Err(format!("pair {pair} of {before:?} is not of volume {volume}"));
                     }
                     let blocks = usize::from(first)..usize::from(first) + usize::from(count);
-                    blocks.clone().for_each(|block| drop(self.redo.remove(&(pair, block))));
+                    for block in blocks.clone() {
+                        self.redo.remove(&(pair, block));
+                        self.sums.remove(&(pair, block));
+                    }
                     if let Some(bytes) = bytes {
                         self.redo.insert((pair, blocks.start), bytes.to_vec());
+                    } else if let Location::At(_) = location {
+                        let sums = blocks.clone().zip(sums.by_ref());
+                        self.sums.extend(sums.map(|(block, sum)| ((pair, block), *sum)));
                     }
                     pending.set(BlockSet::range(blocks), location);
                 }
@@ -214,7 +234,10 @@ impl Planner<'_> {
             for (pair, (pending, _)) in &mut chain.pairs {
                 let decided = decided(pending, self.lines[pair.0 as usize]);
                 *pending = pending.without(decided);
-                decided.iter().for_each(|block| drop(self.redo.remove(&(*pair, block))));
+                for block in decided.iter() {
+                    self.redo.remove(&(*pair, block));
+                    self.sums.remove(&(*pair, block));
+                }
                 let binding = self.binding(*pair)?;
                 let unbacked = |slot: &Slot| {
                     !pending.side(*slot).is_empty() && binding.extent(*slot).is_none()
@@ -245,7 +268,7 @@ impl Planner<'_> {
                 return Err(format!("domain {domain} has {} epochs at a time", chains.len()));
             }
         }
-        Ok(Plan { domains, redo: self.redo })
+        Ok(Plan { domains, redo: self.redo, sums: self.sums })
     }
 }
 
@@ -276,6 +299,19 @@ impl Plan {
     pub fn blocks(&self) -> usize {
         let chains = self.domains.values().flatten();
         chains.flat_map(|chain| chain.pairs.values()).map(|(of, _)| of.blocks().len()).sum()
+    }
+
+    /// The blocks that must be on a side already: where, and what they sum up to.
+    pub fn summed(&self) -> impl Iterator<Item = (PairId, usize, Slot, u64)> {
+        let chains = self.domains.values().flatten();
+        let pending = chains.flat_map(|chain| &chain.pairs);
+        pending.flat_map(move |(&pair, (pending, _))| {
+            Slot::BOTH.into_iter().flat_map(move |slot| {
+                let sum_of =
+                    move |block| Some((pair, block, slot, *self.sums.get(&(pair, block))?));
+                pending.side(slot).iter().filter_map(sum_of)
+            })
+        })
     }
 
     /// The lines as they are if all of it is committed; the error is which extent two pairs have.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::format::blocks::BlockMap;
 use crate::format::ids::{ExtentId, Generation};
+use crate::format::warm::summed_blocks;
 
 const GEOMETRY: fn() -> Geometry = || Geometry::new(512, 1 << 14).expect("sound sizes");
 
@@ -34,7 +35,9 @@ fn kept(block: usize, slot: Slot) -> Record {
 fn entry(epoch: u64, sequence: u64, records: &[Record]) -> Entry {
     let count = records.iter().filter(|record| has_payload(record)).count();
     let data = vec![sequence as u8; count * 512];
-    Entry { domain: 7, epoch, sequence, records: records.to_vec(), data }
+    let summed: usize = records.iter().map(summed_blocks).sum();
+    let sums = (0..summed as u64).map(|nth| sequence << 8 | nth).collect();
+    Entry { domain: 7, epoch, sequence, records: records.to_vec(), data, sums }
 }
 
 /// Three pairs, of which the second has blocks 0 and 1 on side 0.
@@ -79,6 +82,33 @@ fn only_the_newest_bytes_are_done_again() {
     };
     assert_eq!(redo(4), [(0, 1), (1, 2), (3, 4)]);
     assert_eq!(redo(5), [(3, 4)]);
+}
+
+/// Goal: the sums that are known are those of what was written last, and of nothing that is written
+/// again, committed or zeros.
+#[test]
+fn the_newest_sums_are_known() {
+    let one = Location::At(Slot::One);
+    let entries = [
+        entry(1, 1, &[placed(0, one), placed(4, one)]),
+        entry(1, 2, &[placed(1, one)]),
+        entry(1, 3, &[kept(4, Slot::One)]),
+        entry(1, 4, &[placed(2, Location::Unused)]),
+        entry(1, 5, &[placed(8, Location::At(Slot::Zero))]),
+    ];
+    let known = |count: usize| {
+        let plan = planned(&entries[..count]).unwrap();
+        plan.summed().map(|(_, block, slot, sum)| (block, slot.index(), sum)).collect::<Vec<_>>()
+    };
+    assert_eq!(known(1), [(0, 1, 0x100), (1, 1, 0x101), (4, 1, 0x102), (5, 1, 0x103)]);
+    assert_eq!(
+        known(2),
+        [(0, 1, 0x100), (1, 1, 0x200), (2, 1, 0x201), (4, 1, 0x102), (5, 1, 0x103)]
+    );
+    assert_eq!(known(4), [(0, 1, 0x100), (1, 1, 0x200), (5, 1, 0x103)]);
+    let with_zero = known(5);
+    assert_eq!(with_zero[..2], [(8, 0, 0x500), (9, 0, 0x501)]);
+    assert_eq!(with_zero[2..], known(4));
 }
 
 /// Goal: an epoch that was being committed and the open one after it stay two, in their order, and

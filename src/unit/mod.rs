@@ -69,6 +69,7 @@ mod settle;
 mod staged;
 mod state;
 mod undo;
+mod unheard;
 mod upkeep;
 mod volume;
 mod warm;

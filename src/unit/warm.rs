@@ -14,6 +14,9 @@
 //!   that what a kill leaves of it says what was committed.
 //! - **In place** ‡: a write over contents that are pending leaves neither version where it is cut
 //!   short: all of its bytes are here before it begins, and the next start does it again.
+//! - **Unheard** ‡: before a device is flushed the table says so, and until its success was heard:
+//!   what a flush has lost that failed when nobody was left to hear it is found by its sums
+//!   ([`super::unheard`]).
 //! - **Failure**: the first failure of a device or a commit, and a table without room, void the
 //!   table: from then on a restart is cold, and says why.
 //! - **Groups**: epochs of consistency groups are not kept. Where their target dies they go back to
@@ -23,10 +26,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+use zerocopy::IntoBytes as _;
+use zerocopy::little_endian::U64;
+
 use super::Inner;
 use super::admission::{Admitted, Outcome};
 use super::request::Part;
 use super::state::State;
+use super::unheard::Flushing;
 use super::write::Pieces;
 use crate::env::Env;
 use crate::env::shared::SharedMemory;
@@ -34,10 +42,11 @@ use crate::format::blocks::Location;
 use crate::format::ids::{Incarnation, Slot};
 use crate::format::record::{Record, pack};
 use crate::format::warm::{
-    ATTEMPTS_AT, CHUNK, CHUNKS_MAX, Entry, IDENTITY_BYTES, Identity, RUN_BYTES, STARTS_AT,
-    STATE_AT, VALID, chunk_at, chunks_of, directory_at, entry_bytes, entry_len, parse_run,
-    run_head, run_word,
+    ATTEMPTS_AT, CHUNK, CHUNKS_MAX, Entry, FLUSHING_AT, IDENTITY_BYTES, Identity, RUN_BYTES,
+    STARTS_AT, STATE_AT, VALID, chunk_at, chunks_of, directory_at, entry_bytes, entry_len,
+    parse_run, run_head, run_word,
 };
+use crate::journal::sums::block_sum;
 use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::Buf;
 
@@ -57,6 +66,7 @@ pub(super) struct Table {
     live: RefCell<Option<Live>>,
     /// It is not kept any more in this start.
     failed: Cell<bool>,
+    flushing: Rc<Flushing>,
 }
 
 /// A request, by its epoch, and all that is recorded of it.
@@ -101,6 +111,8 @@ pub(super) struct Left {
     starts: [Incarnation; 2],
     /// Starts that may have been counted since, this one included.
     attempts: u64,
+    /// Nobody heard how a flush has ended.
+    pub unheard: bool,
 }
 
 impl Left {
@@ -120,7 +132,13 @@ impl Left {
 impl Table {
     /// The table in some memory, as it is.
     pub fn new(memory: Rc<dyn SharedMemory>, identity: Identity) -> Self {
-        Self { memory, identity, live: RefCell::default(), failed: Cell::new(false) }
+        let flushing = Rc::new(Flushing::new(Rc::clone(&memory)));
+        Self { memory, identity, live: RefCell::default(), failed: Cell::new(false), flushing }
+    }
+
+    /// What is to be told of the flushes of all devices, from after the look on.
+    pub fn flushing(&self) -> Rc<Flushing> {
+        Rc::clone(&self.flushing)
     }
 
     fn word(&self, at: u64) -> u64 {
@@ -165,7 +183,9 @@ impl Table {
         let starts = [starts as u32, (starts >> 32) as u32].map(Incarnation);
         let attempts = self.word(ATTEMPTS_AT) + 1;
         self.memory.store(ATTEMPTS_AT, attempts);
-        Ok(Left { entries, starts, attempts })
+        let unheard = self.word(FLUSHING_AT) != 0;
+        self.flushing.keep(unheard);
+        Ok(Left { entries, starts, attempts, unheard })
     }
 
     /// The start `next` is about to change flags that start `last` has changed before.
@@ -207,6 +227,7 @@ impl Table {
         self.memory.write(0, &self.identity.bytes());
         self.note_start(start, start);
         self.memory.store(ATTEMPTS_AT, 0);
+        self.flushing.keep(false);
         self.memory.store(STATE_AT, VALID);
         *self.live.borrow_mut() = Some(Live::default());
     }
@@ -370,6 +391,17 @@ fn records_of(state: &State, part: &Part, kept: bool, out: &mut Vec<Record>) {
     out.extend(zeros.map(|run| Record::placed(pair, generation, &run, Location::Unused)));
 }
 
+/// The sums of the blocks that a part has written, from those in the order of blocks to those in
+/// the order of its records.
+fn sums_of(part: &Part, sums: &mut impl Iterator<Item = u64>, out: &mut Vec<U64>) {
+    let sums: SmallVec<[u64; 4]> = sums.take(part.write.len()).collect();
+    for slot in Slot::BOTH {
+        let on_it = |(block, _): &(usize, &u64)| part.targets[slot.index()].contains(*block);
+        let placed = part.write.iter().zip(&sums).filter(on_it);
+        out.extend(placed.map(|(_, sum)| U64::from(*sum)));
+    }
+}
+
 impl<E: Env> Inner<E> {
     /// The table, and the name there of the epoch of a request, where that is to be kept.
     fn warm_epoch(
@@ -387,9 +419,16 @@ impl<E: Env> Inner<E> {
         Some((table, (domain.number, epoch)))
     }
 
-    /// Before an admitted request writes to the devices: keeps all of its bytes where any of them
-    /// goes over what is pending.
+    /// Before an admitted request writes to the devices: sums up its blocks, and keeps all of its
+    /// bytes where any of them goes over what is pending.
     pub(super) fn warm_intend(&self, admitted: &Admitted<'_, E>, buf: &Buf, pieces: &Pieces) {
+        if !self.warm.as_ref().is_some_and(Table::is_live) {
+            return;
+        }
+        let bytes = buf.as_slice();
+        let block = self.geometry.block_size() as usize;
+        let blocks = pieces.iter().flat_map(|piece| bytes[piece.range.clone()].chunks_exact(block));
+        admitted.sums.set(blocks.map(block_sum).collect());
         let state = self.state.borrow();
         let Some((table, of)) = self.warm_epoch(&state, admitted) else { return };
         let over = |part: &Part| {
@@ -401,7 +440,6 @@ impl<E: Env> Inner<E> {
         }
         let mut records = Vec::new();
         admitted.parts.iter().for_each(|part| records_of(&state, part, true, &mut records));
-        let bytes = buf.as_slice();
         let data: Vec<&[u8]> = pieces.iter().map(|piece| &bytes[piece.range.clone()]).collect();
         admitted.intent.set(table.put_alone(of, &records, &data));
     }
@@ -414,19 +452,21 @@ impl<E: Env> Inner<E> {
         outcome: Outcome<'_>,
     ) {
         let Some((table, of)) = self.warm_epoch(state, admitted) else { return };
-        let data: &[&[u8]] = match outcome {
-            Outcome::Kept(bytes) => &[bytes],
-            Outcome::Written => &[],
+        let kept: Option<&[u8]> = match outcome {
+            Outcome::Kept(bytes) => Some(bytes),
+            Outcome::Written => None,
             // What is torn may be whole again when it was done again; what is staged is of no
             // epoch yet.
             Outcome::Torn(_) | Outcome::Staged(_) | Outcome::Nothing => return,
         };
-        let mut records = Vec::new();
+        let (mut records, mut sums) = (Vec::new(), Vec::new());
+        let mut known = admitted.sums.take().into_iter();
         for part in &admitted.parts {
-            records_of(state, part, !data.is_empty(), &mut records);
+            records_of(state, part, kept.is_some(), &mut records);
+            sums_of(part, &mut known, &mut sums);
         }
         if !records.is_empty() {
-            table.record(of, &records, data);
+            table.record(of, &records, &[kept.unwrap_or_else(|| sums.as_bytes())]);
         }
         if let Some(run) = admitted.intent.take() {
             table.end(run);

@@ -93,7 +93,7 @@ pub fn of(target: &str) -> Vec<(&'static str, Vec<u8>)> {
         "status" => vec![("root_and_entry", status())],
         "superblock" => vec![("one_device", superblock(1)), ("second_of_three", superblock(3))],
         "volume_table" => vec![("two_volumes", volume_table())],
-        "warm_table" => vec![("two_entries", warm_table())],
+        "warm_table" => vec![("three_entries", warm_table())],
         _ => panic!("{target} has no seeds"),
     }
 }
@@ -321,14 +321,16 @@ fn contents(page: &[u8]) -> Vec<u8> {
     page[PAGE_HEADER..end].to_vec()
 }
 
-/// A write and a trim of one epoch.
+/// Writes, over what was pending and not, and trims of one epoch.
 fn warm_table() -> Vec<u8> {
     let place = Record::placed(PairId(1), Generation(2), &(3..5), Location::Unused);
     let kept = Record::kept(PairId(1), Generation(2), 9, Location::At(Slot::One));
     let mut bytes = warm::run_head(7, 3).to_vec();
-    for (sequence, records) in [(4, vec![place]), (6, vec![kept, place])] {
-        let data: &[&[u8]] = if records.len() > 1 { &[&[9; 512]] } else { &[] };
-        let (word, rest) = warm::entry_bytes(sequence, &pack(&records), data);
+    let placed = Record::placed(PairId(1), Generation(2), &(6..8), Location::At(Slot::Zero));
+    let entries =
+        [(4, vec![place], 0), (6, vec![kept, place], 512), (7, vec![kept, placed], 512 + 16)];
+    for (sequence, records, data) in entries {
+        let (word, rest) = warm::entry_bytes(sequence, &pack(&records), &[&vec![9; data]]);
         bytes.extend_from_slice(&word.to_le_bytes());
         bytes.extend_from_slice(&rest);
     }

@@ -83,6 +83,8 @@ pub fn warm_table(data: &[u8]) -> bool {
     for entry in &entries {
         let with_data = entry.records.iter().filter(|record| warm::has_payload(record)).count();
         assert_eq!(entry.data.len(), with_data * BLOCK as usize);
+        let summed: usize = entry.records.iter().map(warm::summed_blocks).sum();
+        assert_eq!(entry.sums.len(), summed);
     }
     !entries.is_empty()
 }
