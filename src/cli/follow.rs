@@ -8,6 +8,7 @@
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -21,6 +22,7 @@ use super::operator::Uris;
 use super::ready::say_ready;
 use super::serve::{Args, DRAIN_TIME_MAX, bind, fixed_report};
 use super::status::{FlagsReport, FollowReport, Report};
+use crate::env::aside::Aside;
 use crate::env::os::notify::notify;
 use crate::env::os::{OsDisk, OsEnv, Signals};
 use crate::env::{Env as _, Moment};
@@ -50,7 +52,8 @@ pub async fn serve(env: OsEnv, args: Args, passed: Vec<OwnedFd>, signals: Signal
     members.iter().for_each(|member| member.claimed.disk.watch(Rc::clone(&slow)));
     ensure!(!args.serves_devices(), "--follow serves NBD clients only: leave out --listen ublk");
     let (clients, operators) = bind(&args, passed, first.superblock.pool)?;
-    let MetadataServer { link, at, .. } = link::connect(&env, &args.mds, first)?;
+    let MetadataServer { link, at, .. } =
+        link::connect(&env, &args.mds, first, Arc::new(Aside::alone()))?;
     let parts = Parts {
         env: env.clone(),
         pool: first.superblock.pool,

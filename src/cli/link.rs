@@ -6,6 +6,7 @@
 //! what to say.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tracing::{error, warn};
 
 use super::device::PoolMember;
 use super::network::MdsArgs;
+use crate::env::aside::Aside;
 use crate::env::os::{OsEnv, OsLink};
 use crate::format::superblock::{MetadataAt, Superblock};
 use crate::mds::opening::MetadataPlace;
@@ -55,19 +57,25 @@ pub fn check_place(args: &MdsArgs, first: &Superblock) -> Result<()> {
 
 /// Reaches the server over the network where `args` name one, or else opens the store on the first
 /// device and starts the server on its thread.
-pub fn connect(env: &OsEnv, args: &MdsArgs, first: &PoolMember) -> Result<MetadataServer> {
+pub fn connect(
+    env: &OsEnv,
+    args: &MdsArgs,
+    first: &PoolMember,
+    aside: Arc<Aside>,
+) -> Result<MetadataServer> {
     if let Some(mds) = &args.mds {
         let at = mds.resolve()?;
         return Ok(MetadataServer { link: args.link_to(env.ring(), at)?, own: None, at: Some(at) });
     }
-    let (link, own) = start_own(first)
+    let (link, own) = start_own(first, aside)
         .with_context(|| format!("the metadata on {}", first.claimed.path.display()))?;
     Ok(MetadataServer { link, own: Some(own), at: None })
 }
 
 /// Opens the store on the first device and starts the server on its thread.
-pub fn start_own(first: &PoolMember) -> Result<(OsLink, OwnServer)> {
-    let opened = MetadataPlace::on(&first.claimed.path, &first.superblock)?.open()?;
+pub fn start_own(first: &PoolMember, aside: Arc<Aside>) -> Result<(OsLink, OwnServer)> {
+    let place = MetadataPlace::on(&first.claimed.path, &first.superblock)?;
+    let opened = place.beside(aside).open()?;
     if let Some(damage) = opened.rebuilt {
         error!(%damage, "the metadata store was damaged; a new one was made from its second copy");
     }

@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,6 +22,7 @@ use super::nvram::{self, FlagsArgs};
 use super::serve;
 use super::values::{Size, VolumeSpec};
 use super::{format, plan};
+use crate::env::aside::Aside;
 use crate::env::os::{OsDisk, OsEnv};
 use crate::env::{Disk as _, Env as _};
 use crate::format::superblock::FlagsPlace;
@@ -176,7 +178,7 @@ async fn start(
     let (nvram, place) = nvram::place(env, &flags, &mut members).await?;
     config.nvram_write_max = place.write_max;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
-    let (link, own) = start_own(first)?;
+    let (link, own) = start_own(first, Arc::new(Aside::alone()))?;
     let latencies = Rc::new(Latencies::default());
     let parts = serve::parts(env, config, &members, nvram, link, latencies);
     let (unit, _) = Unit::recover(parts).await?;

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -32,8 +33,9 @@ use super::tuning::TuningArgs;
 use super::values::{
     CommitInterval, DoubtTimeout, Grant, MdsTimeout, Mode, Settle, Size, SlowIo, WarnFull,
 };
-use super::warm::{self, WarmArgs};
+use super::warm::{self, Kept, WarmArgs};
 use crate::env::Env as _;
+use crate::env::aside::Aside;
 use crate::env::flags::FlagsRegion;
 use crate::env::latch::Latching;
 use crate::env::os::activation::passed_sockets;
@@ -208,18 +210,18 @@ async fn serve(
     let claimed = device::claim_all(&env, &args.devices).await?;
     let ownership = args.owner.secure(&env, &args.mds, &claimed, reserved).await?;
     let mut members = device::recognise(&env, claimed).await?;
-    let (nvram, flags) = nvram::place(&env, &args.flags, &mut members).await?;
+    let pool = members[0].superblock.pool;
+    let (clients, operators) = bind(&args, passed, pool)?;
+    let Beside { kept, aside, nvram, flags, metadata } =
+        Beside::find(&env, &args, &mut members).await?;
+    let MetadataServer { link, own: own_server, at: mds } = metadata;
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
     members.iter().for_each(|member| member.claimed.disk.watch(Rc::clone(&slow)));
-    let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
-    let pool = first.superblock.pool;
-    let (clients, operators) = bind(&args, passed, pool)?;
-    let MetadataServer { link, own: own_server, at: mds } = link::connect(&env, &args.mds, first)?;
     let latencies = Rc::new(Latencies::watched(slow));
-    let mut config = config(&args, &first.superblock, ownership);
+    let mut config = config(&args, &members[0].superblock, ownership);
     config.nvram_write_max = flags.write_max;
-    let kept = args.warm.open(pool, first.superblock.unit);
     let mut parts = parts(&env, config, &members, nvram, link, latencies);
+    parts.devices[0].disk.beside(aside);
     parts.warm = kept.memory();
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
@@ -266,6 +268,29 @@ async fn serve(
         kept.remove();
     }
     Ok((ended, own_server))
+}
+
+/// What a unit has beside the data devices.
+struct Beside {
+    kept: Kept,
+    aside: Arc<Aside>,
+    nvram: Option<OsNvram>,
+    flags: FlagsReport,
+    metadata: MetadataServer,
+}
+
+impl Beside {
+    /// Finds all of it. That flushes the devices: what outlives the process says so.
+    async fn find(env: &OsEnv, args: &Args, members: &mut [PoolMember]) -> Result<Self> {
+        let Superblock { pool, unit, .. } = members[0].superblock;
+        let kept = args.warm.open(pool, unit);
+        let aside = kept.aside();
+        aside.begins();
+        let (nvram, flags) = nvram::place(env, &args.flags, members).await?;
+        let metadata = link::connect(env, &args.mds, &members[0], Arc::clone(&aside))?;
+        aside.ended(Ok(()))?;
+        Ok(Self { kept, aside, nvram, flags, metadata })
+    }
 }
 
 /// What does not change of a target's reports.

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use comfy_table::presets::NOTHING;
@@ -19,6 +20,7 @@ use super::nvram::{self, FlagsArgs};
 use super::serve;
 use super::values::{Name, Size};
 use super::volumes::{self, Listed};
+use crate::env::aside::Aside;
 use crate::env::os::OsEnv;
 use crate::format::superblock::MetadataAt;
 use crate::front::control::{Request, VolumeRequest};
@@ -198,7 +200,7 @@ async fn on_devices(
     );
     let (nvram, _) = nvram::place(&env, &flags, &mut members).await?;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
-    let (link, own_server) = link::start_own(first)?;
+    let (link, own_server) = link::start_own(first, Arc::new(Aside::alone()))?;
     let latencies = Rc::new(Latencies::default());
     let parts = serve::parts(&env, Config::default(), &members, nvram, link, latencies);
     let (unit, _) = Unit::recover(parts).await?;

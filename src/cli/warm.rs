@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use tracing::{info, warn};
@@ -10,13 +11,14 @@ use tracing::{info, warn};
 use super::control::{runtime_dir, socket_path};
 use super::device;
 use super::serve::Args;
+use crate::env::aside::Aside;
 use crate::env::os::OsEnv;
 use crate::env::os::shared::{SharedFile, boot_id};
 use crate::format::ids::PoolId;
 use crate::format::ids::UnitId;
 use crate::format::warm::TABLE_BYTES_MAX;
 use crate::front::control::{Connection, ControlError, Request};
-use crate::unit::WarmMemory;
+use crate::unit::{WarmMemory, keep_unheard, say_aside};
 
 /// Flags of a restart.
 #[derive(clap::Args)]
@@ -36,21 +38,19 @@ pub struct WarmArgs {
 }
 
 /// What outlives this process, where anything does.
-pub struct Kept(Option<Rc<SharedFile>>);
+pub struct Kept(Option<Arc<SharedFile>>);
 
 impl WarmArgs {
     /// Opens what outlives this process. Where that cannot be, restarts are cold.
     pub fn open(&self, pool: PoolId, unit: UnitId) -> Kept {
         let path = self.directory().join(format!("{pool}.{unit}"));
-        let opened = SharedFile::open(&path, TABLE_BYTES_MAX).and_then(|file| {
-            if self.cold {
-                file.remove()?;
-                return SharedFile::open(&path, TABLE_BYTES_MAX);
-            }
-            Ok(file)
+        let open = || SharedFile::open(&path, TABLE_BYTES_MAX);
+        let opened = open().and_then(|file| {
+            let file = if self.cold { file.remove().and_then(|()| open())? } else { file };
+            keep_unheard(&file).map(|()| file)
         });
         match opened {
-            Ok(file) => Kept(Some(Rc::new(file))),
+            Ok(file) => Kept(Some(Arc::new(file))),
             Err(error) => {
                 warn!("{}: {error}: a restart would be cold (--warm-dir)", path.display());
                 Kept(None)
@@ -73,7 +73,17 @@ impl Kept {
     pub fn memory(&self) -> Option<WarmMemory> {
         let memory = self.0.clone()?;
         let boot = boot_id().inspect_err(|error| warn!("a restart would be cold: {error}")).ok()?;
-        Some(WarmMemory { memory, boot })
+        Some(WarmMemory { memory: Rc::new(memory), boot })
+    }
+
+    /// What is to be told of flushes past the unit.
+    pub fn aside(&self) -> Arc<Aside> {
+        let file = self.0.clone();
+        Arc::new(Aside::new(move |flushing| {
+            if let Some(file) = &file {
+                say_aside(file, flushing);
+            }
+        }))
     }
 
     /// Everything is committed: the next start has nothing to find.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::aside::Aside;
 use super::{Disk, Durability};
 use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::View;
@@ -39,9 +40,11 @@ struct Flushes {
     ended: Cell<u64>,
     turn: Arc<Mutex<()>>,
     watch: RefCell<Option<Rc<dyn FlushWatch>>>,
+    aside: OnceCell<Arc<Aside>>,
 }
 
-/// Is told of the flushes of a disk, whoever asks for them.
+/// Is told of the flushes of a disk, whoever asks for them, durable writes among them: where a disk
+/// has no such thing, the system flushes it after each.
 pub trait FlushWatch {
     /// One begins.
     fn begins(&self);
@@ -104,6 +107,8 @@ pub enum FailedOperation {
     },
     /// A flush.
     Flush,
+    /// A flush by the metadata server, past the latch.
+    FlushAside,
     /// The owner's claim to the disk.
     Claim,
 }
@@ -113,6 +118,7 @@ impl fmt::Display for FailedOperation {
         match self {
             Self::Write { offset, len } => write!(f, "a write of {len} bytes at {offset}"),
             Self::Flush => f.write_str("a flush"),
+            Self::FlushAside => f.write_str("a flush by the metadata server"),
             Self::Claim => f.write_str("the claim to it"),
         }
     }
@@ -140,6 +146,24 @@ impl<D: Disk> Latching<D> {
         *self.flushes.watch.borrow_mut() = Some(watch);
     }
 
+    /// Has a flush by others that fails be as one that fails here.
+    pub fn beside(&self, aside: Arc<Aside>) {
+        let set = self.flushes.aside.set(aside);
+        assert!(set.is_ok(), "there is one metadata server");
+    }
+
+    fn begins(&self) {
+        if let Some(watch) = &*self.flushes.watch.borrow() {
+            watch.begins();
+        }
+    }
+
+    fn succeeded(&self) {
+        if let Some(watch) = &*self.flushes.watch.borrow() {
+            watch.succeeded();
+        }
+    }
+
     /// Takes no more writes, as the disk is not this owner's any more.
     pub fn fence(&self, reason: &str) {
         // What has latched before is as good.
@@ -162,14 +186,15 @@ impl<D: Disk> Latching<D> {
     }
 
     fn begin(&self) -> UnderWay<D> {
-        if let Some(watch) = &*self.flushes.watch.borrow() {
-            watch.begins();
-        }
+        self.begins();
         self.flushes.begun.set(self.flushes.begun.get() + 1);
         UnderWay(Some(self.clone()))
     }
 
     fn check(&self) -> io::Result<()> {
+        if let Some(cause) = self.flushes.aside.get().and_then(|aside| aside.failure()) {
+            self.latch(FailedOperation::FlushAside, &io::Error::other(cause.to_owned()));
+        }
         self.latch.get().map_or(Ok(()), |latched| Err(latched.to_error()))
     }
 
@@ -178,20 +203,26 @@ impl<D: Disk> Latching<D> {
         if mutated(Mutant::FailedWriteForgotten) {
             return ended;
         }
-        if let Err(error) = ended
-            && self.latch.get().is_none()
-        {
-            let latched = Latched {
-                disk: self.disk.name().to_owned(),
-                operation,
-                cause: error.to_string(),
-                kind: error.kind(),
-            };
-            tracing::error!("{latched}");
-            let set = self.latch.set(latched);
-            assert!(set.is_ok(), "a latch that was open is set once");
+        if let Err(error) = ended {
+            self.latch(operation, &error);
         }
         self.check()
+    }
+
+    /// Latches, where that has not been done before.
+    fn latch(&self, operation: FailedOperation, error: &io::Error) {
+        if self.latch.get().is_some() {
+            return;
+        }
+        let latched = Latched {
+            disk: self.disk.name().to_owned(),
+            operation,
+            cause: error.to_string(),
+            kind: error.kind(),
+        };
+        tracing::error!("{latched}");
+        let set = self.latch.set(latched);
+        assert!(set.is_ok(), "a latch that was open is set once");
     }
 }
 
@@ -225,11 +256,20 @@ impl<D: Disk> Disk for Latching<D> {
     ) -> impl Future<Output = io::Result<()>> + 'static {
         let this = self.clone();
         let operation = FailedOperation::Write { offset, len: view.len() };
-        let writing = match self.check() {
-            Ok(()) => Ok(self.disk.write(offset, view, durability)),
-            Err(latched) => Err(latched),
-        };
-        async move { this.settle(operation, writing?.await) }
+        let flushes = durability == Durability::Durable && self.volatile_cache();
+        let writing = self.check().map(|()| {
+            if flushes {
+                self.begins();
+            }
+            self.disk.write(offset, view, durability)
+        });
+        async move {
+            this.settle(operation, writing?.await)?;
+            if flushes {
+                this.succeeded();
+            }
+            Ok(())
+        }
     }
 
     #[track_caller]
@@ -250,9 +290,7 @@ impl<D: Disk> Disk for Latching<D> {
             };
             under_way.heard();
             this.settle(FailedOperation::Flush, ended)?;
-            if let Some(watch) = &*this.flushes.watch.borrow() {
-                watch.succeeded();
-            }
+            this.succeeded();
             Ok(())
         }
     }

@@ -18,6 +18,7 @@
 //! - **Failure**: nothing is retried here. A failed flush or durable write says nothing about what
 //!   is on the medium; the caller must treat the device as failed.
 
+pub mod aside;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod flags;

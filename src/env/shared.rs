@@ -10,6 +10,7 @@
 //! - **Ownership**: one process at a time uses it: the one that has claimed the pool's devices.
 
 use std::io;
+use std::sync::Arc;
 
 /// Memory that outlives the process.
 pub trait SharedMemory: 'static {
@@ -27,4 +28,26 @@ pub trait SharedMemory: 'static {
     fn write(&self, at: u64, bytes: &[u8]);
     /// Changes eight bytes at `at`, a multiple of eight, at once.
     fn store(&self, at: u64, word: u64);
+}
+
+impl<T: SharedMemory> SharedMemory for Arc<T> {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+
+    fn grow(&self, len: u64) -> io::Result<()> {
+        (**self).grow(len)
+    }
+
+    fn read(&self, at: u64, out: &mut [u8]) {
+        (**self).read(at, out);
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        (**self).write(at, bytes);
+    }
+
+    fn store(&self, at: u64, word: u64) {
+        (**self).store(at, word);
+    }
 }

@@ -8,6 +8,7 @@
 //! | 72 | 8 | starts whose flags it follows: low half that of the table, high half the next one |
 //! | 80 | 8 | starts that may have been counted since |
 //! | 88 | 8 | whether a flush is under way: zero where the end of each was heard |
+//! | 96 | 8 | the same of flushes past the unit |
 //! | 4096 | 8 each | directory: of each chunk, the run that begins there, or zero |
 //! | 64 KiB × n | | chunk n − 1 |
 //!
@@ -40,6 +41,8 @@ pub const STARTS_AT: u64 = 72;
 pub const ATTEMPTS_AT: u64 = 80;
 /// Where it says whether a flush is under way.
 pub const FLUSHING_AT: u64 = 88;
+/// Where it says whether a flush past the unit is under way.
+pub const ASIDE_AT: u64 = 96;
 /// The state of a table that may be believed.
 pub const VALID: u64 = u64::from_le_bytes(*b"FWvalid!");
 

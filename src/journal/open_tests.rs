@@ -13,7 +13,7 @@ use crate::format::home::HOME_PAGE;
 use crate::format::ids::{ExtentId, Generation, LogicalExtent, Slot, VolumeId};
 use crate::format::page::PageIdentity;
 use crate::format::record::{Binding, Payload};
-use crate::journal::sums::Sums;
+use crate::journal::sums::{Sums, block_sum};
 use crate::uring::buffers::{ARENA_BLOCK, View};
 
 const POOL: PoolId = PoolId([5; 16]);
@@ -431,7 +431,7 @@ fn with_sums(groups: u64) -> Journal<Memory> {
         let (at, data) = (LEN + number * 512, [number as u8 + 1; 512]);
         journal.region.put(at, &data);
         let mut sums = Sums::default();
-        sums.note(at, &data, 512, 1);
+        sums.note(at, &[block_sum(&data)], 512, 1);
         let records = vec![Record::Sum(sums.of(at, 1, 512).expect("it was noted"))];
         let transaction = journal.local_transaction();
         let append = journal.append(0, transaction, GroupState::Committed, records, Vec::new());

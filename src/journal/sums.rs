@@ -34,18 +34,18 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Notes what was just written at `offset`, in blocks of that size; gives up where it would be
-    /// more than `most` blocks.
-    pub fn note(&mut self, offset: u64, bytes: &[u8], block: usize, most: usize) {
-        for (number, bytes) in bytes.chunks_exact(block).enumerate() {
+    /// Notes what the blocks of that size from `offset` on sum up to ([`block_sums`]); gives up
+    /// where it would be more than `most` blocks.
+    pub fn note(&mut self, offset: u64, sums: &[u64], block: usize, most: usize) {
+        for (number, sum) in sums.iter().enumerate() {
             if self.given_up {
                 return;
             }
             let at = offset + (number * block) as u64;
             match self.blocks.iter().position(|(of, _)| *of == at) {
                 Some(_) if mutated(Mutant::SumKept) => {}
-                Some(known) => self.blocks[known].1 = block_sum(bytes),
-                None if self.blocks.len() < most => self.blocks.push((at, block_sum(bytes))),
+                Some(known) => self.blocks[known].1 = *sum,
+                None if self.blocks.len() < most => self.blocks.push((at, *sum)),
                 None => self.give_up(),
             }
         }
@@ -55,6 +55,11 @@ impl Sums {
     pub fn give_up(&mut self) {
         self.given_up = true;
         self.blocks = Vec::new();
+    }
+
+    /// Whether that is so.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up
     }
 
     /// What `count` blocks from `offset` on sum up to; `None` where one of them is not known.
@@ -71,6 +76,11 @@ impl Sums {
 /// CRC-64/NVME of a block.
 pub(crate) fn block_sum(bytes: &[u8]) -> u64 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
+}
+
+/// The sum of each block of that size.
+pub(crate) fn block_sums(bytes: &[u8], block: usize) -> impl Iterator<Item = u64> {
+    bytes.chunks_exact(block).map(block_sum)
 }
 
 /// CRC-64/NVME of the sums of a run's blocks.
@@ -123,13 +133,18 @@ mod tests {
         (0..blocks * BLOCK).map(|i| of ^ (i / BLOCK) as u8).collect()
     }
 
+    fn note(sums: &mut Sums, offset: u64, bytes: &[u8], most: usize) {
+        let of: Vec<u64> = block_sums(bytes, BLOCK).collect();
+        sums.note(offset, &of, BLOCK, most);
+    }
+
     /// Goal: a run is summed up block by block, as it was written last, whatever pieces it came in;
     /// a block that is not known makes it unknown.
     #[test]
     fn what_was_written_last_counts() {
         let sum_of = |writes: &[(u64, Vec<u8>)], offset, count| {
             let mut sums = Sums::default();
-            writes.iter().for_each(|(at, bytes)| sums.note(*at, bytes, BLOCK, 8));
+            writes.iter().for_each(|(at, bytes)| note(&mut sums, *at, bytes, 8));
             sums.of(offset, count, BLOCK as u32).map(|sum| sum.sum)
         };
         let whole = sum_of(&[(4096, bytes(1, 3))], 4096, 3);
@@ -149,14 +164,14 @@ mod tests {
     #[test]
     fn many_blocks_are_given_up() {
         let mut sums = Sums::default();
-        sums.note(0, &bytes(1, 4), BLOCK, 4);
-        sums.note(0, &bytes(2, 4), BLOCK, 4);
+        note(&mut sums, 0, &bytes(1, 4), 4);
+        note(&mut sums, 0, &bytes(2, 4), 4);
         assert!(sums.of(0, 4, BLOCK as u32).is_some());
-        sums.note(1 << 20, &bytes(3, 1), BLOCK, 4);
-        sums.note(0, &bytes(1, 1), BLOCK, 4);
+        note(&mut sums, 1 << 20, &bytes(3, 1), 4);
+        note(&mut sums, 0, &bytes(1, 1), 4);
         assert_eq!(sums.of(0, 1, BLOCK as u32), None);
         let mut none = Sums::default();
-        none.note(0, &bytes(1, 1), BLOCK, 0);
+        note(&mut none, 0, &bytes(1, 1), 0);
         assert_eq!(none.of(0, 1, BLOCK as u32), None);
     }
 }

@@ -37,6 +37,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::wire::crc32c;
+use crate::env::aside::Aside;
 
 /// Size of a header's copy, in bytes: no smaller than a device's sector.
 const HEADER_BYTES: u64 = 4096;
@@ -130,6 +131,39 @@ impl Medium for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+}
+
+/// A medium on a device where others cache writes, too: they are told of its syncs.
+#[derive(Debug)]
+pub struct Beside<M> {
+    medium: M,
+    aside: Arc<Aside>,
+}
+
+impl<M> Beside<M> {
+    /// The medium, and who is told.
+    pub fn new(medium: M, aside: Arc<Aside>) -> Self {
+        Self { medium, aside }
+    }
+}
+
+impl<M: Medium> Medium for Beside<M> {
+    fn handle(&self) -> io::Result<Self> {
+        Ok(Self { medium: self.medium.handle()?, aside: Arc::clone(&self.aside) })
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.medium.read_at(out, offset)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.medium.write_at(data, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.aside.begins();
+        self.aside.ended(self.medium.sync())
     }
 }
 

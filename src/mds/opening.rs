@@ -20,10 +20,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use redb::StorageBackend as _;
 
-use super::backend::{CAPACITY_MIN, FixedBackend, Medium, RegionBackend};
+use super::backend::{Beside, CAPACITY_MIN, FixedBackend, Medium, RegionBackend};
 use super::catalog::lines::line_rows;
 use super::catalog::{Catalog, PoolSpec, fresh_rows};
 use super::examine::StoreFacts;
@@ -35,6 +36,7 @@ use super::mirrored::{Agreement, Mirrored, compare, sequence_row};
 use super::redb_store::RedbStore;
 use super::store::{Changes, Store as _, StoreError};
 use super::volume_table::{Kept, TABLE_LEN, VolumeTable, newest};
+use crate::env::aside::Aside;
 use crate::format::home::Line;
 use crate::format::ids::{ExtentId, ExtentRun, Incarnation, PoolId, UnitId};
 use crate::format::superblock::{FlagsPlace, Superblock};
@@ -120,6 +122,13 @@ impl<M: Medium> MetadataPlace<M> {
             spec,
             has_lines: superblock.flags == FlagsPlace::Mds,
         })
+    }
+
+    /// The same, on a device where others cache writes, too.
+    pub fn beside(self, aside: Arc<Aside>) -> MetadataPlace<Beside<M>> {
+        let Self { medium, offset, capacity, log, applies_beside, pool, spec, has_lines } = self;
+        let medium = Beside::new(medium, aside);
+        MetadataPlace { medium, offset, capacity, log, applies_beside, pool, spec, has_lines }
     }
 
     /// Makes the metadata of a new pool; what was there is gone.

@@ -12,7 +12,7 @@ use super::workload::Models;
 use crate::env::sim::faults::{Errors, Fault, TABLE};
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{Crash, Faults, Limit, Machine, Rot, SimEnv, Stop};
-use crate::format::warm::{STATE_AT, VALID};
+use crate::format::warm::{FLUSHING_AT, STATE_AT, VALID};
 
 /// How deep crashes nest inside recovery.
 const DEPTH_MAX: u32 = 3;
@@ -313,15 +313,17 @@ impl<E: Engine> Subject<E> {
     /// Whether a recovery from a crash at this instant must find all that was acknowledged.
     fn demands(&self, env: &SimEnv, crash: Crash) -> bool {
         let memory = env.shared();
-        // What a failed flush has lost before anybody heard of it is lost to the next start, too.
-        let may_be_lost = env.struck().of(Fault::FlushError) > 0;
-        let warm = self.engine.is_warm() && !memory.is_empty() && !may_be_lost;
-        if crash != Crash::Process || !warm {
+        if crash != Crash::Process || !self.engine.is_warm() || memory.is_empty() {
             return false;
         }
-        let mut state = [0; 8];
-        memory.read(STATE_AT, &mut state);
-        u64::from_le_bytes(state) == VALID
+        let word = |at| {
+            let mut word = [0; 8];
+            memory.read(at, &mut word);
+            u64::from_le_bytes(word)
+        };
+        // What a failed flush has lost before anybody heard of it is lost to the next start, too.
+        let may_be_lost = env.struck().that_lead_to(Errors::Changes) > 0 && word(FLUSHING_AT) != 0;
+        word(STATE_AT) == VALID && !may_be_lost
     }
 
     pub fn draw_crash(&mut self) -> Crash {

@@ -110,7 +110,7 @@ pub struct Admitted<'a, E: Env> {
     pub record_bytes: usize,
     /// Where the next start finds its bytes, while it writes over what is pending.
     pub intent: Cell<Option<Run>>,
-    /// What its blocks sum up to, in their order, where there is a warm table.
+    /// What its blocks sum up to, in their order, where that was asked for.
     pub sums: Cell<SmallVec<[u64; 4]>>,
     finished: bool,
 }

@@ -146,25 +146,25 @@ impl Heir {
         lines: &[Line],
         seen: &mut Vec<Line>,
         volumes: &[VolumeInfo],
-    ) -> Option<Plan> {
-        let left = self.left.as_ref()?;
+    ) -> Result<Option<Plan>, RecoverError> {
+        let Some(left) = &self.left else { return Ok(None) };
         let plan = plan(lines, &left.entries, volumes, parts.geometry);
         let plan = plan.and_then(|plan| Ok((plan.applied(seen)?, plan)));
         let plan = plan.map_err(|why| format!("the warm table is damaged: {why}"));
         let plan = match plan {
             Ok((applied, plan)) if left.unheard => {
-                verify(parts, &plan, &applied).await.map(|()| (applied, plan))
+                verify(parts, &plan, &applied).await?.map(|()| (applied, plan))
             }
             plan => plan,
         };
         match plan {
             Ok((applied, plan)) => {
                 *seen = applied;
-                Some(plan)
+                Ok(Some(plan))
             }
             Err(why) => {
                 self.give_up(&why);
-                None
+                Ok(None)
             }
         }
     }

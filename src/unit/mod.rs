@@ -92,6 +92,7 @@ pub use policy::SettlePolicy;
 pub use recovery::{Member, Parts as UnitParts, RecoveryReport};
 pub use regroup::Grouping;
 pub use settle::SettleReport;
+pub use unheard::{keep_unheard, say_aside};
 pub use volume::Volume;
 pub use warm::WarmMemory;
 

@@ -145,7 +145,7 @@ impl<E: Env> Unit<E> {
         }
         let mut report = RecoveryReport { groups: groups.len(), ..RecoveryReport::default() };
         let volumes = client.volumes().await?;
-        let plan = heir.plan(&parts, &lines, &mut seen, &volumes).await;
+        let plan = heir.plan(&parts, &lines, &mut seen, &volumes).await?;
         // Grants first: a store that was made anew must know of them before it is told of pairs.
         let (pool, grant) = granted(&client, parts.config.grant, &seen).await?;
         report.told = reconcile(&client, parts.unit, &volumes, &lines).await?;

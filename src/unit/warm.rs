@@ -42,11 +42,10 @@ use crate::format::blocks::Location;
 use crate::format::ids::{Incarnation, Slot};
 use crate::format::record::{Record, pack};
 use crate::format::warm::{
-    ATTEMPTS_AT, CHUNK, CHUNKS_MAX, Entry, FLUSHING_AT, IDENTITY_BYTES, Identity, RUN_BYTES,
-    STARTS_AT, STATE_AT, VALID, chunk_at, chunks_of, directory_at, entry_bytes, entry_len,
-    parse_run, run_head, run_word,
+    ASIDE_AT, ATTEMPTS_AT, CHUNK, CHUNKS_MAX, Entry, FLUSHING_AT, IDENTITY_BYTES, Identity,
+    RUN_BYTES, STARTS_AT, STATE_AT, VALID, chunk_at, chunks_of, directory_at, entry_bytes,
+    entry_len, parse_run, run_head, run_word,
 };
-use crate::journal::sums::block_sum;
 use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::Buf;
 
@@ -155,6 +154,9 @@ impl Table {
         }
         let mut identity = [0; IDENTITY_BYTES];
         memory.read(0, &mut identity);
+        if identity == [0; IDENTITY_BYTES] {
+            return Err("there is no warm table");
+        }
         if identity != self.identity.bytes() {
             return Err("the warm table is of another start of the machine, or of another pool");
         }
@@ -183,7 +185,7 @@ impl Table {
         let starts = [starts as u32, (starts >> 32) as u32].map(Incarnation);
         let attempts = self.word(ATTEMPTS_AT) + 1;
         self.memory.store(ATTEMPTS_AT, attempts);
-        let unheard = self.word(FLUSHING_AT) != 0;
+        let unheard = self.word(FLUSHING_AT) != 0 || self.word(ASIDE_AT) != 0;
         self.flushing.keep(unheard);
         Ok(Left { entries, starts, attempts, unheard })
     }
@@ -419,16 +421,15 @@ impl<E: Env> Inner<E> {
         Some((table, (domain.number, epoch)))
     }
 
-    /// Before an admitted request writes to the devices: sums up its blocks, and keeps all of its
-    /// bytes where any of them goes over what is pending.
+    /// Whether the table is kept.
+    pub(super) fn keeps_warm(&self) -> bool {
+        self.warm.as_ref().is_some_and(Table::is_live)
+    }
+
+    /// Before an admitted request writes to the devices: keeps all of its bytes where any of them
+    /// goes over what is pending.
     pub(super) fn warm_intend(&self, admitted: &Admitted<'_, E>, buf: &Buf, pieces: &Pieces) {
-        if !self.warm.as_ref().is_some_and(Table::is_live) {
-            return;
-        }
         let bytes = buf.as_slice();
-        let block = self.geometry.block_size() as usize;
-        let blocks = pieces.iter().flat_map(|piece| bytes[piece.range.clone()].chunks_exact(block));
-        admitted.sums.set(blocks.map(block_sum).collect());
         let state = self.state.borrow();
         let Some((table, of)) = self.warm_epoch(&state, admitted) else { return };
         let over = |part: &Part| {

@@ -12,6 +12,7 @@ use super::request::{Change, Parts, Seat, Span, covering, split};
 use super::{Inner, REGION_DEVICE};
 use crate::env::{Disk, Durability, Env};
 use crate::format::ids::Slot;
+use crate::journal::sums::block_sums;
 use crate::mutants::{Mutant, mutated};
 use crate::uring::buffers::Buf;
 
@@ -200,6 +201,34 @@ impl<E: Env> Inner<E> {
         pieces
     }
 
+    /// Notes where an admitted request is about to write, and what its blocks sum up to, as far as
+    /// somebody will ask.
+    fn note_write(&self, admitted: &Admitted<'_, E>, buf: &Buf, pieces: &Pieces) {
+        let (block, most) = (self.geometry.block_size() as usize, self.config.sum_blocks_max);
+        let mut state = self.state.borrow_mut();
+        let epoch = state.domains[admitted.at.domain].epoch_mut(admitted.at.epoch);
+        let bytes: usize = pieces.iter().map(|piece| piece.range.len()).sum();
+        if bytes > most * block {
+            epoch.sums.give_up();
+        }
+        let asked = self.keeps_warm() || !epoch.sums.is_given_up();
+        let bytes = |piece: &Piece| &buf.as_slice()[piece.range.clone()];
+        let sums = |piece| block_sums(bytes(piece), block);
+        let sums: SmallVec<[u64; 4]> = pieces.iter().filter(|_| asked).flat_map(sums).collect();
+        let mut rest = sums.as_slice();
+        for piece in pieces {
+            let of_piece = rest.split_off(..(piece.range.len() / block).min(rest.len()));
+            epoch.devices |= 1 << piece.device;
+            if piece.device == REGION_DEVICE {
+                epoch.sums.note(piece.offset, of_piece.unwrap_or_default(), block, most);
+            }
+            if mutated(Mutant::DeviceOfEpochForgotten) {
+                break;
+            }
+        }
+        admitted.sums.set(sums);
+    }
+
     /// Writes the pieces of an admitted request.
     pub(super) async fn write_all(
         &self,
@@ -207,21 +236,7 @@ impl<E: Env> Inner<E> {
         buf: &mut Buf,
         pieces: &Pieces,
     ) -> Result<(), IoError> {
-        {
-            let mut state = self.state.borrow_mut();
-            let epoch = state.domains[admitted.at.domain].epoch_mut(admitted.at.epoch);
-            for piece in pieces {
-                epoch.devices |= 1 << piece.device;
-                if piece.device == REGION_DEVICE {
-                    let bytes = &buf.as_slice()[piece.range.clone()];
-                    let block = self.geometry.block_size() as usize;
-                    epoch.sums.note(piece.offset, bytes, block, self.config.sum_blocks_max);
-                }
-                if mutated(Mutant::DeviceOfEpochForgotten) {
-                    break;
-                }
-            }
-        }
+        self.note_write(admitted, buf, pieces);
         self.warm_intend(admitted, buf, pieces);
         let bytes: usize = pieces.iter().map(|piece| piece.range.len()).sum();
         self.counters.device_bytes_data.add(bytes as u64);

@@ -227,11 +227,6 @@ impl Struck {
         self.0[fault as usize] += 1;
     }
 
-    /// How often that fault struck.
-    pub fn of(&self, fault: Fault) -> u64 {
-        self.0[fault as usize]
-    }
-
     /// All of another count, too.
     pub fn add_all(&mut self, other: &Struck) {
         self.0.iter_mut().zip(other.0).for_each(|(count, more)| *count += more);

@@ -182,6 +182,12 @@ impl Medium {
         self.failing.range(sectors).any(|(_, failing)| *failing == Failing::Dead)
     }
 
+    /// Whether a write under way is durable when it has arrived.
+    pub fn is_durable(&self, id: WriteId) -> bool {
+        let write = self.under_way.iter().find(|write| write.id == id);
+        write.expect("a write under way").durability == Durability::Durable
+    }
+
     /// Where a write under way is to, in bytes.
     pub fn offset_of(&self, id: WriteId) -> u64 {
         let write = self.under_way.iter().find(|write| write.id == id);

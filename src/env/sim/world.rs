@@ -333,6 +333,7 @@ impl World {
             self.disks[disk].break_sector(offset, view.len(), failing, &mut self.rng);
         }
         let medium = &mut self.disks[disk];
+        let durable = medium.is_durable(id);
         let result = if medium.hits_dead(id) {
             medium.fail(id, &mut self.rng);
             self.struck.add(Fault::DeadSector);
@@ -341,6 +342,7 @@ impl World {
             || view.is_none() && self.strikes(Fault::WriteError)
         {
             self.disks[disk].fail(id, &mut self.rng);
+            self.lose_cached(disk, durable);
             Err(io::Error::other("injected: write failed"))
         } else {
             self.disks[disk].complete(id);
@@ -350,6 +352,15 @@ impl World {
         self.note("write end", id, u64::from(result.is_ok()));
         self.change_failed |= result.is_err();
         finish(view, done, result);
+    }
+
+    /// Where a disk has no durable writes the system flushes it after one, which may be what has
+    /// failed.
+    fn lose_cached(&mut self, disk: usize, durable: bool) {
+        if durable && self.rng.chance(500_000) {
+            let medium = &mut self.disks[disk];
+            medium.flush_failed(medium.mark(), &mut self.rng);
+        }
     }
 
     fn end_flush(&mut self, disk: usize, mark: Mark, done: Done) {

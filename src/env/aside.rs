@@ -1,0 +1,96 @@
+//! Flushes of a device past its latch: those of the embedded metadata server, which has threads and
+//! handles of its own. One that fails may take with it what others have in the device's cache.
+//!
+//! # Contracts
+//!
+//! - **Failure**: the first one is final, as that of a [`super::latch`], which asks for it.
+//! - **Unheard**: it is said when the first begins, and when the last one under way has succeeded;
+//!   after a failure it stays said.
+
+use std::fmt;
+use std::io;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Who is told that flushes are under way, and that none is.
+type Say = Box<dyn Fn(bool) + Send + Sync>;
+
+/// The flushes of a device by others.
+pub struct Aside {
+    under_way: Mutex<u32>,
+    failed: OnceLock<String>,
+    say: Say,
+}
+
+impl fmt::Debug for Aside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Aside").field("failed", &self.failed).finish_non_exhaustive()
+    }
+}
+
+impl Aside {
+    /// None yet; `say` is told.
+    pub fn new(say: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        Self { under_way: Mutex::default(), failed: OnceLock::new(), say: Box::new(say) }
+    }
+
+    /// Of a device where nobody else caches anything.
+    pub fn alone() -> Self {
+        Self::new(|_| {})
+    }
+
+    /// One is about to begin.
+    pub fn begins(&self) {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        *under_way += 1;
+        if *under_way == 1 {
+            (self.say)(true);
+        }
+    }
+
+    /// One has ended so.
+    pub fn ended(&self, ended: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &ended {
+            // The first is as good.
+            let _ = self.failed.set(error.to_string());
+            return ended;
+        }
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        *under_way -= 1;
+        if *under_way == 0 {
+            (self.say)(false);
+        }
+        ended
+    }
+
+    /// How the first failure was told.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Goal: it is said as long as any is under way, and for good after a failure.
+    #[test]
+    fn a_failure_stays() {
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&said);
+        let aside = Aside::new(move |flushing| told.lock().unwrap().push(flushing));
+        aside.begins();
+        aside.begins();
+        aside.ended(Ok(())).unwrap();
+        assert_eq!(*said.lock().unwrap(), [true]);
+        aside.ended(Ok(())).unwrap();
+        assert_eq!((aside.failure(), &*said.lock().unwrap()), (None, &vec![true, false]));
+        aside.begins();
+        aside.begins();
+        aside.ended(Err(io::Error::other("lost"))).unwrap_err();
+        aside.ended(Ok(())).unwrap();
+        assert_eq!(aside.failure(), Some("lost"));
+        assert_eq!(*said.lock().unwrap(), [true, false, true]);
+    }
+}
