@@ -7,6 +7,7 @@ use tracing::warn;
 
 use crate::env::Env as _;
 use crate::env::os::{OsDisk, OsEnv};
+use crate::format::ids::{PoolId, UnitId};
 use crate::format::superblock::Superblock;
 use crate::format::superblock_io;
 use crate::journal::relocate::{self, PoolDisk};
@@ -63,6 +64,14 @@ pub struct PoolMember {
     pub claimed: Claimed,
     /// What it says of itself and its pool.
     pub superblock: Superblock,
+}
+
+/// Which pool's and which unit's devices these are, if they are of one pool. Writes nothing.
+pub async fn identify(env: &OsEnv, claimed: &[Claimed]) -> Result<(PoolId, UnitId)> {
+    let [first, ..] = claimed else { bail!("no device") };
+    let read = superblock_io::read(&first.disk, env.buffers()).await;
+    let (superblock, _) = read.with_context(|| first.path.display().to_string())?;
+    Ok((superblock.pool, superblock.unit))
 }
 
 /// Reads the superblocks of all devices of one pool, and puts the devices into their order.

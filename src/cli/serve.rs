@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::block_devices::{Devices, DevicesArgs, Listen, Served};
 use super::control::{make_runtime_dir, socket_path};
-use super::device::{self, PoolMember};
+use super::device::{self, Claimed, PoolMember};
 use super::follow;
 use super::link::{self, MetadataServer, OwnServer};
 use super::network::MdsArgs;
@@ -209,11 +209,11 @@ async fn serve(
     warm::replace(&env, &args).await?;
     let claimed = device::claim_all(&env, &args.devices).await?;
     let ownership = args.owner.secure(&env, &args.mds, &claimed, reserved).await?;
-    let mut members = device::recognise(&env, claimed).await?;
-    let pool = members[0].superblock.pool;
+    let (pool, unit) = device::identify(&env, &claimed).await?;
     let (clients, operators) = bind(&args, passed, pool)?;
-    let Beside { kept, aside, nvram, flags, metadata } =
-        Beside::find(&env, &args, &mut members).await?;
+    let kept = args.warm.open(pool, unit);
+    let Found { members, aside, nvram, flags, metadata } =
+        Found::find(&env, &args, claimed, &kept).await?;
     let MetadataServer { link, own: own_server, at: mds } = metadata;
     let slow = Rc::new(SlowWatch::new(args.slow_io.0));
     members.iter().for_each(|member| member.claimed.disk.watch(Rc::clone(&slow)));
@@ -270,26 +270,29 @@ async fn serve(
     Ok((ended, own_server))
 }
 
-/// What a unit has beside the data devices.
-struct Beside {
-    kept: Kept,
+/// What a unit is found on.
+struct Found {
+    members: Vec<PoolMember>,
     aside: Arc<Aside>,
     nvram: Option<OsNvram>,
     flags: FlagsReport,
     metadata: MetadataServer,
 }
 
-impl Beside {
-    /// Finds all of it. That flushes the devices: what outlives the process says so.
-    async fn find(env: &OsEnv, args: &Args, members: &mut [PoolMember]) -> Result<Self> {
-        let Superblock { pool, unit, .. } = members[0].superblock;
-        let kept = args.warm.open(pool, unit);
+impl Found {
+    /// Mends and completes what has to be, and starts the metadata server. All of that flushes the
+    /// devices: what outlives the process says so.
+    async fn find(env: &OsEnv, args: &Args, claimed: Vec<Claimed>, kept: &Kept) -> Result<Self> {
         let aside = kept.aside();
         aside.begins();
-        let (nvram, flags) = nvram::place(env, &args.flags, members).await?;
+        let mut members = device::recognise(env, claimed).await?;
+        let (nvram, flags) = nvram::place(env, &args.flags, &mut members).await?;
         let metadata = link::connect(env, &args.mds, &members[0], Arc::clone(&aside))?;
         aside.ended(Ok(()))?;
-        Ok(Self { kept, aside, nvram, flags, metadata })
+        if args.warm.cold {
+            kept.give_up();
+        }
+        Ok(Self { members, aside, nvram, flags, metadata })
     }
 }
 

@@ -14,9 +14,10 @@ use super::serve::Args;
 use crate::env::aside::Aside;
 use crate::env::os::OsEnv;
 use crate::env::os::shared::{SharedFile, boot_id};
+use crate::env::shared::SharedMemory as _;
 use crate::format::ids::PoolId;
 use crate::format::ids::UnitId;
-use crate::format::warm::TABLE_BYTES_MAX;
+use crate::format::warm::{STATE_AT, TABLE_BYTES_MAX};
 use crate::front::control::{Connection, ControlError, Request};
 use crate::unit::{WarmMemory, keep_unheard, say_aside};
 
@@ -44,11 +45,8 @@ impl WarmArgs {
     /// Opens what outlives this process. Where that cannot be, restarts are cold.
     pub fn open(&self, pool: PoolId, unit: UnitId) -> Kept {
         let path = self.directory().join(format!("{pool}.{unit}"));
-        let open = || SharedFile::open(&path, TABLE_BYTES_MAX);
-        let opened = open().and_then(|file| {
-            let file = if self.cold { file.remove().and_then(|()| open())? } else { file };
-            keep_unheard(&file).map(|()| file)
-        });
+        let opened = SharedFile::open(&path, TABLE_BYTES_MAX);
+        let opened = opened.and_then(|file| keep_unheard(&file).map(|()| file));
         match opened {
             Ok(file) => Kept(Some(Arc::new(file))),
             Err(error) => {
@@ -84,6 +82,13 @@ impl Kept {
                 say_aside(file, flushing);
             }
         }))
+    }
+
+    /// Nobody believes what an earlier target has left.
+    pub fn give_up(&self) {
+        if let Some(file) = &self.0 {
+            file.store(STATE_AT, 0);
+        }
     }
 
     /// Everything is committed: the next start has nothing to find.

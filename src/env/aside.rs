@@ -33,7 +33,7 @@ impl Aside {
         Self { under_way: Mutex::default(), failed: OnceLock::new(), say: Box::new(say) }
     }
 
-    /// Of a device where nobody else caches anything.
+    /// Of a device where this process caches nothing else.
     pub fn alone() -> Self {
         Self::new(|_| {})
     }

@@ -31,6 +31,7 @@ use crate::mds::records::Grants;
 use crate::unit::limits::EPOCH_DATA_MAX;
 use crate::unit::{
     self, Config, IoError, Member, Ownership, SettlePolicy, Unit, UnitParts, WarmMemory,
+    keep_unheard, say_aside,
 };
 
 pub(super) const POOL: PoolId = PoolId(*b"simulated pool!!");
@@ -381,6 +382,10 @@ impl Flipside {
     async fn start(mut self, env: SimEnv) -> Result<Serving, String> {
         env.claim().await;
         self.metadata.serve(&env)?;
+        if self.warm {
+            keep_unheard(&*env.shared()).map_err(|error| error.to_string())?;
+            say_aside(&*env.shared(), true);
+        }
         if env.random() % 1_000_000 < u64::from(self.moves_ppm) {
             let to = self.places.any(env.random());
             match self.places.relocate(&env, to).await {
@@ -391,6 +396,9 @@ impl Flipside {
         let disks: Vec<_> = env.disks().into_iter().map(Latching::new).collect();
         let region =
             if self.at_server { None } else { Some(self.places.open(&env, &disks[0]).await?) };
+        if self.warm {
+            say_aside(&*env.shared(), false);
+        }
         let devices = disks.into_iter().zip(self.places.layouts());
         let devices = devices.map(|(disk, layout)| Member { disk, extents: layout.extents });
         let devices = devices.collect();

@@ -12,7 +12,7 @@ use super::workload::Models;
 use crate::env::sim::faults::{Errors, Fault, TABLE};
 use crate::env::sim::rng::Rng;
 use crate::env::sim::{Crash, Faults, Limit, Machine, Rot, SimEnv, Stop};
-use crate::format::warm::{FLUSHING_AT, STATE_AT, VALID};
+use crate::format::warm::{ASIDE_AT, FLUSHING_AT, STATE_AT, VALID};
 
 /// How deep crashes nest inside recovery.
 const DEPTH_MAX: u32 = 3;
@@ -322,7 +322,8 @@ impl<E: Engine> Subject<E> {
             u64::from_le_bytes(word)
         };
         // What a failed flush has lost before anybody heard of it is lost to the next start, too.
-        let may_be_lost = env.struck().that_lead_to(Errors::Changes) > 0 && word(FLUSHING_AT) != 0;
+        let unheard = word(FLUSHING_AT) != 0 || word(ASIDE_AT) != 0;
+        let may_be_lost = unheard && env.struck().that_lead_to(Errors::Changes) > 0;
         word(STATE_AT) == VALID && !may_be_lost
     }
 

@@ -3,8 +3,8 @@
 //!
 //! A pending block lies on the side where it is not committed, so its place is certain; what the
 //! open epoch had bound is taken out of the grant again before anything else is taken from it. So
-//! nothing is copied. Only what may have been cut short, or was in memory alone, is written: over
-//! itself.
+//! nothing is copied. Only what may have been cut short, was in memory alone, or may have been lost
+//! with a flush ([`super::unheard`]) is written: over itself.
 //!
 //! # Contracts
 //!
