@@ -24,6 +24,12 @@ pub trait SharedMemory: 'static {
     fn grow(&self, len: u64) -> io::Result<()>;
     /// Fills `out` from byte `at` on.
     fn read(&self, at: u64, out: &mut [u8]);
+    /// The eight bytes at `at`, as [`SharedMemory::store`] stored them.
+    fn load(&self, at: u64) -> u64 {
+        let mut word = [0; 8];
+        self.read(at, &mut word);
+        u64::from_le_bytes(word)
+    }
     /// Changes bytes from `at` on.
     fn write(&self, at: u64, bytes: &[u8]);
     /// Changes eight bytes at `at`, a multiple of eight, at once.

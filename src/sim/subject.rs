@@ -316,15 +316,10 @@ impl<E: Engine> Subject<E> {
         if crash != Crash::Process || !self.engine.is_warm() || memory.is_empty() {
             return false;
         }
-        let word = |at| {
-            let mut word = [0; 8];
-            memory.read(at, &mut word);
-            u64::from_le_bytes(word)
-        };
         // What a failed flush has lost before anybody heard of it is lost to the next start, too.
-        let unheard = word(FLUSHING_AT) != 0 || word(ASIDE_AT) != 0;
+        let unheard = memory.load(FLUSHING_AT) != 0 || memory.load(ASIDE_AT) != 0;
         let may_be_lost = unheard && env.struck().that_lead_to(Errors::Changes) > 0;
-        word(STATE_AT) == VALID && !may_be_lost
+        memory.load(STATE_AT) == VALID && !may_be_lost
     }
 
     pub fn draw_crash(&mut self) -> Crash {

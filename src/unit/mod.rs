@@ -265,16 +265,23 @@ struct Inner<E: Env> {
     stopped: Cell<bool>,
 }
 
+/// Where an extent of the pool begins: the device's number, and the offset on it.
+fn locate(
+    devices: impl Iterator<Item = DeviceExtents>,
+    extent: ExtentId,
+    geometry: Geometry,
+) -> (usize, u64) {
+    let mut places = devices.map(|device| device.offset_of(extent, geometry)).enumerate();
+    let found = places.find_map(|(device, at)| at.map(|at| (device, at)));
+    found.expect("every extent of the pool is on one of its devices")
+}
+
 impl<E: Env> Inner<E> {
     /// Where a byte of an extent lies: the device's number, and the offset on it.
     fn locate(&self, extent: ExtentId, offset_in_extent: u64) -> (usize, u64) {
-        let device = self
-            .devices
-            .iter()
-            .position(|device| device.extents.contains(extent))
-            .expect("every extent of the pool is on one of its devices");
-        let at = self.devices[device].extents.offset_of(extent, self.geometry);
-        (device, at.expect("the device contains the extent") + offset_in_extent)
+        let devices = self.devices.iter().map(|device| device.extents);
+        let (device, at) = locate(devices, extent, self.geometry);
+        (device, at + offset_in_extent)
     }
 
     /// A device takes no more writes: the domains that have extents there stop, and no other gets

@@ -22,12 +22,12 @@ use futures_util::future::join_all;
 
 use super::adopt::Plan;
 use super::error::RecoverError;
+use super::locate;
 use super::recovery::Parts;
 use crate::env::latch::FlushWatch;
 use crate::env::shared::SharedMemory;
 use crate::env::{Disk, Durability, Env};
 use crate::format::home::Line;
-use crate::format::ids::ExtentId;
 use crate::format::warm::{ASIDE_AT, CHUNK, FLUSHING_AT};
 use crate::journal::sums::block_sums;
 use crate::mutants::{Mutant, mutated};
@@ -90,9 +90,7 @@ impl FlushWatch for Flushing {
 /// unit looks there; there is room to say so.
 pub fn keep_unheard(memory: &dyn SharedMemory) -> io::Result<()> {
     memory.grow(CHUNK)?;
-    let mut aside = [0; 8];
-    memory.read(ASIDE_AT, &mut aside);
-    if aside != [0; 8] {
+    if memory.load(ASIDE_AT) != 0 {
         memory.store(FLUSHING_AT, 1);
     }
     Ok(())
@@ -105,7 +103,6 @@ pub fn say_aside(memory: &dyn SharedMemory, flushing: bool) {
 
 /// Blocks that follow each other on a device: which one, from which byte on, and what each sums up
 /// to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Wanted {
     device: usize,
     offset: u64,
@@ -124,7 +121,8 @@ pub(super) async fn verify<E: Env>(
     let piece = PIECE_BYTES.max(block);
     let summed = plan.summed().map(|(pair, number, slot, sum)| {
         let extent = seen[pair.0 as usize].binding.extent(slot).expect("the plan is sound");
-        let (device, offset) = locate(parts, extent);
+        let devices = parts.devices.iter().map(|member| member.extents);
+        let (device, offset) = locate(devices, extent, parts.geometry);
         (device, offset + (number * block) as u64, sum)
     });
     let wanted = pieces(summed.collect(), block, piece);
@@ -186,14 +184,6 @@ fn pieces(mut blocks: Vec<(usize, u64, u64)>, block: usize, most: usize) -> Vec<
         }
     }
     pieces
-}
-
-fn locate<E: Env>(parts: &Parts<E>, extent: ExtentId) -> (usize, u64) {
-    let mut devices = parts.devices.iter().enumerate();
-    let found = devices.find_map(|(device, member)| {
-        member.extents.offset_of(extent, parts.geometry).map(|offset| (device, offset))
-    });
-    found.expect("every extent of the pool is on one of its devices")
 }
 
 #[cfg(test)]

@@ -140,12 +140,6 @@ impl Table {
         Rc::clone(&self.flushing)
     }
 
-    fn word(&self, at: u64) -> u64 {
-        let mut word = [0; 8];
-        self.memory.read(at, &mut word);
-        u64::from_le_bytes(word)
-    }
-
     /// What an earlier start has left; the error is why that is nothing.
     pub fn look(&self) -> Result<Left, &'static str> {
         let memory = &self.memory;
@@ -160,13 +154,13 @@ impl Table {
         if identity != self.identity.bytes() {
             return Err("the warm table is of another start of the machine, or of another pool");
         }
-        if self.word(STATE_AT) != VALID {
+        if self.memory.load(STATE_AT) != VALID {
             return Err("the warm table was given up");
         }
         let mut entries = Vec::new();
         let there = u32::try_from(memory.len() / CHUNK - 1).unwrap_or(u32::MAX).min(CHUNKS_MAX);
         for chunk in 0..there {
-            let word = self.word(directory_at(chunk));
+            let word = self.memory.load(directory_at(chunk));
             let chunks = chunks_of(word);
             if word == 0 {
                 continue;
@@ -181,11 +175,11 @@ impl Table {
             entries.extend(found.ok_or("the warm table is damaged")?);
         }
         entries.sort_by_key(|entry| entry.sequence);
-        let starts = self.word(STARTS_AT);
+        let starts = self.memory.load(STARTS_AT);
         let starts = [starts as u32, (starts >> 32) as u32].map(Incarnation);
-        let attempts = self.word(ATTEMPTS_AT) + 1;
+        let attempts = self.memory.load(ATTEMPTS_AT) + 1;
         self.memory.store(ATTEMPTS_AT, attempts);
-        let unheard = self.word(FLUSHING_AT) != 0 || self.word(ASIDE_AT) != 0;
+        let unheard = self.memory.load(FLUSHING_AT) != 0 || self.memory.load(ASIDE_AT) != 0;
         self.flushing.keep(unheard);
         Ok(Left { entries, starts, attempts, unheard })
     }
@@ -222,7 +216,7 @@ impl Table {
         }
         self.memory.store(STATE_AT, 0);
         for chunk in 0..CHUNKS_MAX {
-            if self.word(directory_at(chunk)) != 0 {
+            if self.memory.load(directory_at(chunk)) != 0 {
                 self.memory.store(directory_at(chunk), 0);
             }
         }
@@ -429,7 +423,6 @@ impl<E: Env> Inner<E> {
     /// Before an admitted request writes to the devices: keeps all of its bytes where any of them
     /// goes over what is pending.
     pub(super) fn warm_intend(&self, admitted: &Admitted<'_, E>, buf: &Buf, pieces: &Pieces) {
-        let bytes = buf.as_slice();
         let state = self.state.borrow();
         let Some((table, of)) = self.warm_epoch(&state, admitted) else { return };
         let over = |part: &Part| {
@@ -441,6 +434,7 @@ impl<E: Env> Inner<E> {
         }
         let mut records = Vec::new();
         admitted.parts.iter().for_each(|part| records_of(&state, part, true, &mut records));
+        let bytes = buf.as_slice();
         let data: Vec<&[u8]> = pieces.iter().map(|piece| &bytes[piece.range.clone()]).collect();
         admitted.intent.set(table.put_alone(of, &records, &data));
     }

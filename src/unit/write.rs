@@ -206,12 +206,15 @@ impl<E: Env> Inner<E> {
     fn note_write(&self, admitted: &Admitted<'_, E>, buf: &Buf, pieces: &Pieces) {
         let (block, most) = (self.geometry.block_size() as usize, self.config.sum_blocks_max);
         let mut state = self.state.borrow_mut();
-        let epoch = state.domains[admitted.at.domain].epoch_mut(admitted.at.epoch);
+        let domain = &mut state.domains[admitted.at.domain];
+        // Epochs of groups are not in the warm table.
+        let kept = domain.group.is_none() && self.keeps_warm();
+        let epoch = domain.epoch_mut(admitted.at.epoch);
         let bytes: usize = pieces.iter().map(|piece| piece.range.len()).sum();
         if bytes > most * block {
             epoch.sums.give_up();
         }
-        let asked = self.keeps_warm() || !epoch.sums.is_given_up();
+        let asked = kept || !epoch.sums.is_given_up();
         let bytes = |piece: &Piece| &buf.as_slice()[piece.range.clone()];
         let sums = |piece| block_sums(bytes(piece), block);
         let sums: SmallVec<[u64; 4]> = pieces.iter().filter(|_| asked).flat_map(sums).collect();
