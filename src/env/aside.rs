@@ -3,19 +3,25 @@
 //!
 //! # Contracts
 //!
-//! - **Failure**: the first one is final, as that of a [`super::latch`], which asks for it.
+//! - **Failure**: the first one is final, here and in the [`super::latch`] of the device, whichever
+//!   of the two it went through.
+//! - **Ordering**: one flush at a time of all that go past the latch and through it ‡. Of two at
+//!   once the one that fails may take data with it that the other then reports as durable.
 //! - **Unheard**: it is said when the first begins, and when the last one under way has succeeded;
 //!   after a failure it stays said.
 
 use std::fmt;
 use std::io;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::Mutex as Turn;
 
 /// Who is told that flushes are under way, and that none is.
 type Say = Box<dyn Fn(bool) + Send + Sync>;
 
 /// The flushes of a device by others.
 pub struct Aside {
+    turn: Arc<Turn<()>>,
     under_way: Mutex<u32>,
     failed: OnceLock<String>,
     say: Say,
@@ -30,7 +36,12 @@ impl fmt::Debug for Aside {
 impl Aside {
     /// None yet; `say` is told.
     pub fn new(say: impl Fn(bool) + Send + Sync + 'static) -> Self {
-        Self { under_way: Mutex::default(), failed: OnceLock::new(), say: Box::new(say) }
+        Self {
+            turn: Arc::default(),
+            under_way: Mutex::default(),
+            failed: OnceLock::new(),
+            say: Box::new(say),
+        }
     }
 
     /// Of a device where this process caches nothing else.
@@ -50,8 +61,7 @@ impl Aside {
     /// One has ended so.
     pub fn ended(&self, ended: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &ended {
-            // The first is as good.
-            let _ = self.failed.set(error.to_string());
+            self.failed(&error.to_string());
             return ended;
         }
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,6 +72,28 @@ impl Aside {
         ended
     }
 
+    /// Makes one, when none is under way. Blocks until then: not for the thread of the latch.
+    pub fn flush(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.begins();
+        let _turn = self.turn.blocking_lock();
+        let synced = match self.failure() {
+            Some(cause) => Err(io::Error::other(cause.to_owned())),
+            None => sync(),
+        };
+        self.ended(synced)
+    }
+
+    /// Who has it may flush.
+    pub(super) fn turn(&self) -> Arc<Turn<()>> {
+        Arc::clone(&self.turn)
+    }
+
+    /// A flush through the latch has failed so.
+    pub(super) fn failed(&self, cause: &str) {
+        // The first is as good.
+        let _ = self.failed.set(cause.to_owned());
+    }
+
     /// How the first failure was told.
     pub fn failure(&self) -> Option<&str> {
         self.failed.get().map(String::as_str)
@@ -70,7 +102,7 @@ impl Aside {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::thread;
 
     use super::*;
 
@@ -92,5 +124,19 @@ mod tests {
         aside.ended(Ok(())).unwrap();
         assert_eq!(aside.failure(), Some("lost"));
         assert_eq!(*said.lock().unwrap(), [true, false, true]);
+    }
+
+    /// Goal: a flush waits for its turn, and is not made after a failure of another.
+    #[test]
+    fn one_at_a_time() {
+        let aside = Arc::new(Aside::alone());
+        let turn = aside.turn().try_lock_owned().unwrap();
+        let flushing = thread::spawn({
+            let aside = Arc::clone(&aside);
+            move || aside.flush(|| panic!("it was not to be made"))
+        });
+        aside.failed("lost");
+        drop(turn);
+        assert_eq!(flushing.join().unwrap().unwrap_err().to_string(), "lost");
     }
 }

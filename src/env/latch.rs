@@ -6,7 +6,8 @@
 //!   with the reason of the first, and so does every one under way when it ends. After a failed
 //!   flush nobody knows which earlier writes are durable, and the kernel may report success for a
 //!   repetition: nothing that comes after may be believed. Reads go on, and latch nothing.
-//! - **Ordering**: one flush at a time, shared by all who asked before it began ‡. Of two at once
+//! - **Ordering**: one flush at a time, those by others ([`super::aside`]) among them, shared by
+//!   all who asked before it began ‡. Of two at once
 //!   the one that fails may take data with it that the other then reports as durable, and whoever
 //!   awaits that other may be heard first: its success would be believed.
 //! - **Cancellation**: a flush that is given up half-way latches: nobody heard how it ended.
@@ -34,13 +35,11 @@ pub struct Latching<D> {
 }
 
 /// The flushes of a disk, which are numbered.
-#[derive(Default)]
 struct Flushes {
     begun: Cell<u64>,
     ended: Cell<u64>,
-    turn: Arc<Mutex<()>>,
     watch: RefCell<Option<Rc<dyn FlushWatch>>>,
-    aside: OnceCell<Arc<Aside>>,
+    aside: RefCell<Arc<Aside>>,
 }
 
 /// Is told of the flushes of a disk, whoever asks for them, durable writes among them: where a disk
@@ -104,6 +103,8 @@ pub enum FailedOperation {
         offset: u64,
         /// How many bytes it had.
         len: usize,
+        /// Whether it was one and a flush.
+        flushes: bool,
     },
     /// A flush.
     Flush,
@@ -116,7 +117,7 @@ pub enum FailedOperation {
 impl fmt::Display for FailedOperation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Write { offset, len } => write!(f, "a write of {len} bytes at {offset}"),
+            Self::Write { offset, len, .. } => write!(f, "a write of {len} bytes at {offset}"),
             Self::Flush => f.write_str("a flush"),
             Self::FlushAside => f.write_str("a flush by the metadata server"),
             Self::Claim => f.write_str("the claim to it"),
@@ -133,7 +134,13 @@ impl Latched {
 impl<D: Disk> Latching<D> {
     /// Watches over `disk`.
     pub fn new(disk: D) -> Self {
-        Self { disk, latch: Rc::default(), flushes: Rc::default() }
+        let flushes = Flushes {
+            begun: Cell::default(),
+            ended: Cell::default(),
+            watch: RefCell::default(),
+            aside: RefCell::new(Arc::new(Aside::alone())),
+        };
+        Self { disk, latch: Rc::default(), flushes: Rc::new(flushes) }
     }
 
     /// Why the disk takes no more writes, where it does not.
@@ -146,10 +153,11 @@ impl<D: Disk> Latching<D> {
         *self.flushes.watch.borrow_mut() = Some(watch);
     }
 
-    /// Has a flush by others that fails be as one that fails here.
+    /// Has flushes by others and those here go one after another, and the failure of one be that of
+    /// all. None is under way here.
     pub fn beside(&self, aside: Arc<Aside>) {
-        let set = self.flushes.aside.set(aside);
-        assert!(set.is_ok(), "there is one metadata server");
+        let alone = self.flushes.aside.replace(aside);
+        assert!(alone.turn().try_lock().is_ok(), "no flush is under way");
     }
 
     fn begins(&self) {
@@ -179,10 +187,14 @@ impl<D: Disk> Latching<D> {
     /// completed since.
     #[track_caller]
     fn take_turn(&self) -> Turn<D, impl Future<Output = io::Result<()>> + 'static> {
-        match Arc::clone(&self.flushes.turn).try_lock_owned() {
+        match self.turn().try_lock_owned() {
             Ok(guard) => Turn::Now(guard, self.begin(), self.disk.flush()),
             Err(_) => Turn::Later(self.flushes.begun.get() + 1),
         }
+    }
+
+    fn turn(&self) -> Arc<Mutex<()>> {
+        self.flushes.aside.borrow().turn()
     }
 
     fn begin(&self) -> UnderWay<D> {
@@ -192,7 +204,7 @@ impl<D: Disk> Latching<D> {
     }
 
     fn check(&self) -> io::Result<()> {
-        if let Some(cause) = self.flushes.aside.get().and_then(|aside| aside.failure()) {
+        if let Some(cause) = self.flushes.aside.borrow().failure() {
             self.latch(FailedOperation::FlushAside, &io::Error::other(cause.to_owned()));
         }
         self.latch.get().map_or(Ok(()), |latched| Err(latched.to_error()))
@@ -221,6 +233,9 @@ impl<D: Disk> Latching<D> {
             kind: error.kind(),
         };
         tracing::error!("{latched}");
+        if let FailedOperation::Flush | FailedOperation::Write { flushes: true, .. } = operation {
+            self.flushes.aside.borrow().failed(&latched.to_string());
+        }
         let set = self.latch.set(latched);
         assert!(set.is_ok(), "a latch that was open is set once");
     }
@@ -255,8 +270,8 @@ impl<D: Disk> Disk for Latching<D> {
         durability: Durability,
     ) -> impl Future<Output = io::Result<()>> + 'static {
         let this = self.clone();
-        let operation = FailedOperation::Write { offset, len: view.len() };
         let flushes = durability == Durability::Durable && self.volatile_cache();
+        let operation = FailedOperation::Write { offset, len: view.len(), flushes };
         let writing = self.check().map(|()| {
             if flushes {
                 self.begins();
@@ -280,7 +295,7 @@ impl<D: Disk> Disk for Latching<D> {
             let (_turn, under_way, ended) = match turn? {
                 Turn::Now(guard, under_way, flushing) => (guard, under_way, flushing.await),
                 Turn::Later(wanted) => {
-                    let guard = Arc::clone(&this.flushes.turn).lock_owned().await;
+                    let guard = this.turn().lock_owned().await;
                     this.check()?;
                     if this.flushes.ended.get() >= wanted {
                         return Ok(());
@@ -357,7 +372,7 @@ mod tests {
     fn one_flush_at_a_time() {
         let fake = FakeDisk::new(1 << 20, true);
         let disk = Latching::new(fake.clone());
-        let turn = disk.flushes.turn.try_lock().unwrap();
+        let turn = disk.turn().try_lock_owned().unwrap();
         let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(disk.flush())).collect();
         assert!(waiting.iter_mut().all(|flush| flush.now_or_never().is_none()));
         drop(turn);
@@ -365,6 +380,35 @@ mod tests {
         assert_eq!(fake.log(), ["flush"]);
         block_on(disk.flush()).unwrap();
         assert_eq!(fake.log(), ["flush", "flush"]);
+    }
+
+    /// Goal: others flush when no flush is under way here, and not after one that failed; one of
+    /// theirs that failed is final here.
+    #[test]
+    fn flushes_by_others_are_as_ours() {
+        let fake = FakeDisk::new(1 << 20, true);
+        let [ours, theirs] = [0, 1].map(|_| {
+            let disk = Latching::new(fake.clone());
+            let aside = Arc::new(Aside::alone());
+            disk.beside(Arc::clone(&aside));
+            (disk, aside)
+        });
+        let under_way = ours.0.flush();
+        let failing = std::thread::spawn({
+            let aside = Arc::clone(&ours.1);
+            move || aside.flush(|| panic!("it comes after one that failed"))
+        });
+        drop(under_way);
+        let error = failing.join().unwrap().unwrap_err();
+        assert!(error.to_string().contains("a flush failed: given up"), "{error}");
+
+        let turn = theirs.1.turn().try_lock_owned().unwrap();
+        let mut waiting = Box::pin(theirs.0.flush());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        theirs.1.ended(Err(io::Error::other("lost"))).unwrap_err();
+        drop(turn);
+        let error = block_on(waiting).unwrap_err();
+        assert!(error.to_string().contains("by the metadata server failed: lost"), "{error}");
     }
 
     /// Goal: a flush whose end nobody heard is believed by nobody.

@@ -134,7 +134,8 @@ impl Medium for File {
     }
 }
 
-/// A medium on a device where others cache writes, too: they are told of its syncs.
+/// A medium on a device where others cache writes, too: its syncs and their flushes go one after
+/// another, and the failure of one is that of all.
 #[derive(Debug)]
 pub struct Beside<M> {
     medium: M,
@@ -162,8 +163,7 @@ impl<M: Medium> Medium for Beside<M> {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.aside.begins();
-        self.aside.ended(self.medium.sync())
+        self.aside.flush(|| self.medium.sync())
     }
 }
 
