@@ -8,6 +8,11 @@
 
 mod support;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use flipside::format::warm::FLUSHING_AT;
 use support::killing::{World, judge, number, seed};
 use support::programs::say;
 use support::target::{AT_THE_SERVER, IN_NVRAM, ON_THE_DEVICE, Place};
@@ -18,12 +23,23 @@ fn all_rounds() -> u64 {
     number("FLIPSIDE_ROUNDS").unwrap_or(10)
 }
 
+/// Says in what a target has left that a flush was under way: the next start reads all of it.
+fn say_flushing(left: &Path) {
+    let file = File::options().write(true).open(left).unwrap();
+    if file.metadata().unwrap().len() > FLUSHING_AT {
+        file.write_all_at(&1_u64.to_le_bytes(), FLUSHING_AT).unwrap();
+    }
+}
+
 /// Rounds that each end with a kill, or seldom with a stop; some starts are killed, too.
 fn rounds(name: &str, device_bytes: u64, place: Place) {
     let count = all_rounds();
     let seed = seed(name, count);
     let mut world = World::new(seed, VOLUME, device_bytes, place);
     for number in 1..=count + 1 {
+        if let Some(left) = world.left().filter(|_| world.rng.below(2) == 0) {
+            say_flushing(&left);
+        }
         let target = world.serve(&[]);
         world.volume.settled();
         judge(&world.volume, &target, &format!("before round {number} of {name}, seed {seed}"));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use tracing::warn;
 
+use super::warm;
 use crate::env::Env as _;
 use crate::env::os::{OsDisk, OsEnv};
 use crate::format::ids::{PoolId, UnitId};
@@ -48,6 +49,17 @@ pub async fn claim_all(env: &OsEnv, paths: &[PathBuf]) -> Result<Vec<Claimed>> {
     for path in paths {
         let disk = OsDisk::open(env.ring(), path).await?;
         claimed.push(Claimed { path: path.clone(), disk });
+    }
+    Ok(claimed)
+}
+
+/// Claims devices for a command that may flush them without looking at what a killed target left in
+/// memory: from here on that is in doubt.
+pub async fn claim_unserved(env: &OsEnv, paths: &[PathBuf]) -> Result<Vec<Claimed>> {
+    let claimed = claim_all(env, paths).await?;
+    // Where a superblock is damaged, no target has begun with it.
+    if let Ok((pool, unit)) = identify(env, &claimed).await {
+        warm::doubt(&warm::directory(), pool, unit);
     }
     Ok(claimed)
 }

@@ -92,7 +92,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 async fn recognised(env: &OsEnv, devices: &[PathBuf]) -> Result<Vec<PoolMember>> {
-    device::recognise(env, device::claim_all(env, devices).await?).await
+    device::recognise(env, device::claim_unserved(env, devices).await?).await
 }
 
 async fn show(env: &OsEnv, args: &ShowArgs) -> Result<String> {

@@ -66,7 +66,7 @@ pub struct Examination {
 impl Offline {
     /// Claims devices and NVRAM.
     pub async fn claim(env: &OsEnv, devices: &[PathBuf], nvram: Option<&Path>) -> Result<Self> {
-        let claimed = device::claim_all(env, devices).await?;
+        let claimed = device::claim_unserved(env, devices).await?;
         let nvram = match nvram {
             Some(path) => {
                 let opened = OsNvram::open(env.ring(), path, false).await;

@@ -178,9 +178,10 @@ async fn start(
     let (nvram, place) = nvram::place(env, &flags, &mut members).await?;
     config.nvram_write_max = place.write_max;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
-    let (link, own) = start_own(first, Arc::new(Aside::alone()))?;
+    let aside = Arc::new(Aside::alone());
+    let (link, own) = start_own(first, Arc::clone(&aside))?;
     let latencies = Rc::new(Latencies::default());
-    let parts = serve::parts(env, config, &members, nvram, link, latencies);
+    let parts = serve::parts(env, config, &members, nvram, link, aside, latencies);
     let (unit, _) = Unit::recover(parts).await?;
     Ok((unit, own))
 }

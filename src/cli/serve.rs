@@ -220,8 +220,7 @@ async fn serve(
     let latencies = Rc::new(Latencies::watched(slow));
     let mut config = config(&args, &members[0].superblock, ownership);
     config.nvram_write_max = flags.write_max;
-    let mut parts = parts(&env, config, &members, nvram, link, latencies);
-    parts.devices[0].disk.beside(aside);
+    let mut parts = parts(&env, config, &members, nvram, link, aside, latencies);
     parts.warm = kept.memory();
     let recovered = Box::pin(Unit::recover(parts));
     // A recovery that is cut short is as one that was never begun.
@@ -363,6 +362,7 @@ pub(super) fn parts(
     members: &[PoolMember],
     nvram: Option<OsNvram>,
     link: OsLink,
+    aside: Arc<Aside>,
     latencies: Rc<Latencies>,
 ) -> UnitParts<OsEnv> {
     let [first, ..] = members else { unreachable!("a pool has a device") };
@@ -374,6 +374,7 @@ pub(super) fn parts(
         })
         .collect();
     let [Member { disk, .. }, ..] = devices.as_slice() else { unreachable!("as many") };
+    disk.beside(aside);
     let region = first.superblock.layout.regions.expect("the first device has the regions").unit;
     UnitParts {
         env: env.clone(),

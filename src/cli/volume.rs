@@ -192,7 +192,7 @@ async fn on_devices(
     flags: FlagsArgs,
     request: VolumeRequest,
 ) -> Result<(Result<Value>, OwnServer)> {
-    let claimed = device::claim_all(&env, &devices).await?;
+    let claimed = device::claim_unserved(&env, &devices).await?;
     let mut members = device::recognise(&env, claimed).await?;
     ensure!(
         nvram::first(&members).metadata == MetadataAt::Device,
@@ -200,9 +200,10 @@ async fn on_devices(
     );
     let (nvram, _) = nvram::place(&env, &flags, &mut members).await?;
     let [first, ..] = members.as_slice() else { unreachable!("a pool has a device") };
-    let (link, own_server) = link::start_own(first, Arc::new(Aside::alone()))?;
+    let aside = Arc::new(Aside::alone());
+    let (link, own_server) = link::start_own(first, Arc::clone(&aside))?;
     let latencies = Rc::new(Latencies::default());
-    let parts = serve::parts(&env, Config::default(), &members, nvram, link, latencies);
+    let parts = serve::parts(&env, Config::default(), &members, nvram, link, aside, latencies);
     let (unit, _) = Unit::recover(parts).await?;
     let done = volumes::carry_out(&unit, None, request).await.map_err(|reason| anyhow!(reason));
     unit.deletions_ended().await;

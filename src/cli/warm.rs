@@ -1,7 +1,7 @@
 //! Restarts that lose nothing: where `serve` keeps what outlives its process, and taking over from
 //! a target that runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::env::os::shared::{SharedFile, boot_id};
 use crate::env::shared::SharedMemory as _;
 use crate::format::ids::PoolId;
 use crate::format::ids::UnitId;
-use crate::format::warm::{STATE_AT, TABLE_BYTES_MAX};
+use crate::format::warm::{CHUNK, FLUSHING_AT, STATE_AT, TABLE_BYTES_MAX};
 use crate::front::control::{Connection, ControlError, Request};
 use crate::unit::{WarmMemory, keep_unheard, say_aside};
 
@@ -44,7 +44,7 @@ pub struct Kept(Option<Arc<SharedFile>>);
 impl WarmArgs {
     /// Opens what outlives this process. Where that cannot be, restarts are cold.
     pub fn open(&self, pool: PoolId, unit: UnitId) -> Kept {
-        let path = self.directory().join(format!("{pool}.{unit}"));
+        let path = path(self.warm_dir.as_ref().unwrap_or(&directory()), pool, unit);
         let opened = SharedFile::open(&path, TABLE_BYTES_MAX);
         let opened = opened.and_then(|file| keep_unheard(&file).map(|()| file));
         match opened {
@@ -55,14 +55,31 @@ impl WarmArgs {
             }
         }
     }
+}
 
-    /// The default is for each user's own.
-    fn directory(&self) -> PathBuf {
-        let own = || match nix::unistd::geteuid() {
-            root if root.is_root() => "/dev/shm/flipside".into(),
-            user => format!("/dev/shm/flipside-{user}").into(),
-        };
-        self.warm_dir.clone().unwrap_or_else(own)
+/// The default for what outlives a process, each user's own.
+pub fn directory() -> PathBuf {
+    match nix::unistd::geteuid() {
+        root if root.is_root() => "/dev/shm/flipside".into(),
+        user => format!("/dev/shm/flipside-{user}").into(),
+    }
+}
+
+fn path(directory: &Path, pool: PoolId, unit: UnitId) -> PathBuf {
+    directory.join(format!("{pool}.{unit}"))
+}
+
+/// Whoever is next to believe what a killed target has left there, reads it all first: others flush
+/// its devices, and who hears whether that succeeds is not the one who is to believe.
+pub fn doubt(directory: &Path, pool: PoolId, unit: UnitId) {
+    let path = path(directory, pool, unit);
+    if !path.exists() {
+        return;
+    }
+    match SharedFile::open(&path, TABLE_BYTES_MAX) {
+        Ok(file) if file.len() >= CHUNK => file.store(FLUSHING_AT, 1),
+        Ok(_) => (),
+        Err(error) => warn!("{}: {error}: a later start may believe it", path.display()),
     }
 }
 
@@ -127,4 +144,26 @@ pub async fn replace(env: &OsEnv, args: &Args) -> Result<()> {
     }
     target.await_end();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what a killed target has left is in doubt where there is any, and nothing is made
+    /// where there is none.
+    #[test]
+    fn what_is_there_is_doubted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (pool, unit) = (PoolId::default(), UnitId(3));
+        doubt(directory.path(), pool, unit);
+        let path = path(directory.path(), pool, unit);
+        assert!(!path.exists());
+        let left = SharedFile::open(&path, TABLE_BYTES_MAX).unwrap();
+        doubt(directory.path(), pool, unit);
+        assert!(left.is_empty(), "there is no room to say so, nor anything to believe");
+        left.grow(CHUNK).unwrap();
+        doubt(directory.path(), pool, unit);
+        assert_eq!(left.load(FLUSHING_AT), 1);
+    }
 }

@@ -74,8 +74,9 @@ impl<D: Disk> Drop for UnderWay<D> {
 
 /// When a flush can begin.
 enum Turn<D: Disk, F> {
-    /// It has begun.
-    Now(OwnedMutexGuard<()>, UnderWay<D>, F),
+    /// It has begun. Where it is given up that latches before another begins: fields are dropped
+    /// in their order.
+    Now(UnderWay<D>, F, OwnedMutexGuard<()>),
     /// After the one under way; any that begins from that number on will do.
     Later(u64),
 }
@@ -188,7 +189,7 @@ impl<D: Disk> Latching<D> {
     #[track_caller]
     fn take_turn(&self) -> Turn<D, impl Future<Output = io::Result<()>> + 'static> {
         match self.turn().try_lock_owned() {
-            Ok(guard) => Turn::Now(guard, self.begin(), self.disk.flush()),
+            Ok(guard) => Turn::Now(self.begin(), self.disk.flush(), guard),
             Err(_) => Turn::Later(self.flushes.begun.get() + 1),
         }
     }
@@ -293,7 +294,7 @@ impl<D: Disk> Disk for Latching<D> {
         let turn = self.check().map(|()| self.take_turn());
         async move {
             let (_turn, under_way, ended) = match turn? {
-                Turn::Now(guard, under_way, flushing) => (guard, under_way, flushing.await),
+                Turn::Now(under_way, flushing, guard) => (guard, under_way, flushing.await),
                 Turn::Later(wanted) => {
                     let guard = this.turn().lock_owned().await;
                     this.check()?;

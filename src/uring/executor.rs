@@ -368,21 +368,23 @@ mod tests {
         let executor = Executor::with_notify(Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
         }));
-        let mut threads = Vec::new();
+        let mut senders = Vec::new();
         for _ in 0..THREADS {
             let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel::<usize>();
+            senders.push(sender);
             executor.spawn(async move {
                 for round in 0..ROUNDS {
                     assert_eq!(receiver.recv().await, Some(round));
                 }
                 assert_eq!(receiver.recv().await, None);
             });
-            threads.push(std::thread::spawn(move || {
-                for round in 0..ROUNDS {
-                    sender.send(round).unwrap();
-                }
-            }));
         }
+        // All of them wait: whatever is sent has to wake.
+        executor.run_until_stalled();
+        let send_all = |sender: tokio::sync::mpsc::UnboundedSender<usize>| {
+            std::thread::spawn(move || (0..ROUNDS).for_each(|round| sender.send(round).unwrap()))
+        };
+        let threads: Vec<_> = senders.into_iter().map(send_all).collect();
         while !executor.is_empty() {
             executor.run_until_stalled();
             std::thread::yield_now();

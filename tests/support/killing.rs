@@ -1,5 +1,7 @@
 //! Rounds of a load that ends with the target's death, and the verdict on what is left.
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -78,6 +80,12 @@ impl World {
     /// Starts the target in the way of the last time.
     pub fn serve_again(&self) -> Target {
         self.service.serve()
+    }
+
+    /// What outlives the target's process, where it has left anything.
+    pub fn left(&self) -> Option<PathBuf> {
+        let files = fs::read_dir(self.directory.path().join("warm"));
+        files.ok()?.next().map(|file| file.expect("the directory is ours").path())
     }
 
     /// Loads the volume for a random time, then ends the target.

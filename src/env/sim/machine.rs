@@ -213,6 +213,7 @@ impl Machine {
             executor: Executor::new(),
             buffers: self.buffers.clone(),
             pause_at: Cell::new(u64::MAX),
+            unheard: Cell::new(None),
             pace: self.pace.clone(),
         }))
     }

@@ -77,6 +77,9 @@ struct Shell {
     buffers: BufferPool,
     /// The number of persist points at which the run pauses.
     pause_at: Cell<u64>,
+    /// From which ready task on they are of a failure that they have not heard of, as the run
+    /// paused before.
+    unheard: Cell<Option<usize>>,
     /// How far it may go, where other machines share its time.
     pace: Pace,
 }
@@ -235,11 +238,14 @@ impl SimEnv {
             return Some(Err(Stop::Limit));
         }
         job.1.steps -= 1;
-        if !self.step() {
+        let unheard = self.0.unheard.take();
+        if let Some(ready) = unheard {
+            self.hear_failure(ready);
+        } else if !self.step() {
             return Some(Err(Stop::Stuck));
         }
         watch();
-        let paused = self.pause_is_due() && !self.crashed();
+        let paused = (self.pause_is_due() || self.0.unheard.get().is_some()) && !self.crashed();
         paused.then_some(Err(Stop::Paused))
     }
 
@@ -255,7 +261,7 @@ impl SimEnv {
     }
 
     /// Pauses once when so many more persist points were passed, or one at which this machine never
-    /// crashed; or never.
+    /// crashed, or when a write or a flush has failed, and nobody was told yet; or never.
     pub fn pause_at(&self, more: Option<u64>) {
         let at = more.map_or(u64::MAX, |more| self.0.world.borrow().points.count() + more);
         self.0.pause_at.set(at);
@@ -284,7 +290,9 @@ impl SimEnv {
             world.fire();
             let failed = std::mem::take(&mut world.change_failed);
             drop(world);
-            if failed {
+            if failed && self.0.pause_at.replace(u64::MAX) != u64::MAX {
+                self.0.unheard.set(Some(ready));
+            } else if failed {
                 self.hear_failure(ready);
             }
             return any;
