@@ -2,10 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use tracing::warn;
-
-use super::warm;
 use crate::env::Env as _;
 use crate::env::os::{OsDisk, OsEnv};
 use crate::format::ids::{PoolId, UnitId};
@@ -14,6 +10,8 @@ use crate::format::superblock_io;
 use crate::journal::relocate::{self, PoolDisk};
 use crate::uring::buffers::BufferPool;
 use crate::uring::{Ring, RingOptions};
+use anyhow::{Context as _, Result, bail, ensure};
+use tracing::warn;
 
 /// What of the memory for I/O is registered with the ring at most, in bytes.
 const ARENA_LEN: usize = 64 << 20;
@@ -53,17 +51,6 @@ pub async fn claim_all(env: &OsEnv, paths: &[PathBuf]) -> Result<Vec<Claimed>> {
     Ok(claimed)
 }
 
-/// Claims devices for a command that may flush them without looking at what a killed target left in
-/// memory: from here on that is in doubt.
-pub async fn claim_unserved(env: &OsEnv, paths: &[PathBuf]) -> Result<Vec<Claimed>> {
-    let claimed = claim_all(env, paths).await?;
-    // Where a superblock is damaged, no target has begun with it.
-    if let Ok((pool, unit)) = identify(env, &claimed).await {
-        warm::doubt(&warm::directory(), pool, unit);
-    }
-    Ok(claimed)
-}
-
 /// Whether two paths lead to the same file.
 pub fn same_file(one: &Path, other: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
@@ -78,11 +65,10 @@ pub struct PoolMember {
     pub superblock: Superblock,
 }
 
-/// Which pool's and which unit's devices these are, if they are of one pool. Writes nothing.
-pub async fn identify(env: &OsEnv, claimed: &[Claimed]) -> Result<(PoolId, UnitId)> {
-    let [first, ..] = claimed else { bail!("no device") };
-    let read = superblock_io::read(&first.disk, env.buffers()).await;
-    let (superblock, _) = read.with_context(|| first.path.display().to_string())?;
+/// Which pool's and which unit's a device is. Writes nothing.
+pub async fn identify(env: &OsEnv, claimed: &Claimed) -> Result<(PoolId, UnitId)> {
+    let read = superblock_io::read(&claimed.disk, env.buffers()).await;
+    let (superblock, _) = read.with_context(|| claimed.path.display().to_string())?;
     Ok((superblock.pool, superblock.unit))
 }
 

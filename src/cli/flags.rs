@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::device::{self, PoolMember, disks, same_file};
 use super::nvram::{NvramArgs, Place, first, open_existing, open_new};
 use super::values::Size;
+use super::warm;
 use crate::env::os::{OsEnv, OsNvram};
 use crate::format::superblock::FlagsPlace;
 use crate::journal::relocate::{Move, Moved, relocate};
@@ -92,7 +93,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 async fn recognised(env: &OsEnv, devices: &[PathBuf]) -> Result<Vec<PoolMember>> {
-    device::recognise(env, device::claim_unserved(env, devices).await?).await
+    device::recognise(env, warm::claim_unserved(env, devices).await?).await
 }
 
 async fn show(env: &OsEnv, args: &ShowArgs) -> Result<String> {

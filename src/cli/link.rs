@@ -16,7 +16,7 @@ use tracing::{error, warn};
 use super::device::PoolMember;
 use super::network::MdsArgs;
 use crate::env::aside::Aside;
-use crate::env::os::{OsEnv, OsLink};
+use crate::env::os::{OsDisk, OsEnv, OsLink};
 use crate::format::superblock::{MetadataAt, Superblock};
 use crate::mds::opening::MetadataPlace;
 use crate::mds::pools::Pools;
@@ -36,8 +36,11 @@ pub struct MetadataServer {
     pub at: Option<SocketAddr>,
 }
 
-/// A metadata server on a thread of this process.
-pub struct OwnServer(JoinHandle<()>);
+/// A metadata server on a thread of this process, and the claim to the device that its store is on.
+pub struct OwnServer {
+    thread: JoinHandle<()>,
+    _claim: OsDisk,
+}
 
 /// Refuses a server that is not the one that has the pool.
 pub fn check_place(args: &MdsArgs, first: &Superblock) -> Result<()> {
@@ -81,14 +84,14 @@ pub fn start_own(first: &PoolMember, aside: Arc<Aside>) -> Result<(OsLink, OwnSe
     }
     let embedded = embedded::start(server::Server::new(Pools::single(opened.catalog))?)?;
     let link = OsLink::new(wire::PAYLOAD_MAX, embedded.requests, embedded.replies);
-    Ok((link, OwnServer(embedded.thread)))
+    Ok((link, OwnServer { thread: embedded.thread, _claim: first.claimed.disk.clone() }))
 }
 
 impl OwnServer {
     /// Waits until it has closed its store. All handles of the link must be gone.
     pub fn await_end(self) {
         let mut waited = Duration::ZERO;
-        while !self.0.is_finished() {
+        while !self.thread.is_finished() {
             if waited >= CLOSE_TIME_MAX {
                 warn!("the metadata server has not ended; its store is as after a crash");
                 return;

@@ -20,7 +20,7 @@ use super::device;
 use super::inspect::refuse_if_in_use;
 use super::nvram::create;
 use super::offline::Offline;
-use super::zero;
+use super::{warm, zero};
 use crate::check::devices::DeviceFacts;
 use crate::check::dump::{Dump, Verified};
 use crate::check::metadata::volumes;
@@ -216,6 +216,7 @@ async fn restore(offline: &Offline, mut verified: Verified, force: bool) -> Resu
         verified.incarnation
     );
     verified.incarnation = verified.incarnation.max(there);
+    warm::void(superblock.pool, superblock.unit);
     write(offline, &verified, &order, region.as_ref(), &place).await?;
     println!(
         "pool {} restored: {} volumes, start {}",

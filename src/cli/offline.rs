@@ -2,7 +2,8 @@
 //!
 //! # Contract
 //!
-//! Devices and NVRAM are claimed for this process alone, and nothing is written.
+//! Devices and NVRAM are claimed for this process alone, and nothing is written to them. What a
+//! killed target has left in memory is in doubt from then on, as whoever mends flushes them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use uuid::Uuid;
 
-use super::device::{self, Claimed};
+use super::device::Claimed;
+use super::warm;
 use crate::check::devices::{self, DeviceFacts, Pool};
 use crate::check::finding::{Code, Finding, keep_the_store};
 use crate::check::region::{self, Recovered};
@@ -66,7 +68,7 @@ pub struct Examination {
 impl Offline {
     /// Claims devices and NVRAM.
     pub async fn claim(env: &OsEnv, devices: &[PathBuf], nvram: Option<&Path>) -> Result<Self> {
-        let claimed = device::claim_unserved(env, devices).await?;
+        let claimed = warm::claim_unserved(env, devices).await?;
         let nvram = match nvram {
             Some(path) => {
                 let opened = OsNvram::open(env.ring(), path, false).await;

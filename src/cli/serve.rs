@@ -7,6 +7,7 @@
 //! - **Stop**: SIGTERM or SIGINT: no more requests are taken, those under way are answered, all is
 //!   committed, and the exit code is 0. A second signal does not wait for clients.
 
+use std::iter;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures_util::future::{Either, select};
 use tracing::{debug, info, warn};
 
@@ -209,7 +210,8 @@ async fn serve(
     warm::replace(&env, &args).await?;
     let claimed = device::claim_all(&env, &args.devices).await?;
     let ownership = args.owner.secure(&env, &args.mds, &claimed, reserved).await?;
-    let (pool, unit) = device::identify(&env, &claimed).await?;
+    let [first, ..] = claimed.as_slice() else { bail!("no device") };
+    let (pool, unit) = device::identify(&env, first).await?;
     let (clients, operators) = bind(&args, passed, pool)?;
     let kept = args.warm.open(pool, unit);
     let Found { members, aside, nvram, flags, metadata } =
@@ -366,15 +368,17 @@ pub(super) fn parts(
     latencies: Rc<Latencies>,
 ) -> UnitParts<OsEnv> {
     let [first, ..] = members else { unreachable!("a pool has a device") };
+    // The metadata server is on the first.
+    let asides = iter::once(aside).chain(iter::repeat_with(|| Arc::new(Aside::alone())));
     let devices: Vec<_> = members
         .iter()
-        .map(|member| Member {
-            disk: Latching::new(member.claimed.disk.clone()),
+        .zip(asides)
+        .map(|(member, aside)| Member {
+            disk: Latching::beside(member.claimed.disk.clone(), aside),
             extents: member.superblock.layout.extents,
         })
         .collect();
     let [Member { disk, .. }, ..] = devices.as_slice() else { unreachable!("as many") };
-    disk.beside(aside);
     let region = first.superblock.layout.regions.expect("the first device has the regions").unit;
     UnitParts {
         env: env.clone(),

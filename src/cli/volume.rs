@@ -20,6 +20,7 @@ use super::nvram::{self, FlagsArgs};
 use super::serve;
 use super::values::{Name, Size};
 use super::volumes::{self, Listed};
+use super::warm;
 use crate::env::aside::Aside;
 use crate::env::os::OsEnv;
 use crate::format::superblock::MetadataAt;
@@ -192,7 +193,7 @@ async fn on_devices(
     flags: FlagsArgs,
     request: VolumeRequest,
 ) -> Result<(Result<Value>, OwnServer)> {
-    let claimed = device::claim_unserved(&env, &devices).await?;
+    let claimed = warm::claim_unserved(&env, &devices).await?;
     let mut members = device::recognise(&env, claimed).await?;
     ensure!(
         nvram::first(&members).metadata == MetadataAt::Device,

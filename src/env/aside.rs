@@ -5,8 +5,9 @@
 //!
 //! - **Failure**: the first one is final, here and in the [`super::latch`] of the device, whichever
 //!   of the two it went through.
-//! - **Ordering**: one flush at a time of all that go past the latch and through it ‡. Of two at
-//!   once the one that fails may take data with it that the other then reports as durable.
+//! - **Ordering**: none is under way together with another, or with a flush or a durable write
+//!   through the latch ‡. Of two at once the one that fails may take data with it that the other
+//!   then reports as durable.
 //! - **Unheard**: it is said when the first begins, and when the last one under way has succeeded;
 //!   after a failure it stays said.
 
@@ -14,14 +15,14 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use tokio::sync::Mutex as Turn;
+use tokio::sync::RwLock;
 
 /// Who is told that flushes are under way, and that none is.
 type Say = Box<dyn Fn(bool) + Send + Sync>;
 
 /// The flushes of a device by others.
 pub struct Aside {
-    turn: Arc<Turn<()>>,
+    gate: Arc<RwLock<()>>,
     under_way: Mutex<u32>,
     failed: OnceLock<String>,
     say: Say,
@@ -37,7 +38,7 @@ impl Aside {
     /// None yet; `say` is told.
     pub fn new(say: impl Fn(bool) + Send + Sync + 'static) -> Self {
         Self {
-            turn: Arc::default(),
+            gate: Arc::default(),
             under_way: Mutex::default(),
             failed: OnceLock::new(),
             say: Box::new(say),
@@ -61,7 +62,7 @@ impl Aside {
     /// One has ended so.
     pub fn ended(&self, ended: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &ended {
-            self.failed(&error.to_string());
+            self.fail(&error.to_string());
             return ended;
         }
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,10 +73,11 @@ impl Aside {
         ended
     }
 
-    /// Makes one, when none is under way. Blocks until then: not for the thread of the latch.
+    /// Makes one, when none is under way. Blocks until then: not for the thread of the latch once
+    /// that may have one under way.
     pub fn flush(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.begins();
-        let _turn = self.turn.blocking_lock();
+        let _alone = self.gate.blocking_write();
         let synced = match self.failure() {
             Some(cause) => Err(io::Error::other(cause.to_owned())),
             None => sync(),
@@ -83,13 +85,13 @@ impl Aside {
         self.ended(synced)
     }
 
-    /// Who has it may flush.
-    pub(super) fn turn(&self) -> Arc<Turn<()>> {
-        Arc::clone(&self.turn)
+    /// Shared by those who flush through the latch; here each is alone.
+    pub(super) fn gate(&self) -> Arc<RwLock<()>> {
+        Arc::clone(&self.gate)
     }
 
     /// A flush through the latch has failed so.
-    pub(super) fn failed(&self, cause: &str) {
+    pub(super) fn fail(&self, cause: &str) {
         // The first is as good.
         let _ = self.failed.set(cause.to_owned());
     }
@@ -130,13 +132,13 @@ mod tests {
     #[test]
     fn one_at_a_time() {
         let aside = Arc::new(Aside::alone());
-        let turn = aside.turn().try_lock_owned().unwrap();
+        let through_the_latch = aside.gate().try_read_owned().unwrap();
         let flushing = thread::spawn({
             let aside = Arc::clone(&aside);
             move || aside.flush(|| panic!("it was not to be made"))
         });
-        aside.failed("lost");
-        drop(turn);
+        aside.fail("lost");
+        drop(through_the_latch);
         assert_eq!(flushing.join().unwrap().unwrap_err().to_string(), "lost");
     }
 }

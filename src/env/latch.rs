@@ -6,11 +6,12 @@
 //!   with the reason of the first, and so does every one under way when it ends. After a failed
 //!   flush nobody knows which earlier writes are durable, and the kernel may report success for a
 //!   repetition: nothing that comes after may be believed. Reads go on, and latch nothing.
-//! - **Ordering**: one flush at a time, those by others ([`super::aside`]) among them, shared by
-//!   all who asked before it began ‡. Of two at once
+//! - **Ordering**: one flush at a time, shared by all who asked before it began ‡. Of two at once
 //!   the one that fails may take data with it that the other then reports as durable, and whoever
-//!   awaits that other may be heard first: its success would be believed.
-//! - **Cancellation**: a flush that is given up half-way latches: nobody heard how it ended.
+//!   awaits that other may be heard first: its success would be believed. Neither it nor a durable
+//!   write, which may be one, is under way together with a flush by others ([`super::aside`]).
+//! - **Cancellation**: a flush or a durable write that is given up half-way latches: nobody heard
+//!   how it ended.
 //! - **Scope**: the latch is of the handle and its clones; it does not outlive the process.
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -19,7 +20,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard};
 
 use super::aside::Aside;
 use super::{Disk, Durability};
@@ -38,8 +39,9 @@ pub struct Latching<D> {
 struct Flushes {
     begun: Cell<u64>,
     ended: Cell<u64>,
+    turn: Arc<Mutex<()>>,
     watch: RefCell<Option<Rc<dyn FlushWatch>>>,
-    aside: RefCell<Arc<Aside>>,
+    aside: Arc<Aside>,
 }
 
 /// Is told of the flushes of a disk, whoever asks for them, durable writes among them: where a disk
@@ -51,23 +53,36 @@ pub trait FlushWatch {
     fn succeeded(&self);
 }
 
-/// A flush under way; latches where it is dropped before its end was heard.
-struct UnderWay<D: Disk>(Option<Latching<D>>);
+/// Keeps flushes by others away.
+type Pass = OwnedRwLockReadGuard<()>;
+
+/// A flush or a durable write under way; latches where it is dropped before its end was heard.
+struct UnderWay<D: Disk> {
+    latching: Option<Latching<D>>,
+    operation: FailedOperation,
+}
 
 impl<D: Disk> UnderWay<D> {
-    /// It has ended, and its result is about to be looked at.
-    fn heard(mut self) {
-        if let Some(latching) = self.0.take() {
-            latching.flushes.ended.set(latching.flushes.begun.get());
+    /// It has ended so; how that is to be reported.
+    fn heard(mut self, ended: io::Result<()>) -> io::Result<()> {
+        let latching = self.latching.take().expect("it ends once");
+        let flushes = &latching.flushes;
+        if self.operation == FailedOperation::Flush {
+            flushes.ended.set(flushes.begun.get());
         }
+        latching.settle(self.operation, ended)?;
+        if let Some(watch) = &*flushes.watch.borrow() {
+            watch.succeeded();
+        }
+        Ok(())
     }
 }
 
 impl<D: Disk> Drop for UnderWay<D> {
     fn drop(&mut self) {
-        if let Some(latching) = &self.0 {
+        if let Some(latching) = &self.latching {
             // Nobody is left to be told; later writes are.
-            let _ = latching.settle(FailedOperation::Flush, Err(io::Error::other("given up")));
+            let _ = latching.settle(self.operation, Err(io::Error::other("given up")));
         }
     }
 }
@@ -76,9 +91,17 @@ impl<D: Disk> Drop for UnderWay<D> {
 enum Turn<D: Disk, F> {
     /// It has begun. Where it is given up that latches before another begins: fields are dropped
     /// in their order.
-    Now(UnderWay<D>, F, OwnedMutexGuard<()>),
+    Now(UnderWay<D>, F, (OwnedMutexGuard<()>, Pass)),
     /// After the one under way; any that begins from that number on will do.
     Later(u64),
+}
+
+/// When a write can begin.
+enum Writing<D: Disk, F> {
+    /// It has begun, with what a durable one has; dropped as that of [`Turn`].
+    Now(Option<UnderWay<D>>, F, Option<Pass>),
+    /// After the flush by others that is under way.
+    Later(View),
 }
 
 /// Why a disk takes no more writes. It is the inner error of what later writes fail with.
@@ -133,13 +156,20 @@ impl Latched {
 }
 
 impl<D: Disk> Latching<D> {
-    /// Watches over `disk`.
+    /// Watches over `disk`, which nobody else flushes.
     pub fn new(disk: D) -> Self {
+        Self::beside(disk, Arc::new(Aside::alone()))
+    }
+
+    /// Watches over `disk`, where flushes by others and those here go one after another, and the
+    /// failure of one is that of all.
+    pub fn beside(disk: D, aside: Arc<Aside>) -> Self {
         let flushes = Flushes {
             begun: Cell::default(),
             ended: Cell::default(),
+            turn: Arc::default(),
             watch: RefCell::default(),
-            aside: RefCell::new(Arc::new(Aside::alone())),
+            aside,
         };
         Self { disk, latch: Rc::default(), flushes: Rc::new(flushes) }
     }
@@ -152,25 +182,6 @@ impl<D: Disk> Latching<D> {
     /// Has `watch` be told of all flushes from here on.
     pub fn watch(&self, watch: Rc<dyn FlushWatch>) {
         *self.flushes.watch.borrow_mut() = Some(watch);
-    }
-
-    /// Has flushes by others and those here go one after another, and the failure of one be that of
-    /// all. None is under way here.
-    pub fn beside(&self, aside: Arc<Aside>) {
-        let alone = self.flushes.aside.replace(aside);
-        assert!(alone.turn().try_lock().is_ok(), "no flush is under way");
-    }
-
-    fn begins(&self) {
-        if let Some(watch) = &*self.flushes.watch.borrow() {
-            watch.begins();
-        }
-    }
-
-    fn succeeded(&self) {
-        if let Some(watch) = &*self.flushes.watch.borrow() {
-            watch.succeeded();
-        }
     }
 
     /// Takes no more writes, as the disk is not this owner's any more.
@@ -188,24 +199,28 @@ impl<D: Disk> Latching<D> {
     /// completed since.
     #[track_caller]
     fn take_turn(&self) -> Turn<D, impl Future<Output = io::Result<()>> + 'static> {
-        match self.turn().try_lock_owned() {
-            Ok(guard) => Turn::Now(self.begin(), self.disk.flush(), guard),
-            Err(_) => Turn::Later(self.flushes.begun.get() + 1),
+        let turn = Arc::clone(&self.flushes.turn).try_lock_owned();
+        match (turn, self.flushes.aside.gate().try_read_owned()) {
+            (Ok(turn), Ok(pass)) => {
+                Turn::Now(self.begins(FailedOperation::Flush), self.disk.flush(), (turn, pass))
+            }
+            _ => Turn::Later(self.flushes.begun.get() + 1),
         }
     }
 
-    fn turn(&self) -> Arc<Mutex<()>> {
-        self.flushes.aside.borrow().turn()
-    }
-
-    fn begin(&self) -> UnderWay<D> {
-        self.begins();
-        self.flushes.begun.set(self.flushes.begun.get() + 1);
-        UnderWay(Some(self.clone()))
+    /// A flush or a durable write does; it is called that where it fails.
+    fn begins(&self, operation: FailedOperation) -> UnderWay<D> {
+        if let Some(watch) = &*self.flushes.watch.borrow() {
+            watch.begins();
+        }
+        if operation == FailedOperation::Flush {
+            self.flushes.begun.set(self.flushes.begun.get() + 1);
+        }
+        UnderWay { latching: Some(self.clone()), operation }
     }
 
     fn check(&self) -> io::Result<()> {
-        if let Some(cause) = self.flushes.aside.borrow().failure() {
+        if let Some(cause) = self.flushes.aside.failure() {
             self.latch(FailedOperation::FlushAside, &io::Error::other(cause.to_owned()));
         }
         self.latch.get().map_or(Ok(()), |latched| Err(latched.to_error()))
@@ -224,6 +239,10 @@ impl<D: Disk> Latching<D> {
 
     /// Latches, where that has not been done before.
     fn latch(&self, operation: FailedOperation, error: &io::Error) {
+        // Others are told of each: the first may be a write, which has lost nothing of theirs.
+        if let FailedOperation::Flush | FailedOperation::Write { flushes: true, .. } = operation {
+            self.flushes.aside.fail(&format!("{operation} failed: {error}"));
+        }
         if self.latch.get().is_some() {
             return;
         }
@@ -234,9 +253,6 @@ impl<D: Disk> Latching<D> {
             kind: error.kind(),
         };
         tracing::error!("{latched}");
-        if let FailedOperation::Flush | FailedOperation::Write { flushes: true, .. } = operation {
-            self.flushes.aside.borrow().failed(&latched.to_string());
-        }
         let set = self.latch.set(latched);
         assert!(set.is_ok(), "a latch that was open is set once");
     }
@@ -273,18 +289,28 @@ impl<D: Disk> Disk for Latching<D> {
         let this = self.clone();
         let flushes = durability == Durability::Durable && self.volatile_cache();
         let operation = FailedOperation::Write { offset, len: view.len(), flushes };
-        let writing = self.check().map(|()| {
-            if flushes {
-                self.begins();
+        let pass = flushes.then(|| self.flushes.aside.gate().try_read_owned()).transpose();
+        let writing = self.check().map(|()| match pass {
+            Ok(pass) => {
+                let under_way = flushes.then(|| self.begins(operation));
+                Writing::Now(under_way, self.disk.write(offset, view, durability), pass)
             }
-            self.disk.write(offset, view, durability)
+            Err(_) => Writing::Later(view),
         });
         async move {
-            this.settle(operation, writing?.await)?;
-            if flushes {
-                this.succeeded();
+            let (_pass, under_way, ended) = match writing? {
+                Writing::Now(under_way, writing, pass) => (pass, under_way, writing.await),
+                Writing::Later(view) => {
+                    let pass = this.flushes.aside.gate().read_owned().await;
+                    this.check()?;
+                    let under_way = this.begins(operation);
+                    (Some(pass), Some(under_way), this.disk.write(offset, view, durability).await)
+                }
+            };
+            match under_way {
+                Some(under_way) => under_way.heard(ended),
+                None => this.settle(operation, ended),
             }
-            Ok(())
         }
     }
 
@@ -294,20 +320,19 @@ impl<D: Disk> Disk for Latching<D> {
         let turn = self.check().map(|()| self.take_turn());
         async move {
             let (_turn, under_way, ended) = match turn? {
-                Turn::Now(under_way, flushing, guard) => (guard, under_way, flushing.await),
+                Turn::Now(under_way, flushing, turn) => (turn, under_way, flushing.await),
                 Turn::Later(wanted) => {
-                    let guard = this.turn().lock_owned().await;
+                    let turn = Arc::clone(&this.flushes.turn).lock_owned().await;
+                    let pass = this.flushes.aside.gate().read_owned().await;
                     this.check()?;
                     if this.flushes.ended.get() >= wanted {
                         return Ok(());
                     }
-                    (guard, this.begin(), this.disk.flush().await)
+                    let under_way = this.begins(FailedOperation::Flush);
+                    ((turn, pass), under_way, this.disk.flush().await)
                 }
             };
-            under_way.heard();
-            this.settle(FailedOperation::Flush, ended)?;
-            this.succeeded();
-            Ok(())
+            under_way.heard(ended)
         }
     }
 
@@ -322,6 +347,8 @@ impl<D: Disk> Disk for Latching<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -373,7 +400,7 @@ mod tests {
     fn one_flush_at_a_time() {
         let fake = FakeDisk::new(1 << 20, true);
         let disk = Latching::new(fake.clone());
-        let turn = disk.turn().try_lock_owned().unwrap();
+        let turn = Arc::clone(&disk.flushes.turn).try_lock_owned().unwrap();
         let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(disk.flush())).collect();
         assert!(waiting.iter_mut().all(|flush| flush.now_or_never().is_none()));
         drop(turn);
@@ -383,42 +410,76 @@ mod tests {
         assert_eq!(fake.log(), ["flush", "flush"]);
     }
 
-    /// Goal: others flush when no flush is under way here, and not after one that failed; one of
-    /// theirs that failed is final here.
-    #[test]
-    fn flushes_by_others_are_as_ours() {
-        let fake = FakeDisk::new(1 << 20, true);
-        let [ours, theirs] = [0, 1].map(|_| {
-            let disk = Latching::new(fake.clone());
-            let aside = Arc::new(Aside::alone());
-            disk.beside(Arc::clone(&aside));
-            (disk, aside)
-        });
-        let under_way = ours.0.flush();
-        let failing = std::thread::spawn({
-            let aside = Arc::clone(&ours.1);
-            move || aside.flush(|| panic!("it comes after one that failed"))
-        });
-        drop(under_way);
-        let error = failing.join().unwrap().unwrap_err();
-        assert!(error.to_string().contains("a flush failed: given up"), "{error}");
-
-        let turn = theirs.1.turn().try_lock_owned().unwrap();
-        let mut waiting = Box::pin(theirs.0.flush());
-        assert!(waiting.as_mut().now_or_never().is_none());
-        theirs.1.ended(Err(io::Error::other("lost"))).unwrap_err();
-        drop(turn);
-        let error = block_on(waiting).unwrap_err();
-        assert!(error.to_string().contains("by the metadata server failed: lost"), "{error}");
+    fn beside_others() -> (FakeDisk, Latching<FakeDisk>, Arc<Aside>) {
+        let (fake, aside) = (FakeDisk::new(1 << 20, true), Arc::new(Aside::alone()));
+        let disk = Latching::beside(fake.clone(), Arc::clone(&aside));
+        (fake, disk, aside)
     }
 
-    /// Goal: a flush whose end nobody heard is believed by nobody.
+    /// Goal: others flush when neither a flush nor a durable write is under way here, and not after
+    /// one that failed or was given up, whatever had failed before.
+    #[test]
+    fn others_do_not_flush_after_our_failure() {
+        let pool = buffers();
+        let mut buf = pool.try_acquire(4096).unwrap();
+        let kinds = [(false, false), (false, true), (true, false), (true, true)];
+        for (durable_write, write_failed_before) in kinds {
+            let (fake, disk, aside) = beside_others();
+            let under_way: Pin<Box<dyn Future<Output = io::Result<()>>>> = if durable_write {
+                Box::pin(disk.write(0, buf.view_all(), Durability::Durable))
+            } else {
+                Box::pin(disk.flush())
+            };
+            let others = std::thread::spawn({
+                let aside = Arc::clone(&aside);
+                move || aside.flush(|| panic!("it comes after one that failed"))
+            });
+            if write_failed_before {
+                fake.fail_next("bad sector");
+                let view = buf.view_all();
+                block_on(disk.write(4096, view, Durability::Volatile)).unwrap_err();
+            }
+            drop(under_way);
+            let error = others.join().unwrap().unwrap_err();
+            assert!(error.to_string().contains("failed: given up"), "{error}");
+        }
+    }
+
+    /// Goal: flushes and durable writes here wait for a flush by others, and are not made after one
+    /// that failed.
+    #[test]
+    fn nothing_is_made_durable_after_the_failure_of_others() {
+        let pool = buffers();
+        let mut buf = pool.try_acquire(4096).unwrap();
+        let (fake, disk, aside) = beside_others();
+        let theirs = aside.gate().try_write_owned().unwrap();
+        let mut flush = Box::pin(disk.flush());
+        let mut write = Box::pin(disk.write(0, buf.view_all(), Durability::Durable));
+        assert!(flush.as_mut().now_or_never().is_none());
+        assert!(write.as_mut().now_or_never().is_none());
+        aside.ended(Err(io::Error::other("lost"))).unwrap_err();
+        drop(theirs);
+        for error in [block_on(flush).unwrap_err(), block_on(write).unwrap_err()] {
+            assert!(error.to_string().contains("by the metadata server failed: lost"), "{error}");
+        }
+        assert_eq!(fake.log(), [""; 0]);
+    }
+
+    /// Goal: a flush or a durable write whose end nobody heard is believed by nobody; a write that
+    /// is not durable is as good as never made.
     #[test]
     fn a_flush_that_is_given_up_latches() {
+        let pool = buffers();
+        let mut buf = pool.try_acquire(4096).unwrap();
         let disk = Latching::new(FakeDisk::new(1 << 20, true));
+        drop(disk.write(0, buf.view_all(), Durability::Volatile));
         drop(disk.flush());
         let error = block_on(disk.flush()).unwrap_err();
         assert!(error.to_string().contains("a flush failed: given up"), "{error}");
+        let disk = Latching::new(FakeDisk::new(1 << 20, true));
+        drop(disk.write(0, buf.view_all(), Durability::Durable));
+        let error = block_on(disk.flush()).unwrap_err();
+        assert!(error.to_string().contains("4096 bytes at 0 failed: given up"), "{error}");
     }
 
     /// Goal: what was under way at the failure of another does not report success.

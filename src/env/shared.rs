@@ -49,6 +49,10 @@ impl<T: SharedMemory> SharedMemory for Arc<T> {
         (**self).read(at, out);
     }
 
+    fn load(&self, at: u64) -> u64 {
+        (**self).load(at)
+    }
+
     fn write(&self, at: u64, bytes: &[u8]) {
         (**self).write(at, bytes);
     }

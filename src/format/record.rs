@@ -87,7 +87,7 @@ pub struct Sum {
     pub block: u32,
     /// How many blocks.
     pub count: u16,
-    /// CRC-64/NVME of the CRC-64/NVME of each.
+    /// XXH3-64 of the XXH3-64 of each, little-endian.
     pub sum: u64,
 }
 

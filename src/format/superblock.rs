@@ -54,7 +54,7 @@ pub const LEN: usize = SUPERBLOCK_LEN as usize;
 /// The first bytes of every superblock.
 pub const MAGIC: [u8; 8] = *b"Flpside\0";
 /// The version of the format that is written, and the only one that is read.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 const FLAGS_DEVICE: u32 = 0;
 const FLAGS_NVRAM: u32 = 1;

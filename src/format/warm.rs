@@ -14,7 +14,7 @@
 //!
 //! A run is one or more chunks of one epoch of one domain, with entries one after another; an entry
 //! is one request: records as those of a group, the bytes of the blocks whose record has payload,
-//! and the sums (CRC-64/NVME) of those that lie on a side without it. An entry is there when its
+//! and the sums (XXH3-64) of those that lie on a side without it. An entry is there when its
 //! first word is, which is stored last; a run is when its directory word is. Both words check what
 //! they stand for.
 
@@ -48,7 +48,7 @@ pub const VALID: u64 = u64::from_le_bytes(*b"FWvalid!");
 
 const DIRECTORY_AT: u64 = 4096;
 const MAGIC: [u8; 8] = *b"FLIPWARM";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Whose table it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -287,9 +287,9 @@ impl<E: Engine> Run<E> {
         Ok(())
     }
 
-    /// Runs the clients. From time to time, at a persist point, the machine is looked at: what
-    /// must always be true is checked, and so are the images that crashes would leave there and
-    /// then, while the run goes on.
+    /// Runs the clients. From time to time, at a persist point or before somebody hears of a failed
+    /// write or flush, the machine is looked at: what must always be true is checked, and so are
+    /// the images that crashes would leave there and then, while the run goes on.
     async fn run_clients(
         &mut self,
         env: &SimEnv,

@@ -56,6 +56,15 @@ impl SharedFile {
         assert!(end <= self.len(), "{len} bytes at {at} of {}", self.len());
         self.memory.as_mut_ptr().wrapping_add(at as usize)
     }
+
+    fn word(&self, at: u64) -> &AtomicU64 {
+        assert!(at.is_multiple_of(8), "a word at {at}");
+        #[expect(clippy::cast_ptr_alignment, reason = "asserted, and a mapping begins at a page")]
+        let place = self.place(at, 8).cast::<u64>();
+        // SAFETY: the place is mapped as long as `self` is there, backed and aligned; as a word it
+        // is only used through this.
+        unsafe { AtomicU64::from_ptr(place) }
+    }
 }
 
 impl SharedMemory for SharedFile {
@@ -91,12 +100,12 @@ impl SharedMemory for SharedFile {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
     }
 
+    fn load(&self, at: u64) -> u64 {
+        u64::from_le(self.word(at).load(Ordering::SeqCst))
+    }
+
     fn store(&self, at: u64, word: u64) {
-        assert!(at.is_multiple_of(8), "a word at {at}");
-        #[expect(clippy::cast_ptr_alignment, reason = "a mapping begins at a page, see above")]
-        let place = self.place(at, 8).cast::<u64>();
-        // SAFETY: the place is mapped and backed, and aligned as the mapping begins at a page.
-        let place = unsafe { AtomicU64::from_ptr(place) };
+        let place = self.word(at);
         // What was written before must not come after it in the program as it runs.
         std::sync::atomic::fence(Ordering::SeqCst);
         place.store(word.to_le(), Ordering::SeqCst);

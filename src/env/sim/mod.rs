@@ -77,8 +77,8 @@ struct Shell {
     buffers: BufferPool,
     /// The number of persist points at which the run pauses.
     pause_at: Cell<u64>,
-    /// From which ready task on they are of a failure that they have not heard of, as the run
-    /// paused before.
+    /// Where the tasks woken by a failure begin on the ready list, while the run is paused before
+    /// they hear of it.
     unheard: Cell<Option<usize>>,
     /// How far it may go, where other machines share its time.
     pace: Pace,
@@ -93,7 +93,7 @@ pub enum Stop {
     Stuck,
     /// The time or the steps allowed are used up.
     Limit,
-    /// The number of persist points was passed at which [`SimEnv::pause_at`] wanted to look.
+    /// There is something that [`SimEnv::pause_at`] wanted to look at.
     Paused,
 }
 

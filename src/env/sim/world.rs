@@ -350,7 +350,7 @@ impl World {
             if cancelled { Err(io::Error::from_raw_os_error(ECANCELED)) } else { Ok(()) }
         };
         self.note("write end", id, u64::from(result.is_ok()));
-        self.change_failed |= result.is_err();
+        self.change_failed |= result.is_err() && view.is_some();
         finish(view, done, result);
     }
 
