@@ -545,8 +545,7 @@ impl Engine for Flipside {
 
     fn older_groups(&self, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>> {
         let Some((base, layout)) = self.region_layout() else { return Vec::new() };
-        let mut bytes = vec![0; SLOT_BYTES];
-        let mut parts: BTreeMap<u32, Part> = BTreeMap::new();
+        let (mut bytes, mut parts) = (vec![0; SLOT_BYTES], BTreeMap::<u32, Part>::new());
         for slot in 0..layout.slots {
             if read(base + layout.slot_at(slot), &mut bytes)
                 && let Some(part) = Part::parse(&bytes, self.places.pool())
@@ -557,7 +556,8 @@ impl Engine for Flipside {
         let whole = parts.keys().filter_map(|&slot| Group::assemble(slot, |slot| parts.get(&slot)));
         let mut groups: Vec<(Group, Vec<u32>)> = whole.collect();
         groups.sort_by_key(|(group, _)| group.sequence);
-        groups.pop();
+        // Of one behind which something was begun it is known that it was whole.
+        groups.pop_if(|(last, _)| parts.values().all(|part| part.sequence <= last.sequence));
         let slots = groups.into_iter().flat_map(|(_, slots)| slots);
         slots.map(|slot| base + layout.slot_at(slot)..base + layout.slot_at(slot + 1)).collect()
     }
