@@ -38,24 +38,29 @@ build: ## build the release binary, target/release/flipside
 
 test: setup ## format check, clippy, unit, integration and simulator tests
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features mutants -- -D warnings
 	$(CARGO) test
 
 vm-test: setup ## what needs a kernel of its own, in a virtual machine (qemu, no KVM): 5 minutes
 	@tools/vm/setup >/dev/null
 	$(CARGO) test --test vm -- --nocapture
 
-soak: setup ## the same tests with the long counts: hours
+soak: setup ## the same tests with the long counts, the planted faults, the fuzzers: a day
 	@tools/setup.sh soak
+	@tools/vm/setup >/dev/null
+	@FLIPSIDE_VM_SUITE=trixie-backports tools/vm/setup >/dev/null
 	FLIPSIDE_SEEDS=$${FLIPSIDE_SEEDS:-1000000} $(CARGO) test --test sim -- --nocapture
 	FLIPSIDE_SEEDS=$${FLIPSIDE_CLUSTERS:-100000} $(CARGO) test --test cluster --test grouped \
 		-- --nocapture
-	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test flags_move --test mds_kill \
-		--test group_kill -- --nocapture
-	FLIPSIDE_ROUNDS=50 $(CARGO) test --test vm -- --nocapture
-	FLIPSIDE_VM_SUITE=trixie-backports $(CARGO) test --test vm -- --nocapture
+	FLIPSIDE_ROUNDS=200 $(CARGO) test --test kill --test warm --test flags_move \
+		--test mds_kill --test group_kill -- --nocapture
+	FLIPSIDE_REQUIRE_ALL=1 FLIPSIDE_ROUNDS=50 $(CARGO) test --test vm -- --nocapture
+	FLIPSIDE_REQUIRE_ALL=1 FLIPSIDE_VM_SUITE=trixie-backports $(CARGO) test --test vm -- --nocapture
+	tools/vm/bench_journal
 	FLIPSIDE_GROUPS=1000000 $(CARGO) test --test global one_in_doubt -- --nocapture
 	@tools/nbd_tester.sh
+	FLIPSIDE_SECONDS=600 $(MAKE) mutants
+	tools/fuzz.sh 600
 
 # SECONDS alone is a bound of time, SEEDS alone of number; both: whichever comes first. $(origin)
 # tells who was given.

@@ -90,6 +90,14 @@ fn what_holds_something_is_refused() {
         assert!(said.contains("--force"), "{said}");
         assert!(fs::read(&device).unwrap() == before);
     }
+    // Not even where the device may be used up: NVRAM that is there may be another pool's.
+    let nvram = directory.path().join("nvram");
+    fs::write(&nvram, "of another pool").unwrap();
+    let path = nvram.to_str().unwrap();
+    let (_, said) = prints(&["bench", "--force", "--nvram", path, &device], FAILED);
+    assert!(said.contains("is there already"), "{said}");
+    assert!(fs::read(&device).unwrap() == before);
+    assert_eq!(fs::read(&nvram).unwrap(), b"of another pool");
 }
 
 /// Goal: tuning measures the device, the engine and polling, and says something for people and for

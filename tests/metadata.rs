@@ -208,6 +208,23 @@ fn refusals() {
     assert!(!output.status.success(), "a device is missing");
 }
 
+/// Goal: a dump takes the place of another, and of nothing else.
+#[test]
+fn a_dump_overwrites_nothing_else() {
+    let directory = directory();
+    let mut pool = Pool::new(directory.path(), ON_THE_DEVICE);
+    pool.write(1, false);
+    pool.dump();
+    pool.dump();
+    for kept in [pool.service.devices[0].as_path(), Path::new("/dev/null"), directory.path()] {
+        let before = pool.images();
+        let output = pool.metadata(&["dump", "-o", kept.to_str().unwrap()], &pool.service.devices);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("is no dump"), "{said}");
+        assert!(pool.images() == before);
+    }
+}
+
 /// Goal: a device that holds something else is not taken for one whose superblocks are lost.
 #[test]
 fn what_is_not_a_pool_is_not_overwritten() {

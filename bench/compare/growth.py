@@ -6,6 +6,7 @@ Devices are sparse files in memory: what is not written takes no room.
 
 import contextlib
 import json
+import threading
 import time
 
 import devices
@@ -22,8 +23,8 @@ COUNTS = (1, 10, 100, 1000)
 LOAD = Case("randwrite", 4 * KIB, 32, flush=32)
 STEP_SECONDS = 2
 LOAD_SECONDS = 3
-# A journal is full when it gets no fuller: at half of its slots it begins to make room.
-FULL = 0.5
+# As full as a journal gets: at half of its slots it begins to make room.
+FULL = 0.45
 LOADS_MAX = 6
 
 
@@ -82,19 +83,24 @@ class Pool:
         return 1 - status["journal_slots_free"] / status["journal_slots"]
 
     def crash(self, name, loads):
-        """Served, loaded so many times at most, until the journal is full, and killed; how full it
-        was."""
+        """Served, loaded so many times at most, and killed under load as soon as the journal is
+        full; how full it was."""
         used = 0
         with self.served(is_killed=True) as (process, _):
-            for _ in range(loads):
-                before = used
-                self.load(name)
+            loading = threading.Thread(target=self.load_until_killed, args=(name, loads))
+            loading.start()
+            while loading.is_alive() and used < FULL:
                 used = self.journal_used()
-                if used >= FULL or used <= before:
-                    break
             process.kill()
             process.wait()
+            loading.join()
         return used
+
+    def load_until_killed(self, name, loads):
+        """Loads it so many times, unless it is killed meanwhile."""
+        with contextlib.suppress(BenchError):
+            for _ in range(loads):
+                self.load(name)
 
 
 def figures(pool):

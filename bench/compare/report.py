@@ -166,14 +166,17 @@ def cost(part):
 
 
 def engine(part):
-    """The engine on the ring beside the device alone, with the flags at each place."""
-    rows = [["flags", "case", "device alone", "engine", "of it", "its p50", "p99", "p99.9"]]
+    """The engine on the ring beside the device alone, and beside fio's ring on it."""
+    rows = [["flags", "case", "device, fio", "device, our load", "engine", "of fio's", "of ours",
+             "its p50", "p99", "p99.9"]]
     for place, found in part.items():
         for case in found["cases"]:
             ours = case["engine"]
             unit = "mib_s" if ours["mib_s"] > 0.5 * ours["iops"] else "iops"
-            rows.append([place, case["name"], number(case["alone"][unit], unit),
-                         number(ours[unit], unit), number(case["ratio"]),
+            raw = [number(case["raw"][unit], unit), number(case["raw_ratio"])] \
+                if "raw" in case else ["–", "–"]
+            rows.append([place, case["name"], raw[0], number(case["alone"][unit], unit),
+                         number(ours[unit], unit), raw[1], number(case["ratio"]),
                          *(number(ours[key]) for key in ("p50_us", "p99_us", "p999_us"))])
     return ["## The engine itself", "`flipside bench`: load from the ring, no socket; times in µs.",
             "", table(rows), ""]

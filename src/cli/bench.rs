@@ -179,6 +179,12 @@ impl Args {
     fn flags(&self) -> Result<Flags> {
         Ok(match (self.flags, &self.nvram) {
             (None | Some(Place::Nvram), Some(path)) => {
+                ensure!(
+                    path.symlink_metadata().is_err(),
+                    "{} is there already, and what is measured makes its NVRAM anew and removes it \
+                     at the end: name a file that is not there",
+                    path.display()
+                );
                 Flags::Memory(path.clone(), self.nvram_write_max.0)
             }
             (Some(_), Some(_)) => bail!("--nvram is of use with --flags nvram only"),

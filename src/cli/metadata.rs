@@ -7,6 +7,7 @@
 //!   whose flags were moved since, only with `--force`.
 //! - **Ordering**: the superblocks go first and come back last, that of the first device after all
 //!   others: a restore that is cut short leaves no pool, and can be begun again.
+//! - **Durability**: a dump takes the place of the one before it when all of it is durable.
 //! - **Incarnation**: never goes backward.
 
 use std::fs::File;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
+use tempfile::NamedTempFile;
 
 use super::device;
 use super::inspect::refuse_if_in_use;
@@ -177,12 +179,23 @@ async fn dump(offline: &Offline, output: Option<&Path>) -> Result<()> {
         serde_json::to_writer_pretty(&mut out, &document)?;
         return Ok(writeln!(out)?);
     };
-    let file = File::create(path).with_context(|| path.display().to_string())?;
-    let mut out = BufWriter::new(file);
-    serde_json::to_writer_pretty(&mut out, &document)?;
+    save(&document, path).with_context(|| format!("{} was not written", path.display()))
+}
+
+/// Writes a dump into a file, durably; one that was there stays until all of it is.
+fn save(document: &Dump, path: &Path) -> Result<()> {
+    let there = path.symlink_metadata().is_ok();
+    let is_dump = || path.metadata().is_ok_and(|of| of.is_file()) && read(path).is_ok();
+    ensure!(!there || is_dump(), "what is there is no dump; name another file");
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let mut out = BufWriter::new(NamedTempFile::new_in(folder)?);
+    serde_json::to_writer_pretty(&mut out, document)?;
     writeln!(out)?;
     let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    Ok(file.sync_all()?)
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(File::open(folder)?.sync_all()?)
 }
 
 fn read(path: &Path) -> Result<Dump> {

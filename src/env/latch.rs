@@ -290,13 +290,15 @@ impl<D: Disk> Disk for Latching<D> {
         let flushes = durability == Durability::Durable && self.volatile_cache();
         let operation = FailedOperation::Write { offset, len: view.len(), flushes };
         let pass = flushes.then(|| self.flushes.aside.gate().try_read_owned()).transpose();
-        let writing = self.check().map(|()| match pass {
-            Ok(pass) => {
+        // No closures around what makes it: those do not pass the caller on.
+        let writing = match (self.check(), pass) {
+            (Ok(()), Ok(pass)) => {
                 let under_way = flushes.then(|| self.begins(operation));
-                Writing::Now(under_way, self.disk.write(offset, view, durability), pass)
+                Ok(Writing::Now(under_way, self.disk.write(offset, view, durability), pass))
             }
-            Err(_) => Writing::Later(view),
-        });
+            (Ok(()), Err(_)) => Ok(Writing::Later(view)),
+            (Err(latched), _) => Err(latched),
+        };
         async move {
             let (_pass, under_way, ended) = match writing? {
                 Writing::Now(under_way, writing, pass) => (pass, under_way, writing.await),
@@ -317,7 +319,10 @@ impl<D: Disk> Disk for Latching<D> {
     #[track_caller]
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
         let this = self.clone();
-        let turn = self.check().map(|()| self.take_turn());
+        let turn = match self.check() {
+            Ok(()) => Ok(self.take_turn()),
+            Err(latched) => Err(latched),
+        };
         async move {
             let (_turn, under_way, ended) = match turn? {
                 Turn::Now(under_way, flushing, turn) => (turn, under_way, flushing.await),

@@ -76,7 +76,8 @@ impl PageIdentity {
         let Ok((header, _)) = RawPageHeader::ref_from_prefix(page) else {
             return CopyState::Damaged;
         };
-        if page.iter().all(|&byte| byte == 0) {
+        // Each byte is as the one before it: two slices are compared faster than bytes are.
+        if page[0] == 0 && page[1..] == page[..page.len() - 1] {
             return CopyState::Blank;
         }
         let good = header.magic == self.magic

@@ -31,7 +31,7 @@ use crate::uring::buffers::{Buf, BufferPool};
 /// No list comes so far: a stored sequence beyond is damage, and would overflow.
 const SEQUENCE_MAX: u64 = u64::MAX / 2;
 /// Bytes of the buffer for pages, and for scanning.
-pub(super) const PAGE_WORK: usize = 256 << 10;
+pub(super) const PAGE_WORK: usize = 1 << 20;
 
 /// A group that recovery found linked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,12 +3,16 @@
 //! The store is synchronous; a thread keeps its waits off the ring. All that waits when the thread
 //! looks is one turn of the server, and so one durable transaction.
 //!
-//! # Contract
+//! # Contracts
 //!
-//! **End**: the thread ends, and closes the store, when the sender of requests is dropped.
+//! - **End**: the thread ends, and closes the store, when the sender of requests is dropped.
+//! - **Panics** end the process: clients ask until they are answered, so that a process without its
+//!   server would neither serve nor end. What it leaves is what a kill leaves.
 
 use std::io;
 use std::iter;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::abort;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
@@ -48,7 +52,12 @@ pub fn start_with(
     requests: Receiver<Vec<u8>>,
     replies: UnboundedSender<Vec<u8>>,
 ) -> io::Result<JoinHandle<()>> {
-    let body = move || run(server, &requests, &replies);
+    let body = move || {
+        let serve = AssertUnwindSafe(|| run(server, &requests, &replies));
+        if catch_unwind(serve).is_err() {
+            abort();
+        }
+    };
     Builder::new().name(THREAD_NAME.to_owned()).spawn(body)
 }
 

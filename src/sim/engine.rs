@@ -94,7 +94,8 @@ pub trait Engine: Clone + 'static {
     fn fork(&self) -> Self;
     /// A hash of what is stored outside of the machine's media.
     fn stored(&self) -> u64;
-    /// Where in the region groups lie of which newer ones follow: what may rot there is noticed.
+    /// Where in the region groups lie of which newer ones follow, oldest first: what may rot there
+    /// is noticed.
     /// `read` gives what the region holds, and says whether it can be read.
     fn older_groups(&self, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Vec<Range<u64>>;
     /// Makes the volumes on fresh media.

@@ -250,8 +250,10 @@ impl<E: Engine> Subject<E> {
     fn rot_slot(&mut self) -> Option<Rotten> {
         let machine = &self.machine;
         let groups = self.engine.older_groups(&|at, out| machine.read_region(at, out));
-        let nth = self.rng.below(groups.len().max(1) as u64) as usize;
-        let slot = groups.get(nth)?.clone();
+        // The newest as often as all others together: where what came after it was cut off, little
+        // else says that it was there.
+        let nth = self.rng.below(2 * groups.len().max(1) as u64) as usize;
+        let slot = groups.get(nth).or(groups.last())?.clone();
         let len = slot.end - slot.start;
         let rot = self.machine.rot(slot.start, len, Fault::RottenSlot, &mut self.rng);
         Some(Rotten { rots: vec![rot], expected: Expected::Either })

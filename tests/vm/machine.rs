@@ -14,8 +14,8 @@ use tempfile::TempDir;
 
 use crate::support::programs::{say, skip, wait_for};
 
-/// Seconds that a machine may take which is not meant to be killed.
-const SECONDS: &str = "280";
+/// Seconds that a machine may take which is not meant to be killed; where counts are long, too.
+const SECONDS: [&str; 2] = ["280", "3000"];
 /// What is there in place of an exit status where the machine was killed for its time.
 pub const TIMED_OUT: i32 = 124;
 /// What is there in place of an exit status where the machine ended without one.
@@ -43,8 +43,9 @@ pub fn available() -> bool {
 /// Runs a command in a machine with these options.
 pub fn run(options: &[&str], command: &[&str]) -> Output {
     let _alone = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_long = std::env::var_os("FLIPSIDE_ROUNDS").is_some();
     Command::new(tool("run"))
-        .args(["--seconds", SECONDS])
+        .args(["--seconds", SECONDS[usize::from(is_long)]])
         .args(options)
         .arg("--")
         .args(command)
