@@ -31,7 +31,9 @@ use crate::uring::buffers::{Buf, BufferPool};
 /// No list comes so far: a stored sequence beyond is damage, and would overflow.
 const SEQUENCE_MAX: u64 = u64::MAX / 2;
 /// Bytes of the buffer for pages, and for scanning.
-pub(super) const PAGE_WORK: usize = 1 << 20;
+pub(super) const PAGE_WORK: usize = 256 << 10;
+/// The same at a start, when much is read, and memory is not needed for anything else yet.
+const START_WORK: usize = 1 << 20;
 
 /// A group that recovery found linked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,12 +263,14 @@ impl<R: Region> Journal<R> {
         pairs: u32,
     ) -> Result<Opened<R>, JournalError> {
         let buffers = env.buffers();
-        let mut work = buffers.acquire(PAGE_WORK).await;
+        let mut work = buffers.acquire(START_WORK).await;
         let survey = Survey::read(env, &region, pool, unit, pairs, &mut work).await?;
         let payload = [
             survey.payload(env, &region, &mut work, &DECIDED).await?,
             survey.payload(env, &region, &mut work, &[GroupState::Prepared]).await?,
         ];
+        drop(work);
+        let mut work = buffers.acquire(PAGE_WORK).await;
         let Survey { header, layout, list, lines, groups, status, .. } = survey;
         if header.incarnation >= start {
             let found =

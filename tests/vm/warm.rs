@@ -1,6 +1,6 @@
 //! Warm restarts under the kernel's file systems, in the machine: a target that is killed, or that
-//! a new one replaces, is a pause to them. The kernel's NBD client fails while nobody serves; attached
-//! again, it finds what it was told was written.
+//! a new one replaces, is a pause to them. The kernel's NBD client, attached again, finds what it
+//! was told was written.
 //!
 //! `FLIPSIDE_ROUNDS` sets the number of rounds.
 
