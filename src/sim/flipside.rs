@@ -262,16 +262,16 @@ impl Flipside {
     /// What lies where on the medium of the region.
     fn parts(&self) -> Vec<sim::Part> {
         let Some((base, layout)) = self.region_layout() else { return Vec::new() };
-        let names = [["header 0", "header 1"], ["status 0", "status 1"], ["home 0", "home 1"]];
+        let names = super::run::PAGES;
         let runs = [layout.header, layout.status, layout.home];
         let mut parts = Vec::new();
-        for (names, run) in names.into_iter().zip(runs) {
+        for ([first, second, several], run) in names.into_iter().zip(runs) {
             let page = run.page as u64;
-            for (copy, name) in names.into_iter().enumerate() {
+            for (copy, name) in [first, second].into_iter().enumerate() {
                 let start = base + run.copies[copy];
                 let range = start..start + page * u64::from(run.count);
                 let twofold = (copy == 0).then_some((page, base + run.copies[1]));
-                parts.push(sim::Part { name, range, long: None, twofold });
+                parts.push(sim::Part { name, range, long: Some((page, several)), twofold });
             }
         }
         let range = base + layout.slots_at..base + layout.end();

@@ -84,8 +84,15 @@ impl fmt::Display for Failure {
 
 /// Writes of several journal slots at once.
 pub(super) const LONG_GROUP: &str = "journal slots";
+/// Header, status and home: the copies of a page, and several pages at once.
+pub(super) const PAGES: [[&str; 3]; 3] = [
+    ["header 0", "header 1", "header pages"],
+    ["status 0", "status 1", "status pages"],
+    ["home 0", "home 1", "home pages"],
+];
 /// What crashes are aimed at: the parts of the region, however seldom they are written.
-const PARTS: [&str; 6] = ["journal slot", LONG_GROUP, "status 0", "status 1", "home 0", "home 1"];
+const PARTS: [&str; 7] =
+    ["journal slot", LONG_GROUP, "status 0", "status 1", "home 0", "home 1", "home pages"];
 /// How often the disks are in another machine after a crash or a shutdown.
 const MOVED_PPM: u32 = 150_000;
 /// How often a look ends with another machine having the pool.
