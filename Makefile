@@ -9,6 +9,7 @@ ACTIONS ?= 3
 DEPTH ?= 2
 EVERY ?= 1
 ERRORS ?= 1
+NESTED ?= 4096
 
 # Where `make install` puts things; DESTDIR goes in front of it, for packages.
 PREFIX ?= /usr/local
@@ -25,7 +26,7 @@ EXAMPLE_DIR = $(DESTDIR)$(PREFIX)/share/doc/flipside
 # Tests run optimised a little, with every assertion; the simulator wants it (see Cargo.toml).
 .DEFAULT_GOAL := help
 .PHONY: help setup build test soak sim sim-exhaustive mutants nbd-tester demo serve bench fuzz
-.PHONY: bench-peers bench-journal bench-mds vm-test vm-bench coverage install uninstall clean
+.PHONY: bench-peers bench-journal bench-mds vm-blktests vm-test vm-bench coverage install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,10 @@ vm-test: setup ## what needs a kernel of its own, in a virtual machine (qemu, no
 	@tools/vm/setup >/dev/null
 	$(CARGO) test --test vm -- --nocapture
 
+vm-blktests: build ## blktests' ublk and nbd groups in the virtual machine: 10 minutes; BLKTESTS=CHECKOUT
+	@tools/vm/setup >/dev/null
+	tools/vm/blktests "$(BLKTESTS)"
+
 soak: setup ## the same tests with the long counts, the planted faults, the fuzzers: a day
 	@tools/setup.sh soak
 	@tools/vm/setup >/dev/null
@@ -57,6 +62,7 @@ soak: setup ## the same tests with the long counts, the planted faults, the fuzz
 	FLIPSIDE_REQUIRE_ALL=1 FLIPSIDE_ROUNDS=50 $(CARGO) test --test vm -- --nocapture
 	FLIPSIDE_REQUIRE_ALL=1 FLIPSIDE_VM_SUITE=trixie-backports $(CARGO) test --test vm -- --nocapture
 	tools/vm/bench_journal
+	$(if $(BLKTESTS),$(MAKE) vm-blktests)
 	FLIPSIDE_GROUPS=1000000 $(CARGO) test --test global one_in_doubt -- --nocapture
 	@tools/nbd_tester.sh
 	FLIPSIDE_SECONDS=600 $(MAKE) mutants
@@ -73,9 +79,10 @@ sim: ## simulate SEEDS random seeds from SEED on and CLUSTERS of several machine
 	FLIPSIDE_SEEDS=$(if $(SIM_SEEDS),$(CLUSTERS)) FLIPSIDE_SECONDS=$(SIM_SECONDS) FLIPSIDE_SEED=$(SEED) \
 		$(CARGO) test --test cluster --test grouped -- --nocapture
 
-sim-exhaustive: ## every crash of up to ACTIONS operations, nested to DEPTH; all of it takes days
+sim-exhaustive: ## every crash of up to ACTIONS operations, nested to DEPTH, NESTED images of each; all of it takes days
 	FLIPSIDE_ACTIONS=$(ACTIONS) FLIPSIDE_DEPTH=$(DEPTH) FLIPSIDE_EVERY=$(EVERY) \
-		FLIPSIDE_ERRORS=$(ERRORS) $(CARGO) test --test exhaustive -- --nocapture
+		FLIPSIDE_ERRORS=$(ERRORS) FLIPSIDE_NESTED=$(NESTED) \
+		$(CARGO) test --test exhaustive -- --nocapture
 
 mutants: ## switch on each planted fault, and show the random seeds that it survives
 	$(CARGO) test --features mutants --test mutants -- --nocapture

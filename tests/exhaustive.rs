@@ -11,6 +11,7 @@
 //! | `FLIPSIDE_DEPTH` | how deep crashes nest inside recoveries | 2 |
 //! | `FLIPSIDE_EVERY` | of so many sequences one is looked at | 1 |
 //! | `FLIPSIDE_ERRORS` | of so many of these one is looked at with errors, too | 1 |
+//! | `FLIPSIDE_NESTED` | images of a crash inside a recovery at most, else as many of a sample | 64 |
 //! | `FLIPSIDE_BLOCK` | block size in bytes | 512 |
 
 use std::ops::Range;
@@ -31,6 +32,7 @@ const EXTENT_MIN: u32 = 16 << 10;
 const BLOCKS: u32 = 8;
 const IMAGES_MAX: u64 = 4096;
 const SAMPLE: u64 = 64;
+/// Unless told otherwise.
 const NESTED_MAX: u64 = 64;
 
 /// Which sequences are looked at.
@@ -158,7 +160,8 @@ fn run(job: &Job, bar: &ProgressBar) -> Result<Counts, String> {
     let prelude = if job.used { vec![all, Action::Commit, write(y, false)] } else { Vec::new() };
     let engine = Flipside::small(geometry(), job.nvram);
     let depth = job.tier.depth;
-    let (images_max, sample, nested_max) = (IMAGES_MAX, SAMPLE, NESTED_MAX);
+    let nested_max = number("FLIPSIDE_NESTED").unwrap_or(NESTED_MAX);
+    let (images_max, sample) = (IMAGES_MAX, SAMPLE);
     let mut explorer =
         Explorer::new(Scope { engine, prelude, depth, images_max, sample, nested_max })?;
     for (sequence, errors) in &job.sequences {

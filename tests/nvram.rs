@@ -145,6 +145,8 @@ fn moved_about() {
     assert!(show().contains(device.to_str().unwrap()));
     assert!(pool.relocate(&["--to", "nvram", "--nvram", a]).unwrap().contains("from now on"));
     assert!(pool.relocate(&["--to", "nvram", "--nvram", a]).unwrap().contains("already"));
+    let json = run(BINARY, arguments!["flags", "show", "--json", &device]);
+    assert!(json.contains("\"flags\":\"nvram\"") && json.contains("\"region\":"), "{json}");
     let small = show();
     Pool::exchange(&pool.in_nvram(&one), 1, 2);
 

@@ -73,6 +73,9 @@ struct MoveArgs {
 
 #[derive(clap::Args)]
 struct ShowArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     /// All devices of the pool, in any order
     #[arg(required = true, value_name = "DEVICE")]
     devices: Vec<PathBuf>,
@@ -98,7 +101,25 @@ async fn recognised(env: &OsEnv, devices: &[PathBuf]) -> Result<Vec<PoolMember>>
 
 async fn show(env: &OsEnv, args: &ShowArgs) -> Result<String> {
     let members = recognised(env, &args.devices).await?;
+    if args.json {
+        return Ok(shown(first(&members).flags, &members).to_string());
+    }
     Ok(format!("the flags are {}", described(&members)))
+}
+
+/// The same for programs.
+fn shown(flags: FlagsPlace, members: &[PoolMember]) -> serde_json::Value {
+    match flags {
+        FlagsPlace::Nvram { region, len } => {
+            let region = Uuid::from_bytes(region).to_string();
+            serde_json::json!({ "flags": "nvram", "region": region, "bytes": len })
+        }
+        FlagsPlace::Mds => serde_json::json!({ "flags": "mds" }),
+        FlagsPlace::Device => {
+            let device = members.first().map(|member| &member.claimed.path);
+            serde_json::json!({ "flags": "device", "device": device })
+        }
+    }
 }
 
 fn described(members: &[PoolMember]) -> String {

@@ -29,7 +29,11 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Show all block devices that programs serve, and what the kernel can do
-    List,
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Start again the target that served a block device, and go on with it
     Recover {
         /// Its number; where the devices of one target alone wait it is found without
@@ -54,7 +58,8 @@ enum Command {
 pub fn run(args: &Args) -> Result<()> {
     let control = Control::open()?;
     match &args.command {
-        Command::List => list(&control),
+        Command::List { json: false } => list(&control),
+        Command::List { json: true } => list_json(&control),
         Command::Recover { id } => recover(&control, *id),
         Command::Delete { ids, dead, force } => {
             let mut ids = ids.clone();
@@ -88,6 +93,27 @@ fn list(control: &Control) -> Result<()> {
         }
     }
     println!("the kernel has: {}", feature_names(control.features()?).join(" "));
+    Ok(())
+}
+
+fn list_json(control: &Control) -> Result<()> {
+    let device = |info: &DeviceInfo| {
+        serde_json::json!({
+            "id": info.id.get(),
+            "device": block_device(info.id.get()),
+            "state": info.state_name(),
+            "pid": info.pid.get(),
+            "queues": info.queues.get(),
+            "depth": info.depth.get(),
+            "request_max": info.request_max.get(),
+            "features": feature_names(info.features.get()),
+            "origin": Origin::of(info).map(|origin| origin.to_string()),
+            "recoverable": info.is_quiesced(),
+        })
+    };
+    let devices: Vec<_> = control.list()?.iter().map(device).collect();
+    let features = feature_names(control.features()?);
+    println!("{}", serde_json::json!({ "devices": devices, "kernel_features": features }));
     Ok(())
 }
 

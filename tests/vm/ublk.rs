@@ -238,6 +238,10 @@ fn inner_what_is_left_behind() {
     let shown = list();
     assert!(shown.contains(&format!("/dev/ublkb0: live, process {}", target.pid())), "{shown}");
     assert!(shown.contains("the kernel has: ") && shown.contains("user-copy"), "{shown}");
+    let json = run(BINARY, arguments!["ublk", "list", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["devices"][0]["pid"], target.pid(), "{json}");
+    assert_eq!(json["devices"][0]["state"], "live", "{json}");
     assert!(refused(&["delete", "0"]).contains("is served by process"));
     kill(target);
     run(BINARY, arguments!["ublk", "delete", "--dead"]);

@@ -217,6 +217,8 @@ pub struct Shape {
 impl Parameters {
     /// What is true of a volume: it takes any whole sectors, and blocks best; what was written is
     /// durable after a flush, or with FUA.
+    /// Of memory nothing is asked beyond what the kernel asks for all block devices, multiples of
+    /// 512 bytes: what is copied needs none of that, and disks that fill memory themselves no more.
     pub fn new(shape: Shape) -> Self {
         assert!(shape.size.is_multiple_of(SECTOR), "a size of {} bytes", shape.size);
         assert!(shape.block_size.is_power_of_two() && u64::from(shape.block_size) >= SECTOR);
