@@ -11,7 +11,7 @@
 //! | `FLIPSIDE_DEPTH` | how deep crashes nest inside recoveries | 2 |
 //! | `FLIPSIDE_EVERY` | of so many sequences one is looked at | 1 |
 //! | `FLIPSIDE_ERRORS` | of so many of these one is looked at with errors, too | 1 |
-//! | `FLIPSIDE_NESTED` | images of a crash inside a recovery at most, else as many of a sample | 64 |
+//! | `FLIPSIDE_NESTED` | images of a crash inside a recovery, at most | 64 |
 //! | `FLIPSIDE_BLOCK` | block size in bytes | 512 |
 
 use std::ops::Range;
