@@ -53,7 +53,7 @@ async fn made(env: &SimEnv) -> Journal<OnDisk> {
     zeros.as_mut_slice().fill(0);
     env.disk(0).write(0, zeros.view_all(), Durability::Durable).await.unwrap();
     Journal::format(&region(env), POOL, UNIT, PAIRS, env.buffers()).await.unwrap();
-    open(env, 1).await.ok().expect("a new region").journal
+    open(env, 1).await.unwrap_or_else(|error| panic!("a new region: {error}")).journal
 }
 
 /// Appends a group that names these pairs.
