@@ -14,3 +14,9 @@ fn what_is_older_is_unlinked_before() {
 fn what_rots_before_a_cut_off_is_missed() {
     linking::what_rots_before_a_cut_off_is_missed();
 }
+
+/// Goal: see [`linking::what_is_cut_off_does_not_count`].
+#[test]
+fn what_is_cut_off_does_not_count() {
+    linking::what_is_cut_off_does_not_count();
+}

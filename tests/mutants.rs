@@ -74,12 +74,13 @@ const OF_READERS: [Mutant; 4] = [
 /// Those of destaging that a world of its own finds sooner.
 const OF_DESTAGING: [Mutant; 2] = [Mutant::PayloadDroppedForPending, Mutant::DestageUnheld];
 /// Those of atomic requests and of rare meetings, and the scenario that shows each.
-const OF_SCENARIOS: [(Mutant, fn()); 6] = [
+const OF_SCENARIOS: [(Mutant, fn()); 7] = [
     (Mutant::DecisionNotStored, steps::a_loss_of_power_at_every_step),
     (Mutant::DoneBeforePersisted, steps::a_loss_of_power_at_every_step),
     (Mutant::GoodCopyMended, repair::cut_short_anywhere),
     (Mutant::PlaceShrinks, waiting::who_waits_behind_fewer_blocks_is_woken),
     (Mutant::UnlinkedInOneGo, linking::what_is_older_is_unlinked_before),
+    (Mutant::GroupPartMissing, linking::what_is_cut_off_does_not_count),
     (Mutant::CutOffSuccessorIgnored, linking::what_rots_before_a_cut_off_is_missed),
 ];
 /// The swaps of a world with a reader.
